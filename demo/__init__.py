@@ -1,0 +1,1 @@
+"""The embedded model: its tasks, its training, its checkpoint."""

@@ -1,0 +1,73 @@
+"""Names and numbers for samples, those of training apart from the held-out ones.
+
+A word belongs to one split by its hash, so no list can leak. Knows nothing of any task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from random import Random
+
+from demo.sample import Split
+
+HELD_OUT_SHARE = 5  # one word in five is never trained on
+
+_ONSETS = (
+    *"bcdfghjklmnprstvwz",
+    "br",
+    "ch",
+    "cl",
+    "dr",
+    "fl",
+    "gr",
+    "kr",
+    "pl",
+    "sh",
+    "sl",
+    "st",
+    "th",
+    "tr",
+)
+_VOWELS = (*"aeiou", "ai", "ea", "io", "oo")
+_CODAS = ("", "", "", "l", "m", "n", "r", "s", "t", "x", "ck", "nd")
+
+
+def split_of(word: str) -> Split:
+    """The split that `word` belongs to, for ever."""
+    digest = hashlib.blake2b(word.encode(), digest_size=4).digest()
+    return "held_out" if int.from_bytes(digest, "big") % HELD_OUT_SHARE == 0 else "train"
+
+
+def word(rng: Random, split: Split, *, syllables: tuple[int, int] = (2, 3)) -> str:
+    """A pronounceable lower-case word of that split, such as "drenio"."""
+    while True:
+        parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.randint(*syllables))]
+        made = "".join(parts) + rng.choice(_CODAS)
+        if split_of(made) == split:
+            return made
+
+
+def name(rng: Random, split: Split) -> str:
+    """As `word`, written as a name: "Drenio"."""
+    return word(rng, split).capitalize()
+
+
+def distinct_words(rng: Random, split: Split, count: int) -> list[str]:
+    """`count` different words."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[word(rng, split)] = None
+    return list(found)
+
+
+def pick(rng: Random, options: tuple[str, ...], split: Split, *, held_out: int) -> str:
+    """One of `options`: the last `held_out` of them are kept for the held-out split, the rest for training."""
+    return rng.choice(options[-held_out:] if split == "held_out" else options[:-held_out])
+
+
+def number(rng: Random, split: Split, low: int, high: int) -> int:
+    """A number in [low, high] of that split; the range must hold some of both."""
+    while True:
+        drawn = rng.randint(low, high)
+        if split_of(str(drawn)) == split:
+            return drawn
