@@ -46,7 +46,12 @@ check: setup-dev
 	$(BIN)/lint-imports --no-cache
 
 test: setup-dev
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m ray
+endif
 
 bench: setup-dev
 	$(BIN)/python -m bench.serving $(ARGS)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,10 +20,15 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cluster.environment import ray_environment
+from cluster.port import check_port
 from cluster.spec import ShoalSpec, SpecError
+
+if TYPE_CHECKING:
+    from cluster.preflight import Preflight
 
 EXIT_FAILED = 1
 STATUS_EVERY_S = 1.0
+INTERRUPTED = "interrupted before it was ready; nothing is left running"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True, highlight=False)
@@ -111,19 +116,16 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
     started_s = time.monotonic()
     stop = threading.Event()
     _on_signals(lambda *_: _interrupt(stop))
+    preflight = _examine(spec)
     try:
-        with console.status("reading the checkpoint ..."):
-            from cluster.launch import LaunchError, check_port, launch, shut_down
-            from cluster.preflight import examine
+        from cluster.launch import LaunchError, launch, shut_down
 
-            check_port(spec.host, spec.port)
-            preflight = examine(spec)
         with _Loading() as loading:
             cluster = launch(spec, preflight, loading.show)
         _on_signals(lambda *_: _interrupt(stop))  # again: starting Ray installs handlers of its own
     except KeyboardInterrupt:
-        _fail("interrupted before it was ready; nothing is left running")
-    except (SpecError, LaunchError, ValueError) as error:
+        _fail(INTERRUPTED)
+    except (LaunchError, ValueError) as error:
         _fail(str(error))
     try:
         _announce(cluster.url, preflight.model_name, cluster.status(), time.monotonic() - started_s, as_json)
@@ -135,6 +137,20 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
         with console.status("stopping ..."):
             shut_down(cluster)
         console.print("stopped")
+
+
+def _examine(spec: ShoalSpec) -> Preflight:
+    """Before Ray is imported: a taken port or a bad checkpoint should not wait for that."""
+    try:
+        with console.status("reading the checkpoint ..."):
+            check_port(spec.host, spec.port)
+            from cluster.preflight import examine
+
+            return examine(spec)
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED)
+    except ValueError as error:
+        _fail(str(error))
 
 
 def _on_signals(handler: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,19 +87,6 @@ def shut_down(cluster: Cluster) -> None:
         pass  # whatever does not answer is ended below, by process id
     finally:
         _end_ray()
-
-
-def check_port(host: str, port: int) -> None:
-    """Raises LaunchError if nobody could listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise LaunchError(
-                f"port {port} on {host} cannot be used ({error.strerror}); free it or choose one with --port"
-            ) from None
 
 
 def _start_ray() -> None:

@@ -69,7 +69,8 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:  # said here, because the library calls it a TypeError
             raise UnencodableText("the text holds half a surrogate pair, which is no character") from None
-        return self._plain.encode(text, add_special_tokens=False).ids
+        # A batch of one: `encode` holds the GIL to its end, so a long text would stop every stream.
+        return self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def encode_prompt(self, segments: Sequence[Segment]) -> list[int]:
         """Specials by their ids, texts by `encode_text`; raises TokenizerError where a special is unknown."""

@@ -51,10 +51,19 @@ def dequantize_blocks_reference(
     return out
 
 
-def quantize_blocks(weight: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def power_of_two_scale(largest: Tensor) -> Tensor:
+    """The smallest power of two by which `largest` fits into E4M3: fp32, exact, 2^-126 for zero (ue8m0)."""
+    bits = (largest.float() / E4M3_MAX).clamp(min=SMALLEST_SCALE).view(torch.int32)
+    return ((bits + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+
+
+def quantize_blocks(
+    weight: Tensor, block: tuple[int, int], *, power_of_two: bool = False
+) -> tuple[Tensor, Tensor]:
     """(float8_e4m3fn [out, in], fp32 scale_inv): each block's largest magnitude becomes 448.
 
-    weight: any float dtype [out, in], finite. Raises ValueError for NaN and infinity.
+    weight: any float dtype [out, in], finite. Raises ValueError for NaN and infinity. power_of_two: scales are
+    rounded up to powers of two, so that a de-quantised value is exact in bf16.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"weight is {weight.dtype} {list(weight.shape)}: expected a float matrix [out, in]")
@@ -67,7 +76,10 @@ def quantize_blocks(weight: Tensor, block: tuple[int, int]) -> tuple[Tensor, Ten
         for j in range(scale_inv.shape[1]):
             at = (slice(i * block[0], (i + 1) * block[0]), slice(j * block[1], (j + 1) * block[1]))
             values = weight[at].float()
-            scale = (values.abs().amax() / E4M3_MAX).clamp(min=SMALLEST_SCALE)
+            largest = values.abs().amax()
+            scale = (largest / E4M3_MAX).clamp(min=SMALLEST_SCALE)
+            if power_of_two and bool(torch.isfinite(largest)):
+                scale = power_of_two_scale(largest)
             scale_inv[i, j] = scale
             quantized[at] = (values / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
     if not bool(torch.isfinite(scale_inv).all()):

@@ -149,12 +149,14 @@ class LoopbackEngine:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         running: dict[str, _Running] = {}
-        stepping = asyncio.create_task(self._step(running, writer))
+        has_work = asyncio.Event()
+        stepping = asyncio.create_task(self._step(running, has_work, writer))
         try:
             while True:
                 message, payload = await _read(reader, wire.kinds(Submit, Cancel))
                 if isinstance(message, Submit):
                     self._submit(message, payload, running)
+                    has_work.set()
                 else:
                     self.cancelled.append(message.request_id)
                     if running.pop(message.request_id, None) is not None:
@@ -174,10 +176,15 @@ class LoopbackEngine:
             sampling=Sampling(**submit.sampling),
         )
 
-    async def _step(self, running: dict[str, _Running], writer: asyncio.StreamWriter) -> None:
+    async def _step(
+        self, running: dict[str, _Running], has_work: asyncio.Event, writer: asyncio.StreamWriter
+    ) -> None:
         num_sent = 0
         while True:
-            await asyncio.sleep(self.pause_s if running else 0.001)
+            if not running:
+                has_work.clear()
+                await has_work.wait()
+            await asyncio.sleep(0.001 if self.mute else self.pause_s)
             if self.mute:
                 continue
             events = [self._advance(name, sequence) for name, sequence in running.items()]
@@ -252,6 +259,8 @@ class Background:
 def http_server(background: Background, app: FastAPI, send_bytes: int | None = None) -> Iterator[str]:
     """`app` under uvicorn on a free port; yields its URL. send_bytes: the kernel's buffer per client."""
     listener = socket.create_server(("127.0.0.1", 0))
+    # asyncio does this only for sockets that name their protocol; without it a body waits 40 ms for an ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if send_bytes is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))

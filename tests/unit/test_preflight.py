@@ -105,20 +105,20 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def check_failure(arguments: list[str], words: str) -> None:
+    done = run_cli("serve", *arguments)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
 def test_the_command_fails_with_one_line_and_a_code(checkpoint: Path, tmp_path: Path) -> None:
-    truncate(checkpoint)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        cases = [
-            (["serve", str(tmp_path / "nowhere"), "--port", "0"], "port is 0"),
-            (["serve", str(checkpoint), "--port", "18099"], ".safetensors"),
-            (["serve", str(checkpoint), "--port", str(port)], f"port {port}"),
-        ]
-        for arguments, words in cases:
-            done = run_cli(*arguments)
-            assert done.returncode == 1
-            assert words in done.stderr
-            assert "Traceback" not in done.stderr
-            assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        port = str(taken.getsockname()[1])
+        check_failure([str(checkpoint), "--port", port], f"port {port}")
+    check_failure([str(tmp_path / "nowhere"), "--port", "0"], "port is 0")
+    truncate(checkpoint)
+    check_failure([str(checkpoint), "--port", "18099"], ".safetensors")

@@ -20,14 +20,13 @@ from model.tiny import write_tiny
 from router.exchange import Exchange
 from tests.shoals import CONTEXT, generate, load, local_engine
 
-transformers = pytest.importorskip("transformers", reason="the reference model is a test-only dependency")
-
 PROMPT = 150  # well past the tiny models' index_topk of 32
 NEW = 64
 RELATIVE = 1e-5
 
 
 def reference(directory: Path) -> object:
+    transformers = pytest.importorskip("transformers", reason="the reference model is a test-only dependency")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     kind = transformers.AutoModelForCausalLM
@@ -67,24 +66,28 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-@pytest.fixture(params=["v32", "v3"])
+@pytest.fixture(scope="module", params=["v32", "v3"])
 def checkpoint(request: pytest.FixtureRequest, tiny_v32: Path, tiny_v3: Path) -> Path:
     return tiny_v32 if request.param == "v32" else tiny_v3
 
 
-def test_logits_equal_transformers_in_prefill_chunks_and_decode(checkpoint: Path) -> None:
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> object:
+    return reference(checkpoint)
+
+
+def test_logits_equal_transformers_in_prefill_chunks_and_decode(checkpoint: Path, model: object) -> None:
     ids = prompt_ids()
     with torch.no_grad():
-        theirs = reference(checkpoint)(torch.tensor([ids])).logits[0]  # type: ignore[operator]
+        theirs = model(torch.tensor([ids])).logits[0]  # type: ignore[operator]
     chunked = [64, 128, PROMPT]
     decoded = [100, *range(101, PROMPT + 1)]
     for cuts in ([PROMPT], chunked, decoded):
         assert relative(logits_of_every_token(checkpoint, ids, cuts), theirs) < RELATIVE
 
 
-def test_greedy_tokens_equal_transformers_for_64_steps(checkpoint: Path) -> None:
+def test_greedy_tokens_equal_transformers_for_64_steps(checkpoint: Path, model: object) -> None:
     ids = prompt_ids()
-    model = reference(checkpoint)
     with torch.no_grad():
         output = model.generate(  # type: ignore[attr-defined]
             torch.tensor([ids]),

@@ -1,11 +1,11 @@
 """Tiny checkpoints: whole, the same for the same seed, and read by transformers as by us."""
 
 import hashlib
+import importlib
 import json
 
 import pytest
 import torch
-from transformers import DeepseekV3ForCausalLM, DeepseekV32ForCausalLM
 
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
@@ -49,6 +49,11 @@ def test_config_json_has_the_released_keys():
     assert raw.keys() >= RELEASED.keys()
     assert raw["rope_scaling"].keys() == RELEASED["rope_scaling"].keys()
     assert raw["architectures"] == ["DeepseekV32ForCausalLM"]
+
+
+def transformers():
+    """Late: its import takes seconds, which a process that runs other files should not pay."""
+    return importlib.import_module("transformers")
 
 
 @pytest.mark.parametrize("fp8", [False, True])
@@ -138,11 +143,11 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("indexer", "theirs"), [(True, DeepseekV32ForCausalLM), (False, DeepseekV3ForCausalLM)]
+    ("indexer", "theirs"), [(True, "DeepseekV32ForCausalLM"), (False, "DeepseekV3ForCausalLM")]
 )
 def test_transformers_loads_every_weight_as_our_reader_does(tmp_path, indexer, theirs):
     config = write_tiny(tmp_path, preset="test", indexer=indexer, shard_bytes=400_000)
-    model, report = theirs.from_pretrained(
+    model, report = getattr(transformers(), theirs).from_pretrained(
         tmp_path, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
     )
     assert not report["missing_keys"] and not report["mismatched_keys"]
@@ -167,7 +172,8 @@ def in_transformers(state, name, config):
 
 def test_greedy_text_is_varied_and_depends_on_the_whole_prompt(tmp_path):
     config = write_tiny(tmp_path, preset="test")
-    model = DeepseekV32ForCausalLM.from_pretrained(tmp_path, attn_implementation="eager", dtype=torch.float32)
+    theirs = transformers().DeepseekV32ForCausalLM
+    model = theirs.from_pretrained(tmp_path, attn_implementation="eager", dtype=torch.float32)
     prompt = torch.randint(2, 256, (1, 48), generator=torch.Generator().manual_seed(0)).repeat(2, 1)
     prompt[1, 0] += 1
     with torch.no_grad():
