@@ -6,14 +6,17 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup setup-dev serve check test bench clean
+.PHONY: help setup setup-dev serve check test bench train evaluate report clean
 
 help:
-	@echo "make setup   install what serving needs into $(VENV)"
-	@echo "make serve   serve the embedded model on http://127.0.0.1:8000"
-	@echo "make check   ruff, mypy strict, import floors"
-	@echo "make test    every test that this machine can run"
-	@echo "make bench   tokens/s, TTFT and TPOT beside transformers"
+	@echo "make setup     install what serving needs into $(VENV)"
+	@echo "make serve     serve the embedded model on http://127.0.0.1:8000"
+	@echo "make check     ruff, mypy strict, import floors"
+	@echo "make test      every test that this machine can run"
+	@echo "make bench     tokens/s, TTFT and TPOT beside transformers"
+	@echo "make train     train the embedded model again (a GPU, minutes); overwrites demo/checkpoint"
+	@echo "make evaluate  ask the embedded model held-out questions, over HTTP"
+	@echo "make report    docs/model-report.md from demo/results"
 
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "shoal needs Python >= 3.11; this is %d.%d: make PYTHON=python3.11 ..." % v[:2])'
@@ -55,6 +58,15 @@ endif
 
 bench: setup-dev
 	$(BIN)/python -m bench.serving $(ARGS)
+
+train: setup
+	$(BIN)/python -m demo.train --results demo/results --export demo/checkpoint $(ARGS)
+
+evaluate: setup-dev
+	$(BIN)/python -m demo.evaluate $(ARGS)
+
+report: setup-dev
+	$(BIN)/python -m demo.report $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

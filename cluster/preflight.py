@@ -1,7 +1,7 @@
 """What can be known to fail before any process starts.
 
-Finds the checkpoint (or writes the embedded one), reads every header, and asks whether the machine has room.
-Knows nothing of Ray.
+Finds the checkpoint (the embedded one where none is named), reads every header, and asks whether the machine
+has room. Knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from cluster.spec import ShoalSpec, SpecError, cache_directory
+from cluster.embedded import NAME as EMBEDDED_NAME
+from cluster.embedded import check_embedded, embedded_directory
+from cluster.spec import ShoalSpec, SpecError
 from ingress.specials import TEMPLATE_SPECIALS
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
@@ -22,8 +24,6 @@ from model.config import ModelConfig
 from model.names import required_tensors
 from model.tiny import write_tiny
 
-EMBEDDED = "laptop"
-EMBEDDED_NAME = "shoal-tiny"
 PROCESS_BYTES = 350 << 20  # one actor process with torch imported, measured as proportional set size
 
 
@@ -97,9 +97,8 @@ def _find(spec: ShoalSpec) -> Path:
                 f"model is {spec.model!r}: no such directory; give a Hugging Face checkpoint directory"
             )
         return directory
-    directory = cache_directory() / f"{EMBEDDED}-1"
-    if not (directory / "model.safetensors.index.json").exists():
-        write_checkpoint(directory, EMBEDDED, seed=0)
+    directory = embedded_directory()
+    check_embedded(directory)
     return directory
 
 

@@ -72,7 +72,7 @@ class ShoalSpec(BaseModel):
 
 
 def cache_directory() -> Path:
-    """Where the embedded checkpoint is kept between runs (XDG_CACHE_HOME, or ~/.cache)."""
+    """Where checkpoints made to be measured are kept between runs (XDG_CACHE_HOME, or ~/.cache)."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "shoal"
 

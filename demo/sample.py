@@ -1,7 +1,7 @@
 """One question, the answer to learn, and what a checker needs.
 
-Every task (demo/tasks.py lists them) draws these. Knows nothing of tokens (demo/corpus.py) and of how an answer is
-judged (each task's `is_right`).
+Every task (demo/tasks.py lists them) draws these. Knows nothing of tokens (demo/corpus.py) and of how an
+answer is judged (each task's `is_right`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Fact = int | float | str
 class Sample:
     """messages, tools: a chat request in OpenAI's shapes. answer: the assistant message to learn, whole.
 
-    facts: what reports group by, such as {"joins": 2}. expected: what `is_right` compares with; never shown to
-    the model.
+    facts: what reports group by, such as {"joins": 2}. expected: what `is_right` compares with; never shown
+    to the model.
     """
 
     task: str

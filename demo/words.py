@@ -61,7 +61,10 @@ def distinct_words(rng: Random, split: Split, count: int) -> list[str]:
 
 
 def pick(rng: Random, options: tuple[str, ...], split: Split, *, held_out: int) -> str:
-    """One of `options`: the last `held_out` of them are kept for the held-out split, the rest for training."""
+    """One of `options`.
+
+    The last `held_out` of them are kept for the held-out split, the rest for training.
+    """
     return rng.choice(options[-held_out:] if split == "held_out" else options[:-held_out])
 
 

@@ -6,7 +6,10 @@ dimension may be ragged, and then its scale covers what is there. Knows nothing 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 E4M3_MAX = 448.0
@@ -51,10 +54,41 @@ def dequantize_blocks_reference(
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """rows x columns values that share a scale."""
+
+    rows: int
+    columns: int
+
+
 def power_of_two_scale(largest: Tensor) -> Tensor:
-    """The smallest power of two by which `largest` fits into E4M3: fp32, exact, 2^-126 for zero (ue8m0)."""
-    bits = (largest.float() / E4M3_MAX).clamp(min=SMALLEST_SCALE).view(torch.int32)
-    return ((bits + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+    """The smallest power of two by which `largest` fits into E4M3: fp32, 2^-126 for zero (ue8m0).
+
+    448 is 1.75 * 2^8, so the exponent goes up where the mantissa exceeds 1.75: integers alone, exact.
+    """
+    bits = (largest.float().view(torch.int32) + 0x1FFFFF) & 0x7F800000
+    return (bits - (8 << 23)).clamp(min=1 << 23).view(torch.float32)
+
+
+def round_tiles(x: Tensor, tile: Tile) -> Tensor:
+    """bf16 of x's shape: each tile of the last two dimensions through E4M3 with a power-of-two scale.
+
+    What a product with FP8 operands sees; exact in bf16, since E4M3 has 3 bits of mantissa. The last tiles may be
+    ragged. kernels/fp8_round.py has the CUDA form.
+    """
+    rows, columns = x.shape[-2:]
+    padded = F.pad(x, (0, -columns % tile.columns, 0, -rows % tile.rows)).float()
+    tiles = padded.view(
+        *x.shape[:-2],
+        padded.shape[-2] // tile.rows,
+        tile.rows,
+        padded.shape[-1] // tile.columns,
+        tile.columns,
+    )
+    scale = power_of_two_scale(tiles.abs().amax((-3, -1), keepdim=True))
+    rounded = (tiles / scale).to(torch.float8_e4m3fn).float() * scale
+    return rounded.view(padded.shape)[..., :rows, :columns].to(torch.bfloat16)
 
 
 def quantize_blocks(

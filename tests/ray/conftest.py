@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster.embedded import embedded_directory
 from cluster.preflight import write_checkpoint
 
 START_TIMEOUT_S = 240
@@ -50,12 +51,13 @@ def free_port() -> int:
 
 @contextmanager
 def served(checkpoint: Path, *flags: str) -> Iterator[Served]:
+    """A server of `checkpoint`; of the embedded one, the command must find it without being told."""
     command = [
         sys.executable,
         "-m",
         "cluster.cli",
         "serve",
-        str(checkpoint),
+        *([] if checkpoint == embedded_directory() else [str(checkpoint)]),
         "--port",
         str(free_port()),
         "--json",

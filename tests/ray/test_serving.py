@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from cluster.embedded import embedded_directory
 from model.sampling import Sampling
 from tests.ray.conftest import Served, served
 from tests.shoals import generate, local_engine
@@ -168,6 +169,18 @@ def test_sigkill_of_the_attention_actor_mid_stream_changes_no_token(cluster: Ser
     kill = lambda: psutil.Process(cluster.pid_of("attention-0")).send_signal(signal.SIGKILL)  # noqa: E731
     assert stream_tokens(cluster.url, prompt_ids, on_first=kill) == expected
     assert complete(cluster.url, prompt_ids)["token_ids"] == expected
+
+
+def test_without_a_model_the_embedded_one_answers_over_sockets_as_alone() -> None:
+    prompt_ids = prompt(150)  # past its index_topk
+    with served(embedded_directory()) as running:
+        assert running.ready["model"] == "shoal-demo"
+        got = complete(running.url, prompt_ids, model="shoal-demo")
+        question = {"model": "shoal-demo", "messages": [{"role": "user", "content": "What are you?"}]}
+        chat = httpx.post(f"{running.url}/v1/chat/completions", json=question, timeout=60)
+    assert got["token_ids"] == oracle(running.checkpoint, prompt_ids)
+    assert chat.status_code == 200, chat.text
+    assert chat.json()["usage"]["completion_tokens"] > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,360 @@
+"""Task: a question about unseen tables, answered in SQL.
+
+The lesson is to copy names never seen before and to find the joins in the schema: a question names the tables
+at the two ends of a path, seldom those between. Knows nothing of how schemas grow (demo/sql_schema.py) and of
+rows (demo/sql_judge.py).
+
+One canonical query per question: from the root (what one row is about) along the foreign keys, `join t on
+t_id = t.id`, towards the column that is listed or grouped by, then towards those of the conditions as asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+from demo.sample import Sample, Split, Task
+from demo.sql_judge import same_answers
+from demo.sql_schema import Draft, Literals
+from demo.words import name, number, pick, word
+
+SYSTEM = "Answer with one SQL query."
+JOIN_WEIGHTS = (25, 35, 25, 15)  # percent of samples with 0, 1, 2 and 3 joins
+HELD_OUT_TEMPLATES = 2  # the last ones of each kind
+NUMBERS = (2, 999)
+COUNTS = (2, 14)
+
+# {t} the root table; {out}, {group}, {m} columns; {the_out} with its article; {where} " whose ..." or
+# nothing, {only} " among those whose ..."; {measure} "the mean m of the t rows{where}"; {bound} "more than
+# 3 rows".
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "list": (
+        "List {the_out} of every {t}{where}.",
+        "Show {the_out} for each {t}{where}.",
+        "What is {the_out} of each {t}{where}?",
+        "For every {t}{where}, give {the_out}.",
+        "Find all {t} rows{where} and list {the_out} of each.",
+        "Give {the_out} of all {t} rows{where}.",
+        "For each {t}{where}, show {the_out}.",
+        "Find {the_out} of every {t}{where}.",
+    ),
+    "count": (
+        "How many {t} rows are there{where}?",
+        "Count the {t} rows{where}.",
+        "What is the number of {t} rows{where}?",
+        "Give the number of all {t} rows{where}.",
+        "For all {t} rows{where}, give the count.",
+        "Find how many {t} rows there are{where}.",
+        "Count all {t} rows{where}.",
+        "Find the number of {t} rows{where}.",
+    ),
+    "aggregate": (
+        "What is the {agg} {m} of all {t} rows{where}?",
+        "Find the {agg} {m} of every {t}{where}.",
+        "Give the {agg} {m} over all {t} rows{where}.",
+        "For all {t} rows{where}, what is the {agg} {m}?",
+        "Compute the {agg} {m} of the {t} rows{where}.",
+        "Show the {agg} {m} for the {t} rows{where}.",
+        "Compute the {agg} {m} over all {t} rows{where}.",
+        "For all {t} rows{where}, find the {agg} {m}.",
+    ),
+    "group": (
+        "For each {group}, give {measure}.",
+        "What is {measure} for each {group}?",
+        "Show {measure} per {group}.",
+        "List every {group} with {measure}.",
+        "Give {measure} by {group}.",
+        "For every {group}, compute {measure}.",
+        "For each {group}, show {measure}.",
+        "Give {measure} per {group}.",
+    ),
+    "having": (
+        "Among the {t} rows{where}, which {group} has {bound}?",
+        "Which {group} has {bound} among the {t} rows{where}?",
+        "Group the {t} rows{where} by {group} and keep those with {bound}.",
+        "List every {group} with {bound} among the {t} rows{where}.",
+        "For the {t} rows{where}, show each {group} that has {bound}.",
+        "Find every {group} that has {bound} among all {t} rows{where}.",
+        "Among the {t} rows{where}, list every {group} that has {bound}.",
+        "Show each {group} with {bound} among the {t} rows{where}.",
+    ),
+    "top": (
+        "Among the {t} rows{where}, show {the_out} of the {k} with the {most} {m}.",
+        "What is {the_out} of the {k} {t} rows with the {most} {m}{only}?",
+        "Sort the {t} rows{where} by {m}, {most} first, and give {the_out} of {k}.",
+        "Give {the_out} of the {k} {t} rows{where} that have the {most} {m}.",
+        "For the {k} {t} rows with the {most} {m}{only}, list {the_out}.",
+        "Show {the_out} of {k} {t} rows{where}, {most} {m} first.",
+        "Among the {t} rows{where}, give {the_out} of the {k} that have the {most} {m}.",
+        "List {the_out} of the {k} {t} rows with the {most} {m}{only}.",
+    ),
+    "distinct": (
+        "List the different {out} values of the {t} rows{where}.",
+        "Which different {out} values do the {t} rows have{where}?",
+        "Show each distinct {out} of the {t} rows{where}.",
+        "What distinct {out} values are there among the {t} rows{where}?",
+        "Give every {out} of the {t} rows{where} once, without repeats.",
+        "For all {t} rows{where}, list the distinct {out} values.",
+        "For the {t} rows{where}, show the different {out} values.",
+        "Give each distinct {out} among the {t} rows{where}.",
+    ),
+}
+AGGREGATES: Mapping[str, tuple[str, ...]] = {
+    "sum": ("total", "summed"),
+    "avg": ("average", "mean"),
+    "min": ("lowest", "smallest", "minimum"),
+    "max": ("highest", "largest", "maximum"),
+}
+ORDERS: Mapping[str, tuple[str, ...]] = {"desc": ("highest", "largest"), "asc": ("lowest", "smallest")}
+# How a question says a comparison, which holds {} for the value.
+COMPARISONS: Mapping[str, tuple[str, ...]] = {
+    "= {}": ("is {}", "equals {}"),
+    "> {}": ("is above {}", "is greater than {}", "is more than {}"),
+    "< {}": ("is below {}", "is less than {}", "is under {}"),
+    ">= {}": ("is at least {}",),
+    "<= {}": ("is at most {}",),
+    "between {} and {}": ("is between {} and {}", "is from {} to {}"),
+    "like '{}%'": ("starts with '{}'", "begins with '{}'"),
+}
+NUMBER_COMPARISONS = ("= {}", "> {}", "< {}", ">= {}", "<= {}", "between {} and {}")
+BOUNDS: Mapping[str, tuple[str, ...]] = {
+    "count(*) > {}": ("more than {} rows", "a count above {}"),
+    "count(*) < {}": ("less than {} rows", "a count below {}"),
+    "avg({}) > {}": ("an average {} above {}", "a mean {} greater than {}"),
+    "avg({}) < {}": ("an average {} below {}", "a mean {} less than {}"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Where a query's columns live, as numbers of the draft's tables.
+
+    lead: of the column that is listed or grouped by (0 where there is none). conditions: one table each.
+    """
+
+    lead: int
+    conditions: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Body:
+    """A query less its joins and conditions, and what the templates of its kind call its parts."""
+
+    select: str
+    tail: str = ""
+    rows: int = 24  # of the root, for a result that tells right from wrong
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+
+def draw(rng: Random, split: Split) -> Sample:
+    """One question about a fresh database, and its query."""
+    joins = rng.choices(range(len(JOIN_WEIGHTS)), JOIN_WEIGHTS)[0]
+    kind = rng.choice(tuple(TEMPLATES))
+    draft = Draft(rng=rng, split=split)
+    plan = _draw_plan(draft, kind, draft.add_paths(joins))
+    body = _BODIES[kind](draft, plan.lead)
+    where, asked = _draw_conditions(draft, plan.conditions)
+    joined = _joins(draft, (plan.lead, *plan.conditions))
+    query = f"select {body.select} from {draft.names[0]}{joined}{where}{body.tail};"
+    parts = {
+        "t": draft.names[0],
+        "where": asked,
+        "only": f" among those{asked}" if asked else "",
+        **body.parts,
+    }
+    if "measure" in parts:
+        parts["measure"] += asked
+    question = pick(rng, TEMPLATES[kind], split, held_out=HELD_OUT_TEMPLATES).format(**parts)
+    draft.add_distractors(tables=rng.randint(1, 2) if joins < 2 else 1, columns=rng.randint(1, 2))
+    return _sample(draft, question, query, body, {"joins": joins, "kind": kind})
+
+
+def is_right(sample: Sample, text: str) -> bool:
+    """Whether `text`, run as a query, gives what the reference gives; wrong for whatever is not a query."""
+    return same_answers(sample.expected, text)
+
+
+TASK = Task(name="sql", draw=draw, is_right=is_right)
+
+
+def _sample(draft: Draft, question: str, query: str, body: Body, facts: Mapping[str, int | str]) -> Sample:
+    tables = draft.finished()
+    schema = "\n".join(table.as_line() for table in tables)
+    return Sample(
+        task="sql",
+        messages=(
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": f"{schema}\n{question}"},
+        ),
+        answer={"role": "assistant", "content": query},
+        facts=facts,
+        expected={
+            "query": query,
+            "ordered": facts["kind"] == "top",
+            "seed": draft.rng.getrandbits(32),
+            "root": draft.names[0],
+            "rows": body.rows,
+            "tables": [table.as_json() for table in tables],
+        },
+    )
+
+
+def _draw_plan(draft: Draft, kind: str, ends: list[int]) -> Plan:
+    """Columns at every far end, so that all the joins are needed; the other columns nearer to the root."""
+    rng = draft.rng
+    has_lead = kind not in ("count", "aggregate")
+    if len(ends) == 1:
+        nearer = draft.path_to(ends[0])[:-1]
+        ends = [ends[0], rng.choice(nearer) if nearer and rng.random() < 0.25 else 0]
+    needed = set(ends) - {0}
+    places = rng.sample(ends, 2)
+    lead, conditions = (places[0], places[1:]) if has_lead else (0, places)
+    # A condition that brings no join and that the kind can do without is dropped more often than not.
+    spare = len(conditions) - 1 if kind in ("list", "count") and not needed else len(conditions)
+    for place in [place for place in conditions if place not in needed][:spare]:
+        if rng.random() < 0.6:
+            conditions.remove(place)
+    if kind == "list" and len(conditions) == 1 and rng.random() < 0.25:
+        conditions.append(0)
+    return Plan(lead=lead, conditions=tuple(conditions))
+
+
+def _joins(draft: Draft, ends: Iterable[int]) -> str:
+    path = dict.fromkeys(table for end in ends for table in draft.path_to(end))
+    names = [draft.names[table] for table in path]
+    return "".join(f" join {name} on {name}_id = {name}.id" for name in names)
+
+
+# How a question refers to a column: bare if it is the root's, else with its table.
+
+
+def _bare(draft: Draft, table: int, column: str) -> str:
+    return f"{draft.names[table]} {column}" if table else column
+
+
+def _with_article(draft: Draft, table: int, column: str) -> str:
+    if table and draft.rng.random() < 0.5:
+        return f"the {column} of the {draft.names[table]}"
+    return f"the {_bare(draft, table, column)}"
+
+
+# Conditions.
+
+
+def _draw_conditions(draft: Draft, tables: tuple[int, ...]) -> tuple[str, str]:
+    """The where clause and its words in the question, each empty or with a space before it."""
+    if not tables:
+        return "", ""
+    rng = draft.rng
+    is_whose = rng.random() < 0.5
+    both = f" {rng.choice(('and', 'and', 'or'))} "
+    drawn = [_draw_condition(draft, table, is_whose=is_whose) for table in tables]
+    clause, asked = (both.join(said) for said in zip(*drawn, strict=True))
+    return f" where {clause}", f" {'whose' if is_whose else 'where'} {asked}"
+
+
+def _draw_condition(draft: Draft, table: int, *, is_whose: bool) -> tuple[str, str]:
+    rng = draft.rng
+    is_text = rng.random() < 0.45
+    operator, literals = _draw_text_test(draft) if is_text else _draw_number_test(draft)
+    column = draft.add_column(table, "text" if is_text else "number", literals)
+    shown = [f"'{literal}'" if is_text and "like" not in operator else literal for literal in literals]
+    said = rng.choice(COMPARISONS[operator]).format(*shown)
+    subject = _bare(draft, table, column) if is_whose else _with_article(draft, table, column)
+    return f"{column} {operator.format(*shown)}", f"{subject} {said}"
+
+
+def _draw_number_test(draft: Draft) -> tuple[str, Literals]:
+    operator = draft.rng.choice(NUMBER_COMPARISONS)
+    literals = {number(draft.rng, draft.split, *NUMBERS)}
+    while len(literals) < operator.count("{}"):
+        literals.add(number(draft.rng, draft.split, *NUMBERS))
+    return operator, tuple(sorted(literals))
+
+
+def _draw_text_test(draft: Draft) -> tuple[str, Literals]:
+    if draft.rng.random() < 0.25:
+        return "like '{}%'", (word(draft.rng, draft.split, syllables=(1, 1)).capitalize(),)
+    return "= {}", (name(draft.rng, draft.split),)
+
+
+# One function a kind; `lead` is the table of the column that is listed or grouped by.
+
+
+def _list(draft: Draft, lead: int) -> Body:
+    out = draft.add_column(lead, "text" if draft.rng.random() < 0.5 else "number")
+    return Body(select=out, parts={"the_out": _with_article(draft, lead, out)})
+
+
+def _distinct(draft: Draft, lead: int) -> Body:
+    out = draft.add_column(lead, "text")
+    return Body(select=f"distinct {out}", parts={"out": _bare(draft, lead, out)})
+
+
+def _top(draft: Draft, lead: int) -> Body:
+    listed = _list(draft, lead)
+    order = draft.rng.choice(tuple(ORDERS))
+    by = draft.add_column(0, "number")
+    count = number(draft.rng, draft.split, *COUNTS)
+    most = draft.rng.choice(ORDERS[order])
+    return Body(
+        select=listed.select,
+        tail=f" order by {by} {order} limit {count}",
+        rows=24 + 4 * count,
+        parts={**listed.parts, "k": str(count), "most": most, "m": by},
+    )
+
+
+def _count(draft: Draft, lead: int) -> Body:
+    return Body(select="count(*)")
+
+
+def _aggregate(draft: Draft, lead: int) -> Body:
+    function = draft.rng.choice(tuple(AGGREGATES))
+    measured = draft.add_column(0, "number")
+    said = draft.rng.choice(AGGREGATES[function])
+    return Body(select=f"{function}({measured})", parts={"agg": said, "m": measured})
+
+
+def _group(draft: Draft, lead: int) -> Body:
+    by = draft.add_column(lead, "text")
+    measure, said = "count(*)", "the number of"
+    if draft.rng.random() < 0.5:
+        body = _aggregate(draft, lead)
+        measure, said = body.select, "the {agg} {m} of the".format(**body.parts)
+    return Body(
+        select=f"{by}, {measure}",
+        tail=f" group by {by}",
+        rows=40,
+        parts={"group": _bare(draft, lead, by), "measure": f"{said} {draft.names[0]} rows"},
+    )
+
+
+def _having(draft: Draft, lead: int) -> Body:
+    by = draft.add_column(lead, "text")
+    bound = draft.rng.choice(tuple(BOUNDS))
+    shown: tuple[int | str, ...]
+    if bound.startswith("count"):
+        count = number(draft.rng, draft.split, *COUNTS)
+        shown, rows = (count,), 24 + 16 * count
+    else:
+        limit = number(draft.rng, draft.split, *NUMBERS)
+        shown, rows = (draft.add_column(0, "number", (limit,)), limit), 40
+    return Body(
+        select=by,
+        tail=f" group by {by} having {bound.format(*shown)}",
+        rows=rows,
+        parts={"group": _bare(draft, lead, by), "bound": draft.rng.choice(BOUNDS[bound]).format(*shown)},
+    )
+
+
+_BODIES: Mapping[str, Callable[[Draft, int], Body]] = {
+    "list": _list,
+    "count": _count,
+    "aggregate": _aggregate,
+    "group": _group,
+    "having": _having,
+    "top": _top,
+    "distinct": _distinct,
+}
