@@ -141,12 +141,14 @@ class MlaTrainer:
 
 
 def kept_keys(index_BTS: Tensor, visible_BTS: Tensor, topk: int) -> Tensor:
-    """The visible keys that are among the topk of their query; all of them where there are no more."""
+    """The topk best visible keys of each query, ties to the first; all of them where there are no more."""
     if topk >= index_BTS.shape[-1]:
         return visible_BTS
     masked = index_BTS.masked_fill(~visible_BTS, HIDDEN_SCORE)
     least = masked.topk(topk, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-    return visible_BTS & (masked >= least)
+    above, ties = masked > least, masked == least
+    room = topk - above.sum(-1, keepdim=True)
+    return visible_BTS & (above | (ties & (ties.cumsum(-1) <= room)))
 
 
 def masked_softmax(scores: Tensor, seen: Tensor, scale: float) -> Tensor:

@@ -91,11 +91,22 @@ class Examiner:
         seen = {"exact_match_familiar": _exact(familiar), "topk_sweep": points}
         return seen | _figures(tallies)
 
+    def tokens_right(self, network: Network, attention: Attention) -> float:
+        """Share of the answer tokens of one batch per task that are predicted."""
+        right, tokens = 0, 0
+        for batch in self._one_per_task():
+            written = batch.weights_BT == 1.0
+            right += int(_read(network, batch, attention, None).hits_BT[written].sum())
+            tokens += int(written.sum())
+        return right / tokens
+
     def choices(self, network: Network, attention: Attention) -> NDArray[np.uint8]:
         """Experts of one fixed batch per task, sorted per token: what `changed_share` compares."""
-        first_of_task = {batch.samples[0].task: batch for batch in reversed(self._mixed)}
-        reads = [_read(network, batch, attention, None) for batch in first_of_task.values()]
+        reads = [_read(network, batch, attention, None) for batch in self._one_per_task()]
         return np.concatenate([np.sort(read.choices_LBTK, -1) for read in reads], 1)
+
+    def _one_per_task(self) -> list[Batch]:
+        return list({batch.samples[0].task: batch for batch in reversed(self._mixed)}.values())
 
     def _point(self, network: Network, topk: int) -> dict[str, Any]:
         attention: Attention = "sparse" if topk else "dense"

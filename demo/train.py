@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 
+from demo.attention import Attention
 from demo.corpus import Source, draw, generator
 from demo.design import VOCAB_SIZE, demo_config_json
 from demo.export import write_checkpoint, write_record
@@ -120,10 +122,14 @@ def train(
         balanced=balanced,
         sparse=sparse,
     )
-    results.mkdir(parents=True, exist_ok=True)
-    vocabulary = export or results / f"vocabulary-{name}"
     trainer = Trainer(settings, _network(settings, torch.device(device)))
-    seconds, routing = _resume(trainer, state)  # first: a foreign state is refused before a file is touched
+    try:
+        seconds, routing = _resume(trainer, state)
+    except ForeignState as error:  # before a file is touched
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    vocabulary = results / f"vocabulary-{name}"
+    results.mkdir(parents=True, exist_ok=True)
     numbers = range(VOCABULARY_SAMPLES[shape])
     texts = [vocabulary_text(draw(generator(0, "vocabulary", number), "train")) for number in numbers]
     write_vocabulary(vocabulary, texts, VOCAB_SIZE)
@@ -131,11 +137,44 @@ def train(
         run.seconds, run.routing = seconds, routing
         source = Source(directory=vocabulary, seed=seed, split="train", rows=rows, length=length)
         _loop(run, source, workers, state, save_steps)
-        final = run.examiner.examine(trainer.network, "sparse" if sparse else "dense")
+        attention: Attention = "sparse" if sparse else "dense"
+        final = run.examiner.examine(trainer.network, attention)
+        final["tokens_right"] = _tokens_right(run, attention)
     _write_figures(results, run, final)
     if export is not None:
-        write_checkpoint(export, _config_json(shape), trainer.network.parameters)
-        write_record(export, command=_command(), seed=seed)
+        _export(export, run, vocabulary)
+
+
+class ForeignState(ValueError):  # noqa: N818 - named for what happened, as the rest of the tree
+    """The state to resume from is that of a run with other settings."""
+
+
+def _tokens_right(run: Run, attention: Attention) -> dict[str, float]:
+    """Share of answer tokens predicted as trained, and in the plain fp32 that serves.
+
+    Two figures, because a compiled or rounded product that computes something of its own trains as well as
+    any other: only the weights, read elsewhere, tell (docs/log.md).
+    """
+    network = run.trainer.network
+    plain = Network(
+        network.config, network.parameters, Arithmetic(precision="fp32"), run.trainer.settings.length
+    )
+    return {
+        "as_trained": run.examiner.tokens_right(network, attention),
+        "as_served": run.examiner.tokens_right(plain, attention),
+    }
+
+
+def _export(directory: Path, run: Run, vocabulary: Path) -> None:
+    """The whole checkpoint beside its place, then into it: a run that is cut leaves what was there."""
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(vocabulary, partial)
+    settings = run.trainer.settings
+    write_checkpoint(partial, _config_json(settings.shape), run.trainer.network.parameters)
+    write_record(partial, command=_command(), seed=settings.seed)
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
 
 
 def _config_json(shape: str) -> dict[str, Any]:
@@ -222,9 +261,7 @@ def _resume(trainer: Trainer, state: Path | None) -> tuple[float, list[dict[str,
     wanted = asdict(trainer.settings)
     if saved["settings"] != wanted:
         different = sorted(name for name in wanted if saved["settings"].get(name) != wanted[name])
-        raise typer.BadParameter(
-            f"{state} holds another run ({', '.join(different)} differ): give another --state"
-        )
+        raise ForeignState(f"{state} holds another run ({', '.join(different)} differ): give another --state")
     trainer.restore(load_file(state / "state.safetensors"), saved["step"])
     return saved["seconds"], saved["routing"]
 

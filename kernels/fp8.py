@@ -74,8 +74,8 @@ def power_of_two_scale(largest: Tensor) -> Tensor:
 def round_tiles(x: Tensor, tile: Tile) -> Tensor:
     """bf16 of x's shape: each tile of the last two dimensions through E4M3 with a power-of-two scale.
 
-    What a product with FP8 operands sees; exact in bf16, since E4M3 has 3 bits of mantissa. The last tiles may be
-    ragged. kernels/fp8_round.py has the CUDA form.
+    What a product with FP8 operands sees; exact in bf16, since E4M3 has 3 bits of mantissa. The last tiles
+    may be ragged. kernels/fp8_round.py has the CUDA form.
     """
     rows, columns = x.shape[-2:]
     padded = F.pad(x, (0, -columns % tile.columns, 0, -rows % tile.rows)).float()
@@ -96,8 +96,8 @@ def quantize_blocks(
 ) -> tuple[Tensor, Tensor]:
     """(float8_e4m3fn [out, in], fp32 scale_inv): each block's largest magnitude becomes 448.
 
-    weight: any float dtype [out, in], finite. Raises ValueError for NaN and infinity. power_of_two: scales are
-    rounded up to powers of two, so that a de-quantised value is exact in bf16.
+    weight: any float dtype [out, in], finite. Raises ValueError for NaN and infinity. power_of_two: scales
+    are rounded up to powers of two, so that a de-quantised value is exact in bf16.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"weight is {weight.dtype} {list(weight.shape)}: expected a float matrix [out, in]")

@@ -1,7 +1,7 @@
 """Values through E4M3 and back, a scale per tile, as one Triton kernel.
 
-The CUDA form of kernels.fp8.round_tiles, bit for bit; import it only where there is a CUDA device. Knows nothing of
-which tiles a product wants.
+The CUDA form of kernels.fp8.round_tiles, bit for bit; import it only where there is a CUDA device. Knows
+nothing of which tiles a product wants.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from demo.corpus import MIXTURE, PROMPT_WEIGHT, Batch, Encoder, Source, draw, generator
 from demo.tasks import TASKS, task_named
-from demo.vocabulary import common_words, vocabulary_text, write_vocabulary
+from demo.vocabulary import MAX_COMMON, common_words, vocabulary_text, write_vocabulary
 from demo.words import name
 from ingress.encoding import encode_history, encode_messages, render
 from ingress.specials import TEMPLATE_SPECIALS
@@ -136,7 +136,9 @@ def test_the_same_texts_write_the_same_bytes(texts: list[str], directory: Path, 
 
 
 def test_equally_common_words_are_told_apart_by_the_word_not_by_a_sets_order() -> None:
-    texts = [f"w{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(600)] * 3
+    words = [f"w{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(600)]
+    texts = [f"{words[i - 2]} {words[i - 1]} {words[i]}" for i in range(600)]
+    assert len(common_words(texts)) == MAX_COMMON
     assert common_words(texts) == common_words(texts[::-1])
 
 

@@ -157,7 +157,6 @@ def test_documents_bound_what_is_kept() -> None:
     assert torch.equal(kept.sum(-1), visible.sum(-1).clamp(max=6))
 
 
-@pytest.mark.xfail(strict=True, reason="all keys that equal the last kept one are kept too")
 def test_among_equal_scores_the_first_keys_are_kept_as_in_serving() -> None:
     kept = kept_keys(torch.zeros(1, 10, 10), causal(10), 4)
     assert torch.equal(kept, causal(10) & (torch.arange(10) < 4))

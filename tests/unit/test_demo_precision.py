@@ -90,6 +90,12 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(FP8.linear(x, weight)[5], FP8.linear(other, weight)[5])
 
 
+def factors(seed: int, size: int) -> Tensor:
+    """2^-9 .. 2^9: side by side in a tile, the smaller values are lost to E4M3."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.exp2(torch.randint(-9, 10, (size,), generator=generator).float())
+
+
 def seen(x: Tensor, tile: Tile, precision: Precision) -> Tensor:
     """An operand of the definition, fp64."""
     if precision == "fp8":
@@ -107,10 +113,12 @@ def assert_near(got: Tensor, expected: Tensor, precision: Precision) -> None:
 @each_precision
 def test_linear_products_round_their_own_operands_forward_and_back(precision: Precision) -> None:
     arithmetic = Arithmetic(precision=precision)
-    x = drawn(6, 150, 200, 1).to(arithmetic.dtype).requires_grad_()
-    weights = [drawn(7, 48, 200, 1).requires_grad_(), drawn(8, 130, 200, 4).requires_grad_()]
+    # Factors cancel in every product, so all terms count; which tiles are rounded then matters.
+    of_m, of_k, of_n = factors(1, 150)[:, None], factors(2, 200), (factors(3, 48), 512 * factors(4, 130))
+    x = (drawn(6, 150, 200, 1) * of_m * of_k).to(arithmetic.dtype).requires_grad_()
+    weights = [(drawn(7, len(n), 200, 1) * n[:, None] / of_k).requires_grad_() for n in of_n]
     outs = arithmetic.linears(x, *weights)
-    grads = [drawn(9 + i, len(out), out.shape[1], 2).to(out.dtype) for i, out in enumerate(outs)]
+    grads = [(drawn(9, 150, len(n), 1) / of_m / n).to(arithmetic.dtype) for n in of_n]
     torch.autograd.backward(outs, grads)
     plain_x = x.detach()
     grad_x = torch.zeros(x.shape, dtype=torch.float64)
@@ -131,10 +139,12 @@ def test_linear_products_round_their_own_operands_forward_and_back(precision: Pr
 def test_grouped_products_are_one_linear_per_expert(precision: Precision) -> None:
     arithmetic = Arithmetic(precision=precision)
     ends = [100, 100, 116, 160]  # the second expert has no rows
-    x = drawn(12, 160, 64, 1).to(arithmetic.dtype).requires_grad_()
-    weights = [torch.stack([drawn(20 + e, 48, 64, 1) for e in range(4)]).requires_grad_() for _ in range(2)]
+    of_m, of_k, of_n = factors(1, 160)[:, None], factors(2, 64), (factors(3, 48), 512 * factors(4, 48))
+    x = (drawn(12, 160, 64, 1) * of_m * of_k).to(arithmetic.dtype).requires_grad_()
+    stacks = [torch.stack([drawn(20 + expert, 48, 64, 1) for expert in range(4)]) for _ in of_n]
+    weights = [(stack * n[:, None] / of_k).requires_grad_() for stack, n in zip(stacks, of_n, strict=True)]
     outs = arithmetic.grouped(x, torch.tensor(ends, dtype=torch.int32), *weights)
-    grads = [drawn(30 + i, len(out), out.shape[1], 1).to(out.dtype) for i, out in enumerate(outs)]
+    grads = [(drawn(30, 160, 48, 1) / of_m / n).to(arithmetic.dtype) for n in of_n]
     torch.autograd.backward(outs, grads)
     plain_x = x.detach()
     grad_x = torch.zeros(x.shape, dtype=torch.float64)
