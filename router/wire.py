@@ -10,9 +10,11 @@ Errors: WireError > FrameTooLarge, BadFrame.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgpack
@@ -91,54 +93,63 @@ def decode_header(header: Bytes, accepted: Kinds) -> Message:
 
 def from_fields(message: type[M], fields: dict[str, Any]) -> M:
     """`fields` as `message`, every field present (or defaulted) and of its declared type; raises BadFrame."""
-    hints = _hints(message)
-    unknown = fields.keys() - hints.keys()
+    tests = _tests(message)
+    unknown = fields.keys() - tests.keys()
     if unknown:
         raise BadFrame(f"{message.KIND} has an unknown field {sorted(map(str, unknown))[0][:40]!r}")
     for name, value in fields.items():
-        if not _matches(value, hints[name]):
-            raise BadFrame(f"{message.KIND}.{name} is a {type(value).__name__}, expected {hints[name]}")
+        if not tests[name](value):
+            hint = typing.get_type_hints(message)[name]
+            raise BadFrame(f"{message.KIND}.{name} is a {type(value).__name__}, expected {hint}")
     try:
         return message(**fields)
     except TypeError:
-        missing = sorted(hints.keys() - fields.keys())
+        missing = sorted(tests.keys() - fields.keys())
         raise BadFrame(f"{message.KIND} lacks one of {missing}") from None
 
 
-_HINTS: dict[type, dict[str, Any]] = {}
+Test = Callable[[Any], bool]
 
 
-def _hints(message: type) -> dict[str, Any]:
-    if message not in _HINTS:
-        names = {field.name for field in dataclasses.fields(message)}
-        _HINTS[message] = {k: v for k, v in typing.get_type_hints(message).items() if k in names}
-    return _HINTS[message]
+@functools.cache
+def _tests(message: type) -> dict[str, Test]:
+    """By field, whether a value is of its declared type; made once, since every frame asks."""
+    names = {field.name for field in dataclasses.fields(message)}
+    return {name: _test(hint) for name, hint in typing.get_type_hints(message).items() if name in names}
 
 
-def _matches(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type `hint`: scalars, X | None, tuples, str-keyed dicts of those."""
-    if hint is Any:
-        return True
+def _test(hint: Any) -> Test:
+    """Of scalars, X | None, tuples, str-keyed dicts of those."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return lambda value: True
     if origin is typing.Union or origin is types.UnionType:
-        return any(_matches(value, arg) for arg in args)
+        options = [_test(arg) for arg in args]
+        return lambda value: any(option(value) for option in options)
     if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if len(args) == 2 and args[1] is Ellipsis:
-            return all(_matches(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(_matches, value, args))
+        return _tuple_test(args)
     if origin is dict:
-        return isinstance(value, dict) and all(
-            _matches(k, args[0]) and _matches(v, args[1]) for k, v in value.items()
-        )
+        key, item = map(_test, args)
+        return lambda value: isinstance(value, dict) and all(key(k) and item(v) for k, v in value.items())
     if hasattr(hint, "__supertype__"):
-        return _matches(value, hint.__supertype__)
+        return _test(hint.__supertype__)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return lambda value: isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+        return lambda value: isinstance(value, int) and not isinstance(value, bool)
+    return lambda value: isinstance(value, hint)
+
+
+def _tuple_test(args: tuple[Any, ...]) -> Test:
+    if len(args) == 2 and args[1] is Ellipsis:
+        item = _test(args[0])
+        return lambda value: isinstance(value, tuple) and all(map(item, value))
+    items = [_test(arg) for arg in args]
+    return lambda value: (
+        isinstance(value, tuple)
+        and len(value) == len(items)
+        and all(item(one) for item, one in zip(items, value, strict=True))
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
