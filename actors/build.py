@@ -88,8 +88,7 @@ def build_attention(
         limits=SchedulerLimits(
             max_sequences=attention.max_sequences,
             chunk_tokens=attention.chunk_tokens,
-            max_step_tokens=attention.max_sequences * (1 + options.draft_tokens)
-            + 2 * attention.chunk_tokens,
+            max_step_tokens=attention.max_sequences * (1 + options.draft_tokens) + 2 * attention.chunk_tokens,
         ),
         draft_tokens=options.draft_tokens,
     )
@@ -121,7 +120,11 @@ def local_exchange(reader: Reader, config: ModelConfig, dtype: torch.dtype, acto
 
 
 def _expert_names(config: ModelConfig, experts: Sequence[int]) -> list[str]:
-    return [name for layer, expert in product(config.routed_layers, experts) for name in expert_tensors(config, layer, expert)]
+    return [
+        name
+        for layer, expert in product(config.routed_layers, experts)
+        for name in expert_tensors(config, layer, expert)
+    ]
 
 
 def _loaded(host: str, port: int, reader: WeightReader) -> Loaded:

@@ -77,7 +77,9 @@ class Drafter:
         out_TD = forward_mtp(self._decoder, self._mtp, batch, placed_TD, self._cache, self._exchange)
         if drafting:
             logits = self._decoder.logits(out_TD, batch.logit_rows)
-            drawn = sample(logits, [_without_logprobs(sequence.draw(sequence.drafts)) for sequence in drafting])
+            drawn = sample(
+                logits, [_without_logprobs(sequence.draw(sequence.drafts)) for sequence in drafting]
+            )
             for sequence, token in zip(drafting, drawn, strict=True):
                 sequence.drafts.append(token.token_id)
         return out_TD.index_select(0, batch.logit_rows)
@@ -85,7 +87,9 @@ class Drafter:
     def _room(self, sequence: LiveSequence) -> int:
         """How many drafts the next step could use, and the cache has room to make."""
         in_pages = len(sequence.pages) * PAGE_TOKENS - sequence.num_computed + 1
-        wanted = min(sequence.sampling.max_tokens - sequence.num_emitted, sequence.max_context - len(sequence.tokens))
+        wanted = min(
+            sequence.sampling.max_tokens - sequence.num_emitted, sequence.max_context - len(sequence.tokens)
+        )
         return min(self._draft_tokens, wanted - 1, in_pages)
 
 

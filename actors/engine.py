@@ -22,7 +22,8 @@ from actors.pages import PagePool
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
 from actors.step import forward
-from model.batch import Batch, Chunk, build_batch
+from actors.verify import chunks_of, draws_of, tokens_that_hold
+from model.batch import Batch, build_batch
 from model.cache import PAGE_TOKENS, LatentCache
 from model.decoder import Decoder
 from model.sampler import Drawn, sample
@@ -178,7 +179,7 @@ class Engine:
         if not planned:
             return {}
         self._clear(self._pool.unclean())
-        chunks = [chunk for work in planned for chunk in _chunks(work)]
+        chunks = [chunk for work in planned for chunk in chunks_of(work)]
         batch = build_batch(chunks, index_topk=self._index_topk)
         hidden_TD = forward(self._decoder, batch, self._cache, self._exchange)
         starts = [work.sequence.num_computed for work in planned]
@@ -189,19 +190,23 @@ class Engine:
     def _settle(self, planned: list[Work], logits: Tensor) -> OwnedEvents:
         """Count what is computed, draw tokens and verify drafts."""
         self._count(planned)
-        drawn = iter(sample(logits, [draw for work in planned for draw in work.draws()]))
+        drawn = iter(sample(logits, [draw for work in planned for draw in draws_of(work)]))
         events: OwnedEvents = defaultdict(list)
         for work in planned:
             sequence, is_last = work.sequence, work.reaches_end
             sequence.num_computed += work.num_tokens
             if is_last:
                 mine = list(islice(drawn, 1 + work.num_drafts))
-                held = _held(mine, sequence.drafts)
+                if work.num_drafts and not all(token.finite for token in mine):
+                    self._scheduler.send_back(
+                        sequence
+                    )  # a draft that overflows spoils all that sees its slot
+                    sequence.pace.rest()
+                    continue
+                held = tokens_that_hold(mine, sequence.drafts)
                 self._count_drafts(sequence, work.num_drafts, len(held) - 1)
                 sequence.num_computed += len(held) - 1
                 events[sequence.owner].append(self._advance(sequence, held))
-                if sequence.pages and not all(token.finite for token in mine):
-                    self._scheduler.send_back(sequence)  # what a refused draft left in its pages is poison
             sequence.drafts.clear()
         return events
 
@@ -289,29 +294,3 @@ def _objection(sampling: Sampling, vocab_size: int) -> str | None:
     if any(not 0 <= token_id < vocab_size for token_id in sampling.stop_token_ids):
         return f"a stop token id is outside the vocabulary of {vocab_size}"
     return None
-
-
-def _chunks(work: Work) -> list[Chunk]:
-    """The work's tokens; each draft is a decoded token of its own, so that it meets the shapes it would."""
-    sequence, start = work.sequence, work.sequence.num_computed
-    tokens = Chunk(
-        token_ids=sequence.tokens[start : start + work.num_tokens],
-        start=start,
-        pages=sequence.pages,
-        wants_logits=work.reaches_end,
-    )
-    drafts = [
-        Chunk(token_ids=[draft], start=place, pages=sequence.pages, wants_logits=True)
-        for place, draft in enumerate(sequence.drafts[: work.num_drafts], start + work.num_tokens)
-    ]
-    return [tokens, *drafts]
-
-
-def _held(drawn: list[Drawn], drafts: list[int]) -> list[Drawn]:
-    """The tokens that would have been drawn one by one: up to the first that is not what was drafted."""
-    held = drawn[:1]
-    for draft, following in zip(drafts, drawn[1:], strict=False):
-        if held[-1].token_id != draft or not following.finite:
-            break
-        held.append(following)
-    return held

@@ -55,7 +55,7 @@ class HeldExperts:
 def load_held_experts(
     reader: Reader, config: ModelConfig, experts: Sequence[int], dtype: torch.dtype
 ) -> HeldExperts:
-    """Read the given experts of every layer that has some, one at a time so that only one is in memory twice."""
+    """Read the given experts of every routed layer, one at a time so that only one is in memory twice."""
     held = HeldExperts(config, experts, dtype)
     for layer in config.routed_layers:
         for expert in experts:

@@ -22,7 +22,7 @@ class ActorOptions:
     dtype: str
     host: str
     token: bytes
-    draft_tokens: int = 0
+    draft_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,6 +39,10 @@ class Pace:
         if sum(self._accepted) >= LEAST_ACCEPTED * WINDOW_STEPS:
             self._next_rest = SHORTEST_REST_TOKENS
             return
+        self.rest()
+
+    def rest(self) -> None:
+        """Draft no more for a while."""
         self.resting_tokens = self._next_rest
         self._next_rest = min(2 * self._next_rest, LONGEST_REST_TOKENS)
         self._accepted.clear()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from actors.pages import PagePool, pages_for
 from actors.sequence import Sequence
-from model.sampler import Draw
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,11 +54,6 @@ class Work:
     def reaches_end(self) -> bool:
         """Whether a token is drawn after it."""
         return self.sequence.num_computed + self.num_tokens == len(self.sequence.tokens)
-
-    def draws(self) -> list[Draw]:
-        """For the sampler: the next token, and the one after each draft."""
-        drafts = self.sequence.drafts[: self.num_drafts]
-        return [self.sequence.draw(drafts[:n]) for n in range(len(drafts) + 1)] if self.reaches_end else []
 
 
 class Scheduler:

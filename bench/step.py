@@ -80,15 +80,21 @@ class Share:
 
 
 def local_engine(
-    checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int, num_sequences: int
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    context_tokens: int,
+    num_sequences: int,
+    draft_tokens: int = 0,
 ) -> Engine:
     """An attention actor's engine that holds every expert itself."""
-    config = checkpoint.config
+    config = checkpoint.config_to_serve(draft_tokens)
     reader = checkpoint.reader()
     decoder = load_decoder(reader, config, dtype, context_tokens)
     exchange = local_exchange(reader, config, dtype, "local")
     pages = 1 + num_sequences * (context_tokens // PAGE_TOKENS + 1)
-    return Engine(decoder, exchange, num_pages=pages, context_tokens=context_tokens)
+    return Engine(
+        decoder, exchange, num_pages=pages, context_tokens=context_tokens, draft_tokens=draft_tokens
+    )
 
 
 @contextmanager

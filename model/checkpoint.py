@@ -69,7 +69,7 @@ class Checkpoint:
     def config_to_serve(self, draft_tokens: int) -> ModelConfig:
         """The config with the layers that serving reads.
 
-        One MTP layer if tokens are to be drafted and the checkpoint has it, however deep the drafts; else none.
+        One MTP layer if tokens are to be drafted and it is there, however deep the drafts; else none.
         """
         one = replace(self.config, num_mtp_layers=min(1, self.config.num_mtp_layers, draft_tokens))
         return one if self.holds(mtp_tensors(one)) else replace(one, num_mtp_layers=0)
@@ -141,7 +141,9 @@ class Checkpoint:
 def estimate_bytes(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
     """RAM in `dtype` for (attention-side weights, one copy of the routed experts), MTP layers included."""
     attention = num_values((attention_tensors(config) | mtp_attention_tensors(config)).values())
-    experts = len(config.routed_layers) * config.num_experts * num_values(expert_tensors(config, 0, 0).values())
+    experts = (
+        len(config.routed_layers) * config.num_experts * num_values(expert_tensors(config, 0, 0).values())
+    )
     return attention * dtype.itemsize, experts * dtype.itemsize
 
 
