@@ -80,21 +80,15 @@ class Share:
 
 
 def local_engine(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    context_tokens: int,
-    num_sequences: int,
-    draft_tokens: int = 0,
+    checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int, num_sequences: int
 ) -> Engine:
     """An attention actor's engine that holds every expert itself."""
-    config = checkpoint.config_to_serve(draft_tokens)
+    config = checkpoint.config_to_serve(draft_tokens=0)
     reader = checkpoint.reader()
     decoder = load_decoder(reader, config, dtype, context_tokens)
     exchange = local_exchange(reader, config, dtype, "local")
     pages = 1 + num_sequences * (context_tokens // PAGE_TOKENS + 1)
-    return Engine(
-        decoder, exchange, num_pages=pages, context_tokens=context_tokens, draft_tokens=draft_tokens
-    )
+    return Engine(decoder, exchange, num_pages=pages, context_tokens=context_tokens)
 
 
 @contextmanager

@@ -10,23 +10,26 @@ nothing of HTTP.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from statistics import median
 from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
 from rich.table import Table
 
+from actors.build import local_exchange
 from actors.engine import Engine
-from bench.report import stdout_console
-from bench.step import local_engine
-from cluster.embedded import embedded_directory
 from demo.corpus import Encoder, draw, generator, make_encoder
+from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
+from model.load import load_decoder
 from model.sampling import Sampling
 
 CONTEXT_TOKENS = 1024
 LONGEST_PROMPT = 512
+CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 
 def main(
@@ -37,12 +40,11 @@ def main(
 ) -> None:
     """Print decode speed relative to no drafts."""
     torch.set_num_threads(1)
-    directory = embedded_directory()
-    checkpoint, encoder = Checkpoint.open(directory), make_encoder(directory)
+    checkpoint, encoder = Checkpoint.open(CHECKPOINT), make_encoder(CHECKPOINT)
     depths = range(deepest + 1)
-    console = stdout_console()
+    console = Console()
     for batch in (1, 16):
-        engines = [local_engine(checkpoint, torch.float32, CONTEXT_TOKENS, batch, depth) for depth in depths]
+        engines = [make_engine(checkpoint, batch, depth) for depth in depths]
         rates: list[list[float]] = [[] for _ in depths]
         for number in range(rounds):
             prompts = held_out_prompts(encoder, number, 16)
@@ -51,6 +53,18 @@ def main(
                 groups = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
                 rates[depth].append(decode_rate(engines[depth], groups, sampling))
         console.print(_table(batch, rates, [engine.stats() for engine in engines]))
+
+
+def make_engine(checkpoint: Checkpoint, num_sequences: int, draft_tokens: int) -> Engine:
+    """With room for num_sequences and every expert in it."""
+    config, reader = checkpoint.config_to_serve(draft_tokens), checkpoint.reader()
+    return Engine(
+        load_decoder(reader, config, torch.float32, CONTEXT_TOKENS),
+        local_exchange(reader, config, torch.float32, "local"),
+        num_pages=1 + num_sequences * CONTEXT_TOKENS // PAGE_TOKENS,
+        context_tokens=CONTEXT_TOKENS,
+        draft_tokens=draft_tokens,
+    )
 
 
 def held_out_prompts(encoder: Encoder, seed: int, count: int) -> list[list[int]]:

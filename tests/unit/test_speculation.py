@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +18,11 @@ from actors.engine import Engine
 from actors.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_STOP
 from actors.pace import LONGEST_REST_TOKENS, SHORTEST_REST_TOKENS, WINDOW_STEPS, Pace
 from actors.scheduler import SchedulerLimits
-from demo.speculation import held_out_prompts
 from demo.corpus import make_encoder
 from demo.network import Network, Packed
 from demo.parameters import make_parameters
 from demo.precision import Arithmetic
+from demo.speculation import held_out_prompts
 from model.checkpoint import Checkpoint
 from model.sampler import Draw, Drawn, sample
 from model.sampling import Sampling
@@ -189,6 +191,15 @@ def test_random_checkpoints_answer_as_before_and_soon_draft_no_more(tiny_v32: Pa
         few = [ids, ids[:64]]
         assert generate(engine, few, told) == generate(local_engine(directory), few, told)
         assert WINDOW_STEPS * 2 <= engine.counters.drafted[0] < 0.7 * engine.counters.decode_tokens
+
+
+def test_a_checkpoint_without_an_mtp_layer_is_served_without_drafts(tmp_path: Path, tiny_v3: Path) -> None:
+    copy = Path(shutil.copytree(tiny_v3, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 0}))
+    engine = local_engine(copy, draft_tokens=2)
+    assert generate(engine, [[20] * 9], GREEDY) == generate(local_engine(tiny_v3), [[20] * 9], GREEDY)
+    assert engine.counters.drafted == [0, 0]
 
 
 @contextmanager
