@@ -25,7 +25,7 @@ from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.load import Reader, load_decoder
-from model.names import attention_tensors, expert_tensors
+from model.names import attention_tensors, expert_tensors, mtp_attention_tensors
 from model.reader import Progress, WeightReader
 from router.exchange import Exchange
 from router.local import LocalTransport
@@ -40,7 +40,7 @@ Note = Callable[[Progress], None]
 def build_expert(options: ActorOptions, experts: Sequence[int], note: Note) -> tuple[ExpertServer, Loaded]:
     """Load the experts of every MoE layer and bind."""
     checkpoint = Checkpoint.open(Path(options.directory))
-    config = checkpoint.config
+    config = checkpoint.config_to_serve(options.draft_tokens)
     reader = checkpoint.reader(note, total_names=_expert_names(config, experts))
     held = load_held_experts(reader, config, experts, DTYPES[options.dtype])
     server = ExpertServer(
@@ -62,8 +62,8 @@ def build_attention(
     view: where the experts are; None when local.
     """
     checkpoint = Checkpoint.open(Path(options.directory))
-    config = checkpoint.config
-    names = list(attention_tensors(config))
+    config = checkpoint.config_to_serve(options.draft_tokens)
+    names = [*attention_tensors(config), *mtp_attention_tensors(config)]
     if attention.local:
         names += _expert_names(config, range(config.num_experts))
     reader = checkpoint.reader(note, total_names=names)
@@ -88,8 +88,9 @@ def build_attention(
         limits=SchedulerLimits(
             max_sequences=attention.max_sequences,
             chunk_tokens=attention.chunk_tokens,
-            max_step_tokens=attention.max_sequences + 2 * attention.chunk_tokens,
+            max_step_tokens=attention.max_sequences * (1 + options.draft_tokens) + 2 * attention.chunk_tokens,
         ),
+        draft_tokens=options.draft_tokens,
     )
     server = AttentionServer(
         engine,
@@ -113,14 +114,17 @@ def local_exchange(reader: Reader, config: ModelConfig, dtype: torch.dtype, acto
         {own.actor_id: range(config.num_experts)},
         num_experts=config.num_experts,
         first_layer=config.num_dense_layers,
-        num_layers=config.num_moe_layers,
+        num_layers=len(config.routed_layers),
     )
     return Exchange(LocalTransport(held.forward), view)
 
 
 def _expert_names(config: ModelConfig, experts: Sequence[int]) -> list[str]:
-    held = product(range(config.num_dense_layers, config.num_layers), experts)
-    return [name for layer, expert in held for name in expert_tensors(config, layer, expert)]
+    return [
+        name
+        for layer, expert in product(config.routed_layers, experts)
+        for name in expert_tensors(config, layer, expert)
+    ]
 
 
 def _loaded(host: str, port: int, reader: WeightReader) -> Loaded:

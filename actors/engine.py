@@ -10,16 +10,20 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
+from torch import Tensor
 
+from actors.drafter import Drafter
 from actors.messages import FINISH_CANCELLED, FINISH_ERROR, FINISH_LENGTH, TokenEvent
 from actors.pages import PagePool
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
 from actors.step import forward
-from model.batch import Chunk, build_batch
+from actors.verify import chunks_of, draws_of, tokens_that_hold
+from model.batch import Batch, build_batch
 from model.cache import PAGE_TOKENS, LatentCache
 from model.decoder import Decoder
 from model.sampler import Drawn, sample
@@ -37,6 +41,8 @@ class EngineCounters:
     prefill_tokens: int = 0
     decode_tokens: int = 0
     finished: int = 0
+    drafted: list[int] = field(default_factory=list)  # by place: first draft of a step, second, ...
+    accepted: list[int] = field(default_factory=list)
 
 
 class Engine:
@@ -50,6 +56,7 @@ class Engine:
         num_pages: int,
         context_tokens: int,
         limits: SchedulerLimits | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         config = decoder.config
         self._decoder = decoder
@@ -61,7 +68,10 @@ class Engine:
         self._scheduler = Scheduler(self._pool, limits or SchedulerLimits())
         self._sequences: dict[tuple[Hashable, str], LiveSequence] = {}
         self._index_topk = config.indexer.topk if config.indexer else None
-        self.counters = EngineCounters()
+        self.counters = EngineCounters(drafted=[0] * draft_tokens, accepted=[0] * draft_tokens)
+        self._drafter = None
+        if draft_tokens and decoder.mtp is not None:
+            self._drafter = Drafter(decoder, decoder.mtp, self._cache, exchange, draft_tokens)
 
     @property
     def has_work(self) -> bool:
@@ -95,6 +105,8 @@ class Engine:
             "retried_pairs": exchange.retried_pairs,
             "lost_actors": exchange.lost_actors,
             "parked_s": exchange.parked_s,
+            **{f"drafted_{place}": count for place, count in enumerate(self.counters.drafted, 1)},
+            **{f"accepted_{place}": count for place, count in enumerate(self.counters.accepted, 1)},
         }
 
     def submit(
@@ -167,17 +179,49 @@ class Engine:
         if not planned:
             return {}
         self._clear(self._pool.unclean())
-        batch = build_batch([_chunk(work) for work in planned], index_topk=self._index_topk)
-        logits = forward(self._decoder, batch, self._cache, self._exchange)
-        ending = [work for work in planned if work.reaches_end]
-        drawn = sample(logits, [work.sequence.draw() for work in ending]) if ending else []
-        for work in planned:
-            work.sequence.num_computed += work.num_tokens
-        self._count(planned)
-        events: OwnedEvents = defaultdict(list)
-        for work, token in zip(ending, drawn, strict=True):
-            events[work.sequence.owner].append(self._advance(work.sequence, token))
+        chunks = [chunk for work in planned for chunk in chunks_of(work)]
+        batch = build_batch(chunks, index_topk=self._index_topk)
+        hidden_TD = forward(self._decoder, batch, self._cache, self._exchange)
+        starts = [work.sequence.num_computed for work in planned]
+        events = self._settle(planned, self._decoder.logits(hidden_TD, batch.logit_rows))
+        self._follow(planned, starts, batch, hidden_TD)
         return events
+
+    def _settle(self, planned: list[Work], logits: Tensor) -> OwnedEvents:
+        """Count what is computed, draw tokens and verify drafts."""
+        self._count(planned)
+        drawn = iter(sample(logits, [draw for work in planned for draw in draws_of(work)]))
+        events: OwnedEvents = defaultdict(list)
+        for work in planned:
+            sequence, is_last = work.sequence, work.reaches_end
+            sequence.num_computed += work.num_tokens
+            if is_last:
+                mine = list(islice(drawn, 1 + work.num_drafts))
+                if work.num_drafts and not all(token.finite for token in mine):
+                    self._scheduler.send_back(
+                        sequence
+                    )  # a draft that overflows spoils all that sees its slot
+                    sequence.pace.rest()
+                    continue
+                held = tokens_that_hold(mine, sequence.drafts)
+                self._count_drafts(sequence, work.num_drafts, len(held) - 1)
+                sequence.num_computed += len(held) - 1
+                events[sequence.owner].append(self._advance(sequence, held))
+            sequence.drafts.clear()
+        return events
+
+    def _follow(self, planned: list[Work], starts: list[int], batch: Batch, hidden_TD: Tensor) -> None:
+        """Let the drafter see what holds of the step, of every sequence that goes on."""
+        if self._drafter is None:
+            return
+        rows = iter(batch.chunk_rows)
+        advanced = []
+        for work, start in zip(planned, starts, strict=True):
+            own = [row for part in islice(rows, 1 + work.num_drafts) for row in part]
+            if work.sequence.pages:
+                count = work.sequence.num_computed - start
+                advanced.append((work.sequence, hidden_TD[own[:count]]))
+        self._drafter.follow(advanced)
 
     def _clear(self, pages: list[int]) -> None:
         """Zero pages before use: a NaN of their last owner would pass through the mask of unused slots."""
@@ -187,24 +231,29 @@ class Engine:
         for slots in (*self._cache.latent_SC, *self._cache.index_SI):
             slots.view(self._cache.num_pages, PAGE_TOKENS, slots.shape[1]).index_fill_(0, index, 0.0)
 
-    def _advance(self, sequence: LiveSequence, drawn: Drawn) -> TokenEvent:
+    def _advance(self, sequence: LiveSequence, drawn: list[Drawn]) -> TokenEvent:
         first = sequence.num_emitted
-        if not drawn.finite:
+        if not drawn[0].finite:
             self._end(sequence)
             error = "the model's logits are not finite"
             logger.error("%s: %s", sequence.request_id, error)
             return TokenEvent(
                 request_id=sequence.request_id, first=first, token_ids=(), finish=FINISH_ERROR, error=error
             )
-        finish = sequence.append(drawn.token_id)
-        if finish is not None:
-            self._end(sequence)
+        finish = None
+        said: list[Drawn] = []
+        for token in drawn:
+            finish = sequence.append(token.token_id)
+            said.append(token)
+            if finish is not None:
+                self._end(sequence)
+                break
         return TokenEvent(
             request_id=sequence.request_id,
             first=first,
-            token_ids=(drawn.token_id,),
-            logprobs=() if drawn.logprob is None else (drawn.logprob,),
-            top=(drawn.top,) if drawn.top else (),
+            token_ids=tuple(token.token_id for token in said),
+            logprobs=tuple(token.logprob for token in said if token.logprob is not None),
+            top=tuple(token.top for token in said if token.top),
             finish=finish,
         )
 
@@ -220,6 +269,13 @@ class Engine:
                 self.counters.decode_tokens += 1
             else:
                 self.counters.prefill_tokens += work.num_tokens
+
+    def _count_drafts(self, sequence: LiveSequence, num_drafts: int, num_accepted: int) -> None:
+        sequence.pace.note(num_drafts, num_accepted)
+        for place in range(num_drafts):
+            self.counters.drafted[place] += 1
+            self.counters.accepted[place] += place < num_accepted
+        self.counters.decode_tokens += num_accepted
 
 
 def _objection(sampling: Sampling, vocab_size: int) -> str | None:
@@ -238,13 +294,3 @@ def _objection(sampling: Sampling, vocab_size: int) -> str | None:
     if any(not 0 <= token_id < vocab_size for token_id in sampling.stop_token_ids):
         return f"a stop token id is outside the vocabulary of {vocab_size}"
     return None
-
-
-def _chunk(work: Work) -> Chunk:
-    sequence, start = work.sequence, work.sequence.num_computed
-    return Chunk(
-        token_ids=sequence.tokens[start : start + work.num_tokens],
-        start=start,
-        pages=sequence.pages,
-        wants_logits=work.reaches_end,
-    )

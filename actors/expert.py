@@ -55,9 +55,9 @@ class HeldExperts:
 def load_held_experts(
     reader: Reader, config: ModelConfig, experts: Sequence[int], dtype: torch.dtype
 ) -> HeldExperts:
-    """Read the given experts of every MoE layer, one at a time so that only one is in memory twice."""
+    """Read the given experts of every routed layer, one at a time so that only one is in memory twice."""
     held = HeldExperts(config, experts, dtype)
-    for layer in range(config.num_dense_layers, config.num_layers):
+    for layer in config.routed_layers:
         for expert in experts:
             held.fill(layer, expert, load_expert(reader, layer, expert, dtype))
     return held
@@ -145,7 +145,7 @@ class ExpertServer:
     def _objection(self, parcel: Parcel) -> str | None:
         """Why this parcel cannot be answered here, or None."""
         config = self._config
-        if not config.num_dense_layers <= parcel.key.layer < config.num_layers:
+        if parcel.key.layer not in config.routed_layers:
             return f"layer {parcel.key.layer} has no routed experts"
         if parcel.rows_RD.shape[1] != config.hidden_size:
             return f"rows are {parcel.rows_RD.shape[1]} wide, the model {config.hidden_size}"

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorOptions:
-    """For every data-plane actor. directory: the checkpoint. token: the cluster token, never logged."""
+    """For every data-plane actor.
+
+    directory: the checkpoint. draft_tokens: how far ahead its MTP layer drafts; at 0 nobody loads it. token:
+    the cluster token, never logged.
+    """
 
     actor_id: str
     incarnation: int
@@ -18,6 +22,7 @@ class ActorOptions:
     dtype: str
     host: str
     token: bytes
+    draft_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from actors.sequence import Sequence
 class SchedulerLimits:
     """max_sequences: in one step.
 
-    Max_step_tokens: decode and prefill together. chunk_tokens: prefill grid.
+    max_step_tokens: decode, prefill and drafts together. chunk_tokens: prefill grid.
     """
 
     max_sequences: int = 64
@@ -29,20 +29,26 @@ class SchedulerLimits:
     def __post_init__(self) -> None:
         if self.chunk_tokens < 1 or self.max_sequences < 1:
             raise ValueError("chunk_tokens and max_sequences must be at least 1")
-        least = self.max_sequences - 1 + self.chunk_tokens
-        if self.max_step_tokens < least:  # else a prompt could wait for ever behind those that decode
+        least = self.max_step_tokens - self.spare_tokens
+        if self.spare_tokens < 0:  # else a prompt could wait for ever behind those that decode
             raise ValueError(
                 f"max_step_tokens is {self.max_step_tokens}: must be at least {least}, a chunk of "
                 f"{self.chunk_tokens} beside {self.max_sequences - 1} sequences that decode"
             )
 
+    @property
+    def spare_tokens(self) -> int:
+        """Room for drafts: what a chunk beside all others' tokens leaves of a step."""
+        return self.max_step_tokens - (self.max_sequences - 1 + self.chunk_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The next num_tokens tokens of a sequence."""
+    """The next num_tokens tokens of a sequence, and the first num_drafts of its drafts to verify."""
 
     sequence: Sequence
     num_tokens: int
+    num_drafts: int = 0
 
     @property
     def reaches_end(self) -> bool:
@@ -77,12 +83,14 @@ class Scheduler:
 
     def plan(self) -> list[Work]:
         """The next step, with its pages taken; empty when nothing can run."""
-        budget = self._limits.max_step_tokens
+        budget, spare = self._limits.max_step_tokens, self._limits.spare_tokens
         planned: list[Work] = []
         for sequence in [s for s in self.running if s.is_decoding]:
-            if sequence in self.running and self._make_room(sequence, 1):
-                planned.append(Work(sequence, 1))
-                budget -= 1
+            if sequence in self.running and self._make_room(sequence):
+                num_drafts = self._make_room_for_drafts(sequence, spare)
+                planned.append(Work(sequence, 1, num_drafts))
+                budget -= 1 + num_drafts
+                spare -= num_drafts
         planned = [work for work in planned if work.sequence in self.running]
         for sequence in [s for s in self.running if not s.is_decoding]:
             budget -= self._plan_chunk(sequence, budget, planned)
@@ -97,7 +105,6 @@ class Scheduler:
         """Start the first waiting sequence if its whole prompt has pages now; returns tokens planned."""
         if not self._pool.can_take(pages_for(len(sequence.tokens) + 1)):
             return 0
-        sequence.num_computed = 0
         sequence.pages = self._pool.take(pages_for(len(sequence.tokens) + 1))
         self.waiting.popleft()
         self.running.append(sequence)
@@ -116,24 +123,35 @@ class Scheduler:
         planned.append(Work(sequence, count))
         return count
 
-    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Pages for num_tokens more; sends the youngest others back if it must.
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Pages for a token more; sends the youngest others back if it must.
 
         False: it was sent back itself.
         """
-        missing = pages_for(sequence.num_computed + num_tokens) - len(sequence.pages)
+        missing = pages_for(sequence.num_computed + 1) - len(sequence.pages)
         while missing > 0 and not self._pool.can_take(missing):
             youngest = self.running[-1]
-            self._preempt(youngest)
+            self.send_back(youngest)
             if youngest is sequence:
                 return False
         if missing > 0:
             sequence.pages += self._pool.take(missing)
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _make_room_for_drafts(self, sequence: Sequence, spare: int) -> int:
+        """How many drafts can be verified; nobody is sent back for a guess."""
+        num_drafts = min(len(sequence.drafts), spare)
+        missing = pages_for(sequence.num_computed + 1 + num_drafts) - len(sequence.pages)
+        if missing > 0:
+            if not self._pool.can_take(missing):
+                return 0
+            sequence.pages += self._pool.take(missing)
+        return num_drafts
+
+    def send_back(self, sequence: Sequence) -> None:
+        """Take a running sequence's pages; it is computed again when there is room."""
         self.running.remove(sequence)
         self._pool.give_back(sequence.pages)
-        sequence.num_computed = 0
+        sequence.restart()
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from actors.messages import FINISH_LENGTH, FINISH_STOP
+from actors.pace import Pace
 from model.sampler import Draw
 from model.sampling import Sampling
 
@@ -18,7 +21,9 @@ from model.sampling import Sampling
 class Sequence:
     """`owner` is whoever must be told of its tokens. 0 <= num_computed <= len(tokens).
 
-    A sequence whose tokens are all computed but the last is decoding.
+    A sequence whose tokens are all computed but the last is decoding. drafts: guesses at the next tokens, for
+    the next step to verify. unfollowed: hidden states that the MTP layer has not read yet, of its last
+    computed tokens.
     """
 
     request_id: str
@@ -30,6 +35,9 @@ class Sequence:
     max_context: int
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)
+    unfollowed: list[Tensor] = field(default_factory=list)
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def num_emitted(self) -> int:
@@ -39,17 +47,23 @@ class Sequence:
     def is_decoding(self) -> bool:
         return self.num_computed == len(self.tokens) - 1
 
-    def draw(self) -> Draw:
-        """What the sampler must know for the next token."""
+    def restart(self) -> None:
+        """Forget what is computed: the pages are gone."""
+        self.num_computed = 0
+        self.drafts.clear()
+        self.unfollowed.clear()
+
+    def draw(self, drafts: list[int]) -> Draw:
+        """What the sampler must know for the token after these drafts, should they hold."""
         sampling = self.sampling
         forbidden: tuple[int, ...] = ()
-        if self.num_emitted < sampling.min_tokens:
+        if self.num_emitted + len(drafts) < sampling.min_tokens:
             forbidden = tuple(sorted({*self.eos_ids, *sampling.stop_token_ids}))
         return Draw(
             sampling=sampling,
-            position=len(self.tokens),
+            position=len(self.tokens) + len(drafts),
             prompt_ids=self.tokens[: self.num_prompt] if sampling.repetition_penalty != 1.0 else (),
-            emitted_ids=self.tokens[self.num_prompt :],
+            emitted_ids=self.tokens[self.num_prompt :] + drafts,
             forbidden_ids=forbidden,
         )
 

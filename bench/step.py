@@ -83,7 +83,7 @@ def local_engine(
     checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int, num_sequences: int
 ) -> Engine:
     """An attention actor's engine that holds every expert itself."""
-    config = checkpoint.config
+    config = checkpoint.config_to_serve(draft_tokens=0)
     reader = checkpoint.reader()
     decoder = load_decoder(reader, config, dtype, context_tokens)
     exchange = local_exchange(reader, config, dtype, "local")

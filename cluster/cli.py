@@ -62,6 +62,10 @@ def serve(
     cache_tokens: Annotated[
         int | None, typer.Option(help="Cache per attention actor [default: 65536].")
     ] = None,
+    draft_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens drafted ahead by the MTP layer; 0: none [default: 1 if it has one]."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON on stdout.")] = False,
 ) -> None:
     """Serve a model over the OpenAI API until Ctrl-C."""
@@ -78,6 +82,7 @@ def serve(
         "port": port,
         "context_tokens": context_tokens,
         "cache_tokens": cache_tokens,
+        "draft_tokens": draft_tokens,
     }
     try:
         spec = ShoalSpec.from_sources(config, flags)

@@ -38,6 +38,7 @@ class Plan:
     num_attention: int
     num_experts: int
     replicas_per_expert: int
+    draft_tokens: int
     attention: AttentionOptions
 
 
@@ -150,6 +151,7 @@ class Controller:
             dtype=self._plan.dtype,
             host=self._plan.data_host,
             token=self._token,
+            draft_tokens=self._plan.draft_tokens,
         )
         if member.experts is not None:
             member.handle = spawn(ExpertWorker, options)
@@ -215,7 +217,7 @@ class Controller:
             {ActorId(m.actor_id): m.experts or () for m in active},
             num_experts=self._config.num_experts,
             first_layer=self._config.num_dense_layers,
-            num_layers=self._config.num_moe_layers,
+            num_layers=len(self._config.routed_layers),
         )
 
     def _publish(self) -> None:

@@ -116,6 +116,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
         num_attention=spec.attention,
         num_experts=spec.experts,
         replicas_per_expert=spec.replicas_per_expert,
+        draft_tokens=preflight.draft_tokens,
         attention=AttentionOptions(
             local=spec.experts == 0,
             context_tokens=preflight.context_tokens,

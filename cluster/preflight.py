@@ -21,7 +21,7 @@ from ingress.tokens import Tokenizer
 from model.cache import bytes_per_token
 from model.checkpoint import Checkpoint, estimate_bytes
 from model.config import ModelConfig
-from model.names import required_tensors
+from model.names import mtp_tensors, required_tensors
 from model.tiny import write_tiny
 
 PROCESS_BYTES = 350 << 20  # one actor process with torch imported, measured as proportional set size
@@ -29,12 +29,13 @@ PROCESS_BYTES = 350 << 20  # one actor process with torch imported, measured as 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preflight:
-    """A checkpoint that can be served on this machine."""
+    """A checkpoint that can be served on this machine; config has an MTP layer if something is drafted."""
 
     directory: Path
     model_name: str
     config: ModelConfig
     context_tokens: int
+    draft_tokens: int
     needed_bytes: int
 
 
@@ -42,8 +43,13 @@ def examine(spec: ShoalSpec) -> Preflight:
     """Raises SpecError, ConfigError, CheckpointError or TokenizerError, each one line with its remedy."""
     directory = _find(spec)
     checkpoint = Checkpoint.open(directory)
-    config = checkpoint.config
-    checkpoint.check(required_tensors(config))
+    draft_tokens = 1 if spec.draft_tokens is None else spec.draft_tokens
+    config = checkpoint.config_to_serve(draft_tokens)
+    checkpoint.check(required_tensors(config) | mtp_tensors(config))
+    if not config.num_mtp_layers:
+        if spec.draft_tokens:
+            raise SpecError(f"draft_tokens is {spec.draft_tokens}: the model has no MTP layer; set it to 0")
+        draft_tokens = 0
     _check_tokenizer(directory, config)
     if spec.experts > config.num_experts:
         raise SpecError(
@@ -68,6 +74,7 @@ def examine(spec: ShoalSpec) -> Preflight:
         model_name=name,
         config=config,
         context_tokens=context_tokens,
+        draft_tokens=draft_tokens,
         needed_bytes=needed,
     )
 

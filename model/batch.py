@@ -62,7 +62,11 @@ class QueryGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """One step. logit_rows: one row per chunk that wants logits, in the order of the chunks given."""
+    """One step.
+
+    logit_rows: the last row of each chunk that wants logits; chunk_rows: every row of every chunk; both in
+    the order of the chunks given.
+    """
 
     token_ids_T: Tensor
     positions_T: Tensor
@@ -70,6 +74,7 @@ class Batch:
     num_tokens: int
     groups: tuple[QueryGroup, ...]
     logit_rows: Tensor
+    chunk_rows: tuple[range, ...]
 
 
 def padded_keys(num_keys: int) -> int:
@@ -86,7 +91,7 @@ def build_batch(chunks: Sequence[Chunk], *, index_topk: int | None) -> Batch:
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[Slots] = []
-    last_row = [0] * len(chunks)
+    rows = [range(0)] * len(chunks)
     groups: list[QueryGroup] = []
     for key, members in groupby(order, key=group_keys.__getitem__):
         first_row = len(token_ids)
@@ -97,7 +102,7 @@ def build_batch(chunks: Sequence[Chunk], *, index_topk: int | None) -> Batch:
             span = range(chunk.start, chunk.start + len(chunk.token_ids))
             positions.extend(span)
             slots.append(_slots(chunk.pages, chunk.start, len(chunk.token_ids)))
-            last_row[i] = len(token_ids) - 1
+            rows[i] = range(len(token_ids) - len(chunk.token_ids), len(token_ids))
         if key[0] == 0:
             groups.append(_decode_group([chunks[i] for i in together], first_row, index_topk))
         else:
@@ -112,8 +117,9 @@ def build_batch(chunks: Sequence[Chunk], *, index_topk: int | None) -> Batch:
         num_tokens=num_tokens,
         groups=tuple(groups),
         logit_rows=torch.tensor(
-            [last_row[i] for i, c in enumerate(chunks) if c.wants_logits], dtype=torch.int64
+            [rows[i][-1] for i, c in enumerate(chunks) if c.wants_logits], dtype=torch.int64
         ),
+        chunk_rows=tuple(rows),
     )
 
 

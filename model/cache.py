@@ -18,16 +18,15 @@ PAGE_TOKENS = 64
 
 
 class LatentCache:
-    """Latents and index keys of every layer, allocated once and zero-filled."""
+    """Latents and index keys of every layer, the MTP layer last; allocated once and zero-filled."""
 
     def __init__(self, config: ModelConfig, num_pages: int, dtype: torch.dtype) -> None:
         slots = num_pages * PAGE_TOKENS
         self.num_pages = num_pages
-        self.latent_SC = [
-            torch.zeros(slots, config.latent_dim, dtype=dtype) for _ in range(config.num_layers)
-        ]
+        num_layers = config.num_layers + config.num_mtp_layers
+        self.latent_SC = [torch.zeros(slots, config.latent_dim, dtype=dtype) for _ in range(num_layers)]
         index_dim = config.indexer.head_dim if config.indexer else 0
-        self.index_SI = [torch.zeros(slots, index_dim, dtype=dtype) for _ in range(config.num_layers)]
+        self.index_SI = [torch.zeros(slots, index_dim, dtype=dtype) for _ in range(num_layers)]
 
     def write(self, layer: int, slots_T: Tensor, latent_TC: Tensor, index_TI: Tensor | None) -> None:
         """Store the step's tokens; slots_T: int64, distinct."""
@@ -37,6 +36,9 @@ class LatentCache:
 
 
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Cache bytes of one token over all layers: (latent_dim + index head_dim) * itemsize * layers."""
+    """Cache bytes of one token over all layers: (latent_dim + index head_dim) * itemsize * layers.
+
+    The MTP layers of `config` count too.
+    """
     index_dim = config.indexer.head_dim if config.indexer else 0
-    return (config.latent_dim + index_dim) * dtype.itemsize * config.num_layers
+    return (config.latent_dim + index_dim) * dtype.itemsize * (config.num_layers + config.num_mtp_layers)

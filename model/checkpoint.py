@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,14 @@ import torch
 from kernels.fp8 import scale_shape
 from model.config import ModelConfig
 from model.fields import ConfigError
-from model.names import Shape, attention_tensors, expert_tensors, num_values
+from model.names import (
+    Shape,
+    attention_tensors,
+    expert_tensors,
+    mtp_attention_tensors,
+    mtp_tensors,
+    num_values,
+)
 from model.reader import FP8, READABLE, WIDE, Progress, WeightReader
 from model.shards import (
     MAX_HEADER_BYTES,
@@ -58,6 +65,14 @@ class Checkpoint:
             index = directory / "model.safetensors"
             tensors = read_header(inside(directory, index.name, tensor=None))
         return Checkpoint(directory=directory, index=index, config=config, tensors=tensors)
+
+    def config_to_serve(self, draft_tokens: int) -> ModelConfig:
+        """The config with the layers that serving reads.
+
+        One MTP layer if tokens are to be drafted and it is there, however deep the drafts; else none.
+        """
+        one = replace(self.config, num_mtp_layers=min(1, self.config.num_mtp_layers, draft_tokens))
+        return one if self.holds(mtp_tensors(one)) else replace(one, num_mtp_layers=0)
 
     def holds(self, names: Iterable[str]) -> bool:
         """Whether every one of `names` is there, in whatever shape."""
@@ -124,9 +139,11 @@ class Checkpoint:
 
 
 def estimate_bytes(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
-    """RAM in `dtype` for (attention-side weights, one copy of the routed experts), without MTP layers."""
-    attention = num_values(attention_tensors(config).values())
-    experts = config.num_moe_layers * config.num_experts * num_values(expert_tensors(config, 0, 0).values())
+    """RAM in `dtype` for (attention-side weights, one copy of the routed experts), MTP layers included."""
+    attention = num_values((attention_tensors(config) | mtp_attention_tensors(config)).values())
+    experts = (
+        len(config.routed_layers) * config.num_experts * num_values(expert_tensors(config, 0, 0).values())
+    )
     return attention * dtype.itemsize, experts * dtype.itemsize
 
 

@@ -135,6 +135,11 @@ class ModelConfig:
         return self.num_layers - self.num_dense_layers
 
     @property
+    def routed_layers(self) -> range:
+        """Every layer with routed experts; MTP layers are numbered after the main ones."""
+        return range(self.num_dense_layers, self.num_layers + self.num_mtp_layers)
+
+    @property
     def softmax_scale(self) -> float:
         return float(self.qk_head_dim**-0.5 * self.rope.softmax_factor)
 

@@ -45,14 +45,34 @@ class HeadWeights:
     head_DV: Tensor
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mtp:
+    """The MTP layer: from the hidden of position i and the token i + 1 to a hidden that predicts token i + 2.
+
+    join_ED: from [embedding | hidden] to D. norm_D stands before the main model's head.
+    """
+
+    layer: Layer
+    embedding_norm_D: Tensor
+    hidden_norm_D: Tensor
+    join_ED: Tensor
+    norm_D: Tensor
+
+
 class Decoder:
-    """The layers in order, and the two ends."""
+    """The layers in order, and the two ends; mtp: None when nothing is drafted."""
 
     def __init__(
-        self, config: ModelConfig, layers: list[Layer], head: HeadWeights, context_tokens: int
+        self,
+        config: ModelConfig,
+        layers: list[Layer],
+        head: HeadWeights,
+        context_tokens: int,
+        mtp: Mtp | None = None,
     ) -> None:
         self.config = config
         self.layers = layers
+        self.mtp = mtp
         self.dtype = head.embedding_VD.dtype
         self._head = head
         self._cos, self._sin = rope_tables(config.rope, config.qk_rope_head_dim, context_tokens)
@@ -60,6 +80,11 @@ class Decoder:
     def embed(self, batch: Batch) -> Tensor:
         """[T, D]"""
         return self._head.embedding_VD.index_select(0, batch.token_ids_T)
+
+    def join(self, mtp: Mtp, batch: Batch, hidden_TD: Tensor) -> Tensor:
+        """[T, D], what the MTP layer starts from; the batch's tokens are those that follow hidden_TD's."""
+        embedded = self.norm(self.embed(batch), mtp.embedding_norm_D)
+        return matmul_rows(torch.cat([embedded, self.norm(hidden_TD, mtp.hidden_norm_D)], -1), mtp.join_ED)
 
     def rotation(self, batch: Batch) -> Rotation:
         """The angles of the step's positions."""
@@ -71,11 +96,13 @@ class Decoder:
     def norm(self, x_TD: Tensor, weight_D: Tensor) -> Tensor:
         return rms_norm(x_TD, weight_D, self.config.rms_norm_eps)
 
-    def logits(self, x_TD: Tensor, rows: Tensor) -> Tensor:
-        """fp32 [len(rows), V] of the chosen rows."""
-        wanted = x_TD.index_select(0, rows)
+    def last_norm(self, x_TD: Tensor) -> Tensor:
+        return self.norm(x_TD, self._head.norm_D)
+
+    def logits(self, hidden_TD: Tensor, rows: Tensor) -> Tensor:
+        """fp32 [len(rows), V] of the chosen rows of what came out of the last norm."""
+        wanted = hidden_TD.index_select(0, rows)
         padding = padded_rows(wanted.shape[0]) - wanted.shape[0]
         assert 0 <= padding < ROW_MULTIPLE or wanted.shape[0] == 0, "padding is less than one multiple"
         padded = torch.cat([wanted, wanted.new_zeros(padding, wanted.shape[1])])
-        normed = self.norm(padded, self._head.norm_D)
-        return matmul_rows(normed, self._head.head_DV)[: wanted.shape[0]].float()
+        return matmul_rows(padded, self._head.head_DV)[: wanted.shape[0]].float()

@@ -55,7 +55,7 @@ class ExpertShard:
                 )
                 for _ in range(num_slots)
             ]
-            for _ in range(config.num_moe_layers)
+            for _ in config.routed_layers
         ]
 
     def fill(self, layer: int, slot: int, expert: Mlp) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.rope import interleaved_to_half
 from model.config import ModelConfig
-from model.decoder import Decoder, HeadWeights, Layer
+from model.decoder import Decoder, HeadWeights, Layer, Mtp
 from model.experts import Mlp
 from model.gate import Gate
 from model.mla import IndexerWeights, Mla, MlaWeights
@@ -35,7 +35,8 @@ def load_decoder(reader: Reader, config: ModelConfig, dtype: torch.dtype, contex
         norm_D=reader.read("model.norm.weight", torch.float32),
         head_DV=_turned(reader.read("lm_head.weight", dtype)),
     )
-    return Decoder(config, layers, head, context_tokens)
+    mtp = _load_mtp(reader, config, dtype) if config.num_mtp_layers else None
+    return Decoder(config, layers, head, context_tokens, mtp)
 
 
 def load_expert(reader: Reader, layer: int, expert: int, dtype: torch.dtype) -> Mlp:
@@ -54,6 +55,17 @@ def _load_layer(reader: Reader, config: ModelConfig, index: int, dtype: torch.dt
         mlp=_load_mlp(reader, f"{prefix}.mlp", dtype) if dense else None,
         gate=None if dense else _load_gate(reader, config, f"{prefix}.mlp.gate"),
         shared=None if dense else _load_mlp(reader, f"{prefix}.mlp.shared_experts", dtype),
+    )
+
+
+def _load_mtp(reader: Reader, config: ModelConfig, dtype: torch.dtype) -> Mtp:
+    prefix = f"model.layers.{config.num_layers}"
+    return Mtp(
+        layer=_load_layer(reader, config, config.num_layers, dtype),
+        embedding_norm_D=reader.read(f"{prefix}.enorm.weight", torch.float32),
+        hidden_norm_D=reader.read(f"{prefix}.hnorm.weight", torch.float32),
+        join_ED=_turned(reader.read(f"{prefix}.eh_proj.weight", dtype)),
+        norm_D=reader.read(f"{prefix}.shared_head.norm.weight", torch.float32),
     )
 
 

@@ -40,16 +40,23 @@ class Generated:
     finish: str | None
 
 
-def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, Decoder, Checkpoint]:
+def load(
+    directory: Path, dtype: torch.dtype = torch.float32, draft_tokens: int = 0
+) -> tuple[ModelConfig, Decoder, Checkpoint]:
+    """The config is without the MTP layer unless something is drafted."""
     checkpoint = Checkpoint.open(directory)
-    decoder = load_decoder(checkpoint.reader(), checkpoint.config, dtype, CONTEXT)
-    return checkpoint.config, decoder, checkpoint
+    config = checkpoint.config_to_serve(draft_tokens)
+    return config, load_decoder(checkpoint.reader(), config, dtype, CONTEXT), checkpoint
 
 
 def experts_of(
-    checkpoint: Checkpoint, experts: Sequence[int], dtype: torch.dtype = torch.float32
+    checkpoint: Checkpoint,
+    experts: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    draft_tokens: int = 0,
 ) -> HeldExperts:
-    return load_held_experts(checkpoint.reader(), checkpoint.config, experts, dtype)
+    config = checkpoint.config_to_serve(draft_tokens)
+    return load_held_experts(checkpoint.reader(), config, experts, dtype)
 
 
 def view_of(
@@ -61,7 +68,7 @@ def view_of(
         {actor.actor_id: held for actor, held in zip(actors, placement, strict=True)},
         num_experts=config.num_experts,
         first_layer=config.num_dense_layers,
-        num_layers=config.num_moe_layers,
+        num_layers=len(config.routed_layers),
     )
 
 
@@ -70,10 +77,18 @@ def local_engine(
     dtype: torch.dtype = torch.float32,
     limits: SchedulerLimits | None = None,
     num_pages: int = 128,
+    draft_tokens: int = 0,
 ) -> Engine:
-    config, decoder, checkpoint = load(directory, dtype)
+    config, decoder, checkpoint = load(directory, dtype, draft_tokens)
     exchange = local_exchange(checkpoint.reader(), config, dtype, "local")
-    return Engine(decoder, exchange, num_pages=num_pages, context_tokens=CONTEXT, limits=limits)
+    return Engine(
+        decoder,
+        exchange,
+        num_pages=num_pages,
+        context_tokens=CONTEXT,
+        limits=limits,
+        draft_tokens=draft_tokens,
+    )
 
 
 @contextmanager
@@ -95,12 +110,17 @@ def tcp_engine(
     replicas: int = 1,
     dtype: torch.dtype = torch.float32,
     limits: SchedulerLimits | None = None,
+    draft_tokens: int = 0,
 ) -> Iterator[Engine]:
-    config, decoder, checkpoint = load(directory, dtype)
+    config, decoder, checkpoint = load(directory, dtype, draft_tokens)
     placement = even_placement(config.num_experts, num_experts, replicas)
     servers = [
         ExpertServer(
-            config, experts_of(checkpoint, held, dtype), actor_id=f"expert-{i}", incarnation=1, token=TOKEN
+            config,
+            experts_of(checkpoint, held, dtype, draft_tokens),
+            actor_id=f"expert-{i}",
+            incarnation=1,
+            token=TOKEN,
         )
         for i, held in enumerate(placement)
     ]
@@ -114,7 +134,14 @@ def tcp_engine(
         thread.start()
     exchange = Exchange(transport, view_of(config, 1, actors, placement), answer_timeout_s=10.0)
     try:
-        yield Engine(decoder, exchange, num_pages=128, context_tokens=CONTEXT, limits=limits)
+        yield Engine(
+            decoder,
+            exchange,
+            num_pages=128,
+            context_tokens=CONTEXT,
+            limits=limits,
+            draft_tokens=draft_tokens,
+        )
     finally:
         transport.close()
         for server, thread in zip(servers, threads, strict=True):

@@ -51,7 +51,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory, parameters: Parameters) 
 
 @pytest.fixture(scope="module")
 def stored(directory: Path, parameters: Parameters) -> Parameters:
-    """The parameters as the checkpoint rounds them."""
+    return as_stored(directory, parameters)
+
+
+def as_stored(directory: Path, parameters: Parameters) -> Parameters:
+    """The parameters of these names as the checkpoint rounds them."""
     reader = Checkpoint.open(directory).reader()
     flat = {name: reader.read(name, torch.float32) for name in unstacked(parameters)}
     rounded: Parameters = {}

@@ -164,7 +164,7 @@ def spoiled(config: ModelConfig) -> dict[str, tuple[Dispatch, list[bytes]]]:
     return {
         "a dense layer": (with_key(layer=0), payload),
         "a negative layer": (with_key(layer=-1), payload),
-        "a layer too many": (with_key(layer=config.num_layers), payload),
+        "a layer too many": (with_key(layer=config.num_layers + config.num_mtp_layers), payload),
         "a huge layer": (with_key(layer=2**63), payload),
         "narrow rows": other(rows_RD=torch.zeros(2, config.hidden_size - 1)),
         "wide rows": other(rows_RD=torch.zeros(2, config.hidden_size + 1)),

@@ -99,6 +99,35 @@ def test_a_context_beyond_the_model_is_refused(checkpoint: Path) -> None:
         examine(ShoalSpec(model=str(checkpoint), context_tokens=100_000))
 
 
+def forget_mtp(directory: Path) -> None:
+    """The files of one who left the MTP layer out, whose config.json still speaks of it."""
+    layer = f"model.layers.{examine(ShoalSpec(model=str(directory))).config.num_layers}."
+    file = directory / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    kept = {name: shard for name, shard in index["weight_map"].items() if not name.startswith(layer)}
+    assert len(kept) < len(index["weight_map"])
+    file.write_text(json.dumps({**index, "weight_map": kept}))
+
+
+def test_one_token_is_drafted_where_there_is_an_mtp_layer_and_none_where_not(checkpoint: Path) -> None:
+    def drafts(draft_tokens: int | None) -> tuple[int, int]:
+        checked = examine(ShoalSpec(model=str(checkpoint), draft_tokens=draft_tokens))
+        return checked.draft_tokens, checked.config.num_mtp_layers
+
+    assert [drafts(None), drafts(0), drafts(3)] == [(1, 1), (0, 0), (3, 1)]
+    forget_mtp(checkpoint)
+    assert [drafts(None), drafts(0)] == [(0, 0), (0, 0)]
+    with pytest.raises(ValueError, match="draft_tokens is 2: the model has no MTP layer; set it to 0"):
+        drafts(2)
+
+
+def test_an_mtp_layer_that_is_not_loaded_needs_no_memory(checkpoint: Path) -> None:
+    def needed(draft_tokens: int) -> int:
+        return examine(ShoalSpec(model=str(checkpoint), draft_tokens=draft_tokens)).needed_bytes
+
+    assert needed(0) < needed(1) == needed(2)
+
+
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "cluster.cli", *arguments], capture_output=True, text=True, timeout=120

@@ -14,6 +14,7 @@ from kernels.fp8 import dequantize_blocks_reference
 from model.batch import Batch, Chunk, build_batch
 from model.cache import PAGE_TOKENS, LatentCache
 from model.checkpoint import Checkpoint
+from model.decoder import Decoder
 from model.load import load_decoder
 from model.sampling import Sampling
 from model.tiny import write_tiny
@@ -53,13 +54,14 @@ def logits_of_every_token(directory: Path, token_ids: list[int], cuts: list[int]
     return torch.cat(rows)
 
 
-def _every_row(decoder: object, batch: Batch, cache: LatentCache, exchange: Exchange) -> Tensor:
+def _every_row(decoder: Decoder, batch: Batch, cache: LatentCache, exchange: Exchange) -> Tensor:
     from dataclasses import replace
 
     from actors.step import forward
 
     everything = replace(batch, logit_rows=torch.arange(batch.num_tokens))
-    return forward(decoder, everything, cache, exchange)  # type: ignore[arg-type]
+    hidden_TD = forward(decoder, everything, cache, exchange)
+    return decoder.logits(hidden_TD, everything.logit_rows)
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:

@@ -1,0 +1,117 @@
+"""The MTP layer at work: follows the main model, drafts ahead.
+
+After each step it reads the hidden states of the positions that hold, so that its cache has all of a
+sequence's past, and drafts the tokens that the next step verifies. A draft is drawn as the sampler would draw
+the token itself, with the same noise, so that good drafts are accepted when sampling too. What it writes for
+drafted positions is written again before anything reads it. Knows nothing of what is accepted.
+
+Letters: T rows  D hidden
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from actors.sequence import Sequence as LiveSequence
+from actors.step import forward_mtp
+from model.batch import Chunk, build_batch
+from model.cache import PAGE_TOKENS, LatentCache
+from model.decoder import Decoder, Mtp
+from model.sampler import Draw, sample
+from router.exchange import Exchange
+
+FEW_TOKENS = 8
+
+
+class Drafter:
+    """Drafts up to draft_tokens for each sequence that decodes."""
+
+    def __init__(
+        self, decoder: Decoder, mtp: Mtp, cache: LatentCache, exchange: Exchange, draft_tokens: int
+    ) -> None:
+        self._decoder, self._mtp, self._cache, self._exchange = decoder, mtp, cache, exchange
+        self._index_topk = decoder.config.indexer.topk if decoder.config.indexer else None
+        self._draft_tokens = draft_tokens
+
+    def follow(self, advanced: Sequence[tuple[LiveSequence, Tensor]]) -> None:
+        """Each sequence with the hidden states of its newly computed tokens, [tokens, D]."""
+        due = []
+        for sequence, hidden in advanced:
+            if self._room(sequence) < 1:
+                continue  # nor will there ever be: its end is near
+            sequence.unfollowed.append(hidden)
+            if not sequence.is_decoding or not sequence.pace.is_resting:
+                due.append(sequence)
+        if not due:
+            return
+        hidden_TD = torch.cat([part for sequence in due for part in sequence.unfollowed])
+        chunks = [chunk for sequence in due for chunk in _catch_up(sequence)]
+        drafting = [sequence for sequence in due if sequence.is_decoding]
+        for depth in range(1, self._draft_tokens + 1):
+            hidden_TD = self._draft(chunks, hidden_TD, drafting)
+            kept = [i for i, sequence in enumerate(drafting) if self._room(sequence) > depth]
+            if not kept:
+                return
+            hidden_TD = hidden_TD[kept]
+            drafting = [drafting[i] for i in kept]
+            chunks = [
+                Chunk(
+                    token_ids=sequence.drafts[-1:],
+                    start=sequence.num_computed + depth - 1,
+                    pages=sequence.pages,
+                    wants_logits=True,
+                )
+                for sequence in drafting
+            ]
+
+    def _draft(self, chunks: list[Chunk], hidden_TD: Tensor, drafting: list[LiveSequence]) -> Tensor:
+        """One pass and one more draft each; the hidden states that it was drawn from, [drafting, D]."""
+        batch = build_batch(chunks, index_topk=self._index_topk)
+        rows = torch.tensor([row for rows in batch.chunk_rows for row in rows])
+        placed_TD = hidden_TD.new_zeros(len(batch.token_ids_T), hidden_TD.shape[1])
+        placed_TD.index_copy_(0, rows, hidden_TD)
+        out_TD = forward_mtp(self._decoder, self._mtp, batch, placed_TD, self._cache, self._exchange)
+        if drafting:
+            logits = self._decoder.logits(out_TD, batch.logit_rows)
+            drawn = sample(
+                logits, [_without_logprobs(sequence.draw(sequence.drafts)) for sequence in drafting]
+            )
+            for sequence, token in zip(drafting, drawn, strict=True):
+                sequence.drafts.append(token.token_id)
+        return out_TD.index_select(0, batch.logit_rows)
+
+    def _room(self, sequence: LiveSequence) -> int:
+        """How many drafts the next step could use, and the cache has room to make."""
+        in_pages = len(sequence.pages) * PAGE_TOKENS - sequence.num_computed + 1
+        wanted = min(
+            sequence.sampling.max_tokens - sequence.num_emitted, sequence.max_context - len(sequence.tokens)
+        )
+        return min(self._draft_tokens, wanted - 1, in_pages)
+
+
+def _catch_up(sequence: LiveSequence) -> list[Chunk]:
+    """The computed tokens that the MTP layer has not seen, each as the token that follows it."""
+    count = sum(len(part) for part in sequence.unfollowed)
+    sequence.unfollowed.clear()
+    start = sequence.num_computed - count
+    following = sequence.tokens[start + 1 : sequence.num_computed + 1]
+    size = 1 if count <= FEW_TOKENS else count  # single tokens of many sequences share their products
+    return [
+        Chunk(
+            token_ids=following[at : at + size],
+            start=start + at,
+            pages=sequence.pages,
+            wants_logits=sequence.is_decoding and at + size == count,
+        )
+        for at in range(0, count, size)
+    ]
+
+
+def _without_logprobs(draw: Draw) -> Draw:
+    if draw.sampling.logprobs is None:
+        return draw
+    return replace(draw, sampling=replace(draw.sampling, logprobs=None))
