@@ -20,6 +20,20 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(4, len(os.sched_getaffinity(0))) if is_whole and is_without_ray else 0
 
 
+TRANSFORMERS = {
+    "test_demo_checkpoint",
+    "test_reference",
+    "test_tiny",
+}  # importing it takes seconds: once is enough
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file stays in one process, for its fixtures; those that import transformers share one."""
+    for item in items:
+        group = "transformers" if item.path.stem in TRANSFORMERS else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def tiny_v32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deepseek_v32 checkpoint whose index_topk (32) is far below the test contexts."""

@@ -79,11 +79,26 @@ def local_engine(
     num_pages: int = 128,
     draft_tokens: int = 0,
 ) -> Engine:
+    parts = local_parts(directory, dtype, draft_tokens)
+    return engine_of(parts, limits=limits, num_pages=num_pages, draft_tokens=draft_tokens)
+
+
+def local_parts(
+    directory: Path, dtype: torch.dtype = torch.float32, draft_tokens: int = 0
+) -> tuple[Decoder, Exchange]:
+    """What engines that work one after another may share."""
     config, decoder, checkpoint = load(directory, dtype, draft_tokens)
-    exchange = local_exchange(checkpoint.reader(), config, dtype, "local")
+    return decoder, local_exchange(checkpoint.reader(), config, dtype, "local")
+
+
+def engine_of(
+    parts: tuple[Decoder, Exchange],
+    limits: SchedulerLimits | None = None,
+    num_pages: int = 128,
+    draft_tokens: int = 0,
+) -> Engine:
     return Engine(
-        decoder,
-        exchange,
+        *parts,
         num_pages=num_pages,
         context_tokens=CONTEXT,
         limits=limits,
@@ -149,10 +164,13 @@ def tcp_engine(
             thread.join(10)
 
 
-def generate(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated]:
-    """Run the prompts together to their ends."""
-    for i, prompt in enumerate(prompts):
-        assert engine.submit("test", str(i), prompt, [], sampling) is None
+def generate(
+    engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]
+) -> list[Generated]:
+    """Run the prompts together to their ends, all with the same sampling or each with its own."""
+    told = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+    for i, (prompt, own) in enumerate(zip(prompts, told, strict=True)):
+        assert engine.submit("test", str(i), prompt, [], own) is None
     results = {str(i): Generated([], [], None) for i in range(len(prompts))}
     while engine.has_work:
         for events in engine.step().values():

@@ -140,9 +140,9 @@ def test_the_biases_rest_at_the_end_and_in_an_unbalanced_run() -> None:
 
 
 def test_the_loss_of_one_batch_falls() -> None:
-    trainer = fresh(short(steps=20, sparse=False))
+    trainer = fresh(short(steps=10, sparse=False))
     losses = []
-    for _ in range(20):
+    for _ in range(10):
         trainer.train(batch(1))
         losses.append(trainer.read())
     assert losses[-1].loss < 0.6 * losses[0].loss
@@ -394,6 +394,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "LOG_STEPS", 2)
         patch.setattr(measure, "TOPKS", (8, 0))
+        patch.setitem(train_module.VOCABULARY_SAMPLES, "test", 40)
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(Trainer, "train", cut)
             assert isinstance(run(*places(directory)).exception, Cut)

@@ -28,7 +28,7 @@ def alone(tiny_v32: Path) -> list[Generated]:
 
 
 def test_a_model_without_indexer_keeps_its_bits_too(tiny_v3: Path) -> None:
-    some = prompts()[:8]
+    some = prompts()[:5]
     engine = local_engine(tiny_v3)
     expected = [generate(engine, [prompt], GREEDY)[0] for prompt in some]
     assert generate(local_engine(tiny_v3, limits=SchedulerLimits(chunk_tokens=16)), some, GREEDY) == expected

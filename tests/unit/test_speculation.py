@@ -23,20 +23,22 @@ from demo.network import Network, Packed
 from demo.parameters import make_parameters
 from demo.precision import Arithmetic
 from demo.speculation import held_out_prompts
+from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
+from model.decoder import Decoder
 from model.sampler import Draw, Drawn, sample
 from model.sampling import Sampling
-from tests.shoals import Generated, generate, local_engine, tcp_engine
+from router.exchange import Exchange
+from tests.shoals import Generated, engine_of, generate, local_engine, local_parts, tcp_engine
 from tests.unit.test_demo_network import as_stored
 from tests.unit.test_reference import relative
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 TOPK = 64  # of the embedded model
-NEW = 16
+NEW = 10
 DEPTHS = (1, 2, 3)
 GREEDY = Sampling(max_tokens=NEW, temperature=0.0, logprobs=0)
-KINDS = {
-    "greedy": GREEDY,
+KINDS = {  # besides greedy
     "sampled": Sampling(max_tokens=NEW, seed=7, logprobs=2),
     "narrowed": Sampling(
         max_tokens=NEW, seed=8, temperature=1.3, top_p=0.9, top_k=20, min_p=0.02, logprobs=0
@@ -66,14 +68,33 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def engines() -> dict[int, Engine]:
+def plain() -> tuple[Decoder, Exchange]:
+    return local_parts(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def drafting() -> tuple[Decoder, Exchange]:
+    """With the MTP layer, for any number of drafts."""
+    return local_parts(CHECKPOINT, draft_tokens=1)
+
+
+@pytest.fixture(scope="module")
+def engines(plain: tuple[Decoder, Exchange], drafting: tuple[Decoder, Exchange]) -> dict[int, Engine]:
     """By drafts."""
-    return {depth: local_engine(CHECKPOINT, draft_tokens=depth) for depth in (0, *DEPTHS)}
+    return {0: engine_of(plain)} | {depth: engine_of(drafting, draft_tokens=depth) for depth in DEPTHS}
 
 
 @pytest.fixture(scope="module")
 def alone(engines: dict[int, Engine], prompts: list[list[int]]) -> list[Generated]:
     return [generate(engines[0], [prompt], GREEDY)[0] for prompt in prompts]
+
+
+@pytest.fixture(scope="module")
+def drawn(engines: dict[int, Engine], prompts: list[list[int]]) -> dict[str, list[Generated]]:
+    """Two prompts' answers of each kind without drafts, all side by side."""
+    told = [kind for kind in KINDS.values() for _ in range(2)]
+    made = generate(engines[0], prompts[:2] * len(KINDS), told)
+    return {kind: made[2 * i : 2 * i + 2] for i, kind in enumerate(KINDS)}
 
 
 def longest(prompts: list[list[int]], alone: list[Generated]) -> tuple[list[int], list[int]]:
@@ -87,22 +108,21 @@ def accepted(engine: Engine) -> int:
     return sum(engine.counters.accepted)
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_sixteen_mixed_lengths_equal_each_alone_without_drafts(
-    engines: dict[int, Engine], prompts: list[list[int]], alone: list[Generated], depth: int
+@pytest.mark.parametrize(("depth", "count"), [(1, 6), (2, 6), (3, 16)])
+def test_up_to_sixteen_mixed_lengths_equal_each_alone_without_drafts(
+    engines: dict[int, Engine], prompts: list[list[int]], alone: list[Generated], depth: int, count: int
 ) -> None:
     before = accepted(engines[depth])
-    assert generate(engines[depth], prompts, GREEDY) == alone
-    assert accepted(engines[depth]) > before + len(prompts)
+    assert generate(engines[depth], prompts[:count], GREEDY) == alone[:count]
+    assert accepted(engines[depth]) > before + count
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_however_tokens_are_drawn_drafts_change_nothing(
-    engines: dict[int, Engine], prompts: list[list[int]], kind: str
+    engines: dict[int, Engine], prompts: list[list[int]], drawn: dict[str, list[Generated]], kind: str
 ) -> None:
-    expected = generate(engines[0], prompts[:4], KINDS[kind])
     before = accepted(engines[2])
-    assert generate(engines[2], prompts[:4], KINDS[kind]) == expected
+    assert generate(engines[2], prompts[:2], KINDS[kind]) == drawn[kind]
     assert accepted(engines[2]) > before
 
 
@@ -110,31 +130,33 @@ def test_tokens_after_a_stop_are_not_said(
     engines: dict[int, Engine], prompts: list[list[int]], alone: list[Generated]
 ) -> None:
     prompt, said = longest(prompts, alone)
-    for place in range(2, 8):  # somewhere in a burst, whatever its length
-        told = Sampling(max_tokens=NEW, temperature=0.0, stop_token_ids=(said[place],))
-        [ended] = generate(engines[3], [prompt], told)
+    places = range(2, 8)  # somewhere in a burst, whatever its length
+    told = [Sampling(max_tokens=NEW, temperature=0.0, stop_token_ids=(said[place],)) for place in places]
+    for place, ended in zip(places, generate(engines[3], [prompt] * len(told), told), strict=True):
         assert ended.finish == FINISH_STOP
         assert ended.token_ids == said[: said.index(said[place]) + 1]
 
 
-@pytest.mark.parametrize("max_tokens", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("depth", [1, 3])
 def test_the_last_token_comes_where_max_tokens_says(
-    engines: dict[int, Engine], prompts: list[list[int]], alone: list[Generated], max_tokens: int
+    engines: dict[int, Engine], prompts: list[list[int]], alone: list[Generated], depth: int
 ) -> None:
     prompt, said = longest(prompts, alone)
-    told = Sampling(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-    for depth in (1, 3):
-        [ended] = generate(engines[depth], [prompt], told)
+    counts = range(1, 7)
+    told = [Sampling(max_tokens=count, temperature=0.0, ignore_eos=True) for count in counts]
+    for count, ended in zip(counts, generate(engines[depth], [prompt] * len(told), told), strict=True):
         assert ended.finish == FINISH_LENGTH
-        assert ended.token_ids == said[:max_tokens]
+        assert ended.token_ids == said[:count]
 
 
-def test_the_last_place_of_the_context_is_used_and_none_beyond(prompts: list[list[int]]) -> None:
+def test_the_last_place_of_the_context_is_used_and_none_beyond(
+    prompts: list[list[int]], plain: tuple[Decoder, Exchange], drafting: tuple[Decoder, Exchange]
+) -> None:
     told = Sampling(max_tokens=500, temperature=0.0, ignore_eos=True, logprobs=0)
     prompt = next(prompt for prompt in prompts if 90 < len(prompt) < 128)
     ended = [
-        generate(local_engine(CHECKPOINT, num_pages=3, draft_tokens=depth), [prompt], told)[0]
-        for depth in (0, 3)
+        generate(engine_of(parts, num_pages=3, draft_tokens=depth), [prompt], told)[0]
+        for parts, depth in ((plain, 0), (drafting, 3))
     ]
     assert ended[0] == ended[1]
     assert len(prompt) + len(ended[0].token_ids) == 128
@@ -142,14 +164,14 @@ def test_the_last_place_of_the_context_is_used_and_none_beyond(prompts: list[lis
 
 @pytest.mark.parametrize("chunk_tokens", [16, 48])
 def test_the_chunk_size_changes_nothing(
-    prompts: list[list[int]], alone: list[Generated], chunk_tokens: int
+    drafting: tuple[Decoder, Exchange], prompts: list[list[int]], alone: list[Generated], chunk_tokens: int
 ) -> None:
     limits = SchedulerLimits(
         chunk_tokens=chunk_tokens, max_step_tokens=63 + chunk_tokens + 5
     )  # few drafts fit
-    engine = local_engine(CHECKPOINT, limits=limits, draft_tokens=2)
-    assert generate(engine, prompts[:8], GREEDY) == alone[:8]
-    assert accepted(engine) > 8
+    engine = engine_of(drafting, limits=limits, draft_tokens=2)
+    assert generate(engine, prompts[:6], GREEDY) == alone[:6]
+    assert accepted(engine) > 6
 
 
 @pytest.mark.parametrize("num_actors", [1, 2])
@@ -157,14 +179,17 @@ def test_experts_over_sockets_hold_the_mtp_layer_too(
     prompts: list[list[int]], alone: list[Generated], num_actors: int
 ) -> None:
     with tcp_engine(CHECKPOINT, num_actors, draft_tokens=1) as engine:
-        assert generate(engine, prompts[:6], GREEDY) == alone[:6]
-        assert accepted(engine) > 6
+        assert generate(engine, prompts[:4], GREEDY) == alone[:4]
+        assert accepted(engine) > 4
 
 
-def test_running_out_of_pages_changes_nothing(engines: dict[int, Engine], prompts: list[list[int]]) -> None:
-    told = Sampling(max_tokens=60, temperature=0.0, ignore_eos=True, logprobs=0)
-    few = [prompt for prompt in prompts if len(prompt) < TOPK][:4]  # each needs a second page on the way
-    engine = local_engine(CHECKPOINT, num_pages=6, draft_tokens=2)
+def test_running_out_of_pages_changes_nothing(
+    engines: dict[int, Engine], drafting: tuple[Decoder, Exchange], prompts: list[list[int]]
+) -> None:
+    told = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True, logprobs=0)
+    long = [prompt for prompt in prompts if len(prompt) > TOPK]
+    few = [prompt[: PAGE_TOKENS - 12 + i] for i, prompt in enumerate(long[:4])]  # a second page on the way
+    engine = engine_of(drafting, num_pages=6, draft_tokens=2)
     assert generate(engine, few, told) == generate(engines[0], few, told)
     assert engine.stats()["preemptions"] > 0
 
@@ -185,7 +210,7 @@ def test_a_sequence_resumed_elsewhere_goes_on_with_the_same_tokens(
 def test_random_checkpoints_answer_as_before_and_soon_draft_no_more(tiny_v32: Path, tiny_v3: Path) -> None:
     """Nothing of theirs is accepted: what refused drafts left behind must not show."""
     ids = torch.randint(16, 272, (150,), generator=torch.Generator().manual_seed(5)).tolist()
-    told = Sampling(max_tokens=60, temperature=0.0, ignore_eos=True, logprobs=0)
+    told = Sampling(max_tokens=40, temperature=0.0, ignore_eos=True, logprobs=0)
     for directory in (tiny_v32, tiny_v3):
         engine = local_engine(directory, draft_tokens=3)
         few = [ids, ids[:64]]
@@ -224,7 +249,7 @@ def guesses(engine: Engine, right: list[Generated], rng: Random, wrong: int) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_mixture_of_right_and_wrong_drafts_changes_nothing(tiny_v32: Path, dtype: torch.dtype) -> None:
-    told = Sampling(max_tokens=40, seed=3, logprobs=1, ignore_eos=True)
+    told = Sampling(max_tokens=24, seed=3, logprobs=1, ignore_eos=True)
     few = [[20 + i] * n for i, n in enumerate((1, 30, 31, 62, 100, 126))]
     expected = generate(local_engine(tiny_v32, dtype), few, told)
     engine = local_engine(tiny_v32, dtype, draft_tokens=3)
@@ -247,7 +272,7 @@ def test_a_wrong_draft_that_overflows_harms_nobody(tiny_v32: Path) -> None:
 
 
 def test_drafts_are_drawn_from_what_training_computes(
-    monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]]
+    monkeypatch: pytest.MonkeyPatch, drafting: tuple[Decoder, Exchange], prompts: list[list[int]]
 ) -> None:
     """Through chunked prefill, accepted and refused drafts, and a rest: the logits of every first draft."""
     seen: list[tuple[int, Tensor]] = []
@@ -257,7 +282,7 @@ def test_drafts_are_drawn_from_what_training_computes(
         return sample(logits, draws)
 
     monkeypatch.setattr(actors.drafter, "sample", recording)
-    engine = local_engine(CHECKPOINT, limits=SchedulerLimits(chunk_tokens=32), draft_tokens=1)
+    engine = engine_of(drafting, limits=SchedulerLimits(chunk_tokens=32), draft_tokens=1)
     prompt = next(prompt for prompt in prompts if len(prompt) > 2 * TOPK)
     engine.submit("test", "r", prompt, [], Sampling(max_tokens=60, seed=2, temperature=1.5, ignore_eos=True))
     [sequence] = engine._scheduler.waiting
