@@ -198,9 +198,8 @@ class Engine:
             if is_last:
                 mine = list(islice(drawn, 1 + work.num_drafts))
                 if work.num_drafts and not all(token.finite for token in mine):
-                    self._scheduler.send_back(
-                        sequence
-                    )  # a draft that overflows spoils all that sees its slot
+                    # A draft that overflows spoils every row that sees its slot: once more, without drafts.
+                    self._scheduler.send_back(sequence)
                     sequence.pace.rest()
                     continue
                 held = tokens_that_hold(mine, sequence.drafts)

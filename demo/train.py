@@ -42,6 +42,7 @@ CURVES = (
     *("load_mean_max_over_mean", "lr", "tokens_per_s", "seconds"),
 )
 LOG_STEPS = 20
+PLACES = ("--results", "--export", "--state")
 PROBES = 12  # times that routing is compared with what it was
 VOCABULARY_SAMPLES = {"demo": 6000, "test": 200}
 
@@ -89,7 +90,9 @@ class Run:
 
 def train(
     name: Annotated[str, typer.Option(help="the run: results are run-NAME.csv and run-NAME.json")] = "main",
-    steps: Annotated[int, typer.Option(min=1, help="optimiser steps, all phases together")] = 3000,
+    steps: Annotated[
+        int, typer.Option(min=1, help="optimiser steps, all phases together")
+    ] = Settings().steps,
     rows: Annotated[int, typer.Option(min=1, help="sequences a step")] = Settings().rows,
     length: Annotated[int, typer.Option(min=64, help="tokens of a sequence")] = Settings().length,
     seed: Annotated[int, typer.Option(help="of the parameters and of the samples")] = 1,
@@ -292,7 +295,14 @@ def _write_figures(results: Path, run: Run, final: dict[str, Any]) -> None:
 
 
 def _command() -> str:
-    return "python -m demo.train " + shlex.join(sys.argv[1:])
+    """What was asked for, but for where on a machine it was put."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        if word in PLACES:
+            next(words, None)
+        else:
+            kept.append(word)
+    return "python -m demo.train " + shlex.join(kept)
 
 
 if __name__ == "__main__":

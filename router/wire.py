@@ -93,46 +93,46 @@ def decode_header(header: Bytes, accepted: Kinds) -> Message:
 
 def from_fields(message: type[M], fields: dict[str, Any]) -> M:
     """`fields` as `message`, every field present (or defaulted) and of its declared type; raises BadFrame."""
-    tests = _tests(message)
-    unknown = fields.keys() - tests.keys()
+    checks = _checks(message)
+    unknown = fields.keys() - checks.keys()
     if unknown:
         raise BadFrame(f"{message.KIND} has an unknown field {sorted(map(str, unknown))[0][:40]!r}")
     for name, value in fields.items():
-        if not tests[name](value):
+        if not checks[name](value):
             hint = typing.get_type_hints(message)[name]
             raise BadFrame(f"{message.KIND}.{name} is a {type(value).__name__}, expected {hint}")
     try:
         return message(**fields)
     except TypeError:
-        missing = sorted(tests.keys() - fields.keys())
+        missing = sorted(checks.keys() - fields.keys())
         raise BadFrame(f"{message.KIND} lacks one of {missing}") from None
 
 
-Test = Callable[[Any], bool]
+Check = Callable[[Any], bool]
 
 
 @functools.cache
-def _tests(message: type) -> dict[str, Test]:
+def _checks(message: type) -> dict[str, Check]:
     """By field, whether a value is of its declared type; made once, since every frame asks."""
     names = {field.name for field in dataclasses.fields(message)}
-    return {name: _test(hint) for name, hint in typing.get_type_hints(message).items() if name in names}
+    return {name: _check(hint) for name, hint in typing.get_type_hints(message).items() if name in names}
 
 
-def _test(hint: Any) -> Test:
+def _check(hint: Any) -> Check:
     """Of scalars, X | None, tuples, str-keyed dicts of those."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return lambda value: True
     if origin is typing.Union or origin is types.UnionType:
-        options = [_test(arg) for arg in args]
+        options = [_check(arg) for arg in args]
         return lambda value: any(option(value) for option in options)
     if origin is tuple:
-        return _tuple_test(args)
+        return _tuple_check(args)
     if origin is dict:
-        key, item = map(_test, args)
+        key, item = map(_check, args)
         return lambda value: isinstance(value, dict) and all(key(k) and item(v) for k, v in value.items())
     if hasattr(hint, "__supertype__"):
-        return _test(hint.__supertype__)
+        return _check(hint.__supertype__)
     if hint is float:
         return lambda value: isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -140,11 +140,11 @@ def _test(hint: Any) -> Test:
     return lambda value: isinstance(value, hint)
 
 
-def _tuple_test(args: tuple[Any, ...]) -> Test:
+def _tuple_check(args: tuple[Any, ...]) -> Check:
     if len(args) == 2 and args[1] is Ellipsis:
-        item = _test(args[0])
+        item = _check(args[0])
         return lambda value: isinstance(value, tuple) and all(map(item, value))
-    items = [_test(arg) for arg in args]
+    items = [_check(arg) for arg in args]
     return lambda value: (
         isinstance(value, tuple)
         and len(value) == len(items)

@@ -14,25 +14,9 @@ from demo.parameters import BIAS, Parameters, make_parameters
 from demo.precision import Arithmetic
 from model.config import ModelConfig
 from model.gate import Gate
-from model.tiny import TinyShape, config_json
+from model.tiny import config_json
+from tests.unit.tiny_demo import SHAPE
 
-SHAPE = TinyShape(
-    hidden=32,
-    layers=2,
-    experts=32,
-    moe_intermediate=16,
-    dense_intermediate=48,
-    heads=2,
-    q_lora=24,
-    kv_lora=16,
-    nope=8,
-    rope=8,
-    value=8,
-    index_heads=4,
-    index_dim=16,
-    index_topk=6,
-    context=256,
-)
 FP32 = Arithmetic(precision="fp32")
 MLP = "model.layers.1.mlp"
 

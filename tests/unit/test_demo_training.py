@@ -37,25 +37,9 @@ from demo.vocabulary import vocabulary_text, write_vocabulary
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.names import mtp_tensors, required_tensors
-from model.tiny import TinyShape, config_json
+from model.tiny import config_json
+from tests.unit.tiny_demo import SHAPE
 
-SHAPE = TinyShape(
-    hidden=32,
-    layers=2,
-    experts=16,
-    moe_intermediate=16,
-    dense_intermediate=48,
-    heads=2,
-    q_lora=24,
-    kv_lora=16,
-    nope=8,
-    rope=8,
-    value=8,
-    index_heads=4,
-    index_dim=16,
-    index_topk=6,
-    context=256,
-)
 ROWS, LENGTH, VOCAB_SIZE = 2, 32, 64
 RAW = config_json(SHAPE, vocab_size=VOCAB_SIZE, indexer=True, fp8=True, dtype=torch.bfloat16)
 
