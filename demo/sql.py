@@ -4,14 +4,16 @@ The lesson is to copy names never seen before and to find the joins in the schem
 at the two ends of a path, seldom those between. Knows nothing of how schemas grow (demo/sql_schema.py) and of
 rows (demo/sql_judge.py).
 
-One canonical query per question: from the root (what one row is about) along the foreign keys, `join t on
-t_id = t.id`, towards the column that is listed or grouped by, then towards those of the conditions as asked.
+One canonical query per question, which can be written from left to right without planning ahead: from the
+farthest table that the question names back along the keys to the root (what one row is about), each time to the
+one table that has the key, `from t join u on t_id = t.id`; from there to the other table named, if there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 
 from demo.sample import Sample, Split, Task
@@ -20,7 +22,8 @@ from demo.sql_schema import Draft, Literals
 from demo.words import name, number, pick, word
 
 SYSTEM = "Answer with one SQL query."
-JOIN_WEIGHTS = (25, 35, 25, 15)  # percent of samples with 0, 1, 2 and 3 joins
+# Percent of samples with 0, 1, 2 and 3 joins; training has more of what is harder.
+JOIN_WEIGHTS: Mapping[Split, tuple[int, ...]] = {"train": (15, 27, 32, 26), "held_out": (25, 35, 25, 15)}
 HELD_OUT_TEMPLATES = 2  # the last ones of each kind
 NUMBERS = (2, 999)
 COUNTS = (2, 14)
@@ -149,14 +152,14 @@ class Body:
 
 def draw(rng: Random, split: Split) -> Sample:
     """One question about a fresh database, and its query."""
-    joins = rng.choices(range(len(JOIN_WEIGHTS)), JOIN_WEIGHTS)[0]
+    joins = rng.choices(range(4), JOIN_WEIGHTS[split])[0]
     kind = rng.choice(tuple(TEMPLATES))
     draft = Draft(rng=rng, split=split)
     plan = _draw_plan(draft, kind, draft.add_paths(joins))
     body = _BODIES[kind](draft, plan.lead)
     where, asked = _draw_conditions(draft, plan.conditions)
-    joined = _joins(draft, (plan.lead, *plan.conditions))
-    query = f"select {body.select} from {draft.names[0]}{joined}{where}{body.tail};"
+    source = _source(draft, (plan.lead, *plan.conditions))
+    query = f"select {body.select} from {source}{where}{body.tail};"
     parts = {
         "t": draft.names[0],
         "where": asked,
@@ -220,10 +223,16 @@ def _draw_plan(draft: Draft, kind: str, ends: list[int]) -> Plan:
     return Plan(lead=lead, conditions=tuple(conditions))
 
 
-def _joins(draft: Draft, ends: Iterable[int]) -> str:
-    path = dict.fromkeys(table for end in ends for table in draft.path_to(end))
-    names = [draft.names[table] for table in path]
-    return "".join(f" join {name} on {name}_id = {name}.id" for name in names)
+def _source(draft: Draft, ends: Iterable[int]) -> str:
+    """The tables after `from`. Of ends equally far the first one is the start."""
+    paths = [draft.path_to(end) for end in ends]
+    far = max(paths, key=len, default=[])
+    steps = list(pairwise(reversed([0, *far])))  # from a table to the one that refers to it
+    names = draft.names
+    source = names[far[-1] if far else 0]
+    source += "".join(f" join {names[to]} on {names[at]}_id = {names[at]}.id" for at, to in steps)
+    others = dict.fromkeys(table for path in paths for table in path if table not in far)
+    return source + "".join(f" join {names[table]} on {names[table]}_id = {names[table]}.id" for table in others)
 
 
 # How a question refers to a column: bare if it is the root's, else with its table.
