@@ -20,19 +20,19 @@ THINGS = """
     butter button cabin cabinet cable cactus camel camera campus canal candle canoe canvas captain carpet
     carriage castle cat cathedral cave cellar chain chair channel chapel cheese chef chimney church cinema
     circus clerk clinic cloak clock cloud club coach coat coin college comet compass concert contract cook
-    cottage country cousin cradle crane crater crew crown cupboard curtain cushion customer dancer deer dentist
+    cottage country cousin cradle crane crater crew crown cupboard curtain cushion customer dancer dentist
     desert desk device diary dish doctor dolphin donkey door dragon drawer driver drum eagle editor elbow elephant
     employee engine envelope exam factory falcon farm farmer feather fence festival film flag flight flower
     flute forest fork fountain fox frame fridge gallery game garage garden gate giant glacier glove goat guest
     guitar hammer hamster harbor harp hat hawk helmet hill horse hospital hotel insect island jacket jar
     jewel journal judge kettle kitchen kite knight ladder lake lamp lantern lawyer league lemon lesson library
     lighthouse lion lizard lobster locket machine magnet manager mansion market mask mayor meadow meal melon
-    member meteor mill miner mirror monk monkey moose mosque mountain movie museum napkin needle nephew nest
+    member meteor mill miner mirror monk monkey mosque mountain movie museum napkin needle nephew nest
     nurse oak ocean office orchard orchestra otter oven owl owner oyster package paddle painter palace parade
     park parrot passenger patient peach peacock pelican pencil penguin photo pianist piano pigeon pillow pilot
     pirate pistol planet plate player plum pocket poem pond pony port portrait potato product professor
     puppet puzzle quarry rabbit radio raft railway recipe reef region ribbon rifle river robot rocket roof
-    rope sailor saloon sandal satellite scarf school scooter sculptor seller shark sheep shelf shelter ship shirt
+    rope sailor saloon sandal satellite scarf school scooter sculptor seller shark shelf shelter ship shirt
     shop shovel singer skater sketch sled snail sofa soldier song spider spoon squirrel stable stadium statue
     stool stove student studio submarine suitcase supplier swan sword tailor teacher team telescope temple tent
     theater thief ticket tiger toaster toilet tortoise tour tower town tractor train trumpet tunnel turtle

@@ -33,33 +33,37 @@ def words_of(way: str) -> tuple[str, ...]:
 
 
 @cache
-def ways(patterns: tuple[str, ...], split: Split) -> tuple[str, ...]:
-    """Those ways of all `patterns` that belong to the split."""
-    train, held_out = _apart(patterns)
-    return held_out if split == "held_out" else train
+def ways(patterns: tuple[str, ...], split: Split) -> tuple[tuple[str, ...], ...]:
+    """Of each pattern the ways that belong to the split; a pattern that has none is left out."""
+    kept = _held_out(patterns)
+    unique = {words_of(way): way for pattern in patterns for way in expanded(pattern)}
+    groups: list[tuple[str, ...]] = []
+    for pattern in patterns:
+        spelled = (way for way in expanded(pattern) if unique[words_of(way)] == way)
+        groups.append(tuple(way for way in spelled if (words_of(way) in kept) == (split == "held_out")))
+    return tuple(group for group in groups if group)
 
 
 def say(rng: Random, patterns: tuple[str, ...], split: Split) -> str:
-    """One way, its slots still open."""
-    return rng.choice(ways(patterns, split))
+    """One way, its slots still open; a pattern of few ways is drawn as often as one of many."""
+    return rng.choice(rng.choice(ways(patterns, split)))
 
 
-@cache
-def _apart(patterns: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The ways trained on and those held out, which are chosen by their hashes.
+def _held_out(patterns: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
+    """The words of the ways that are never trained on, chosen by their hashes.
 
-    A way without words of its own, such as "{e}", is never held out.
+    A way without words of its own, such as "{e}", is always trained on.
     """
-    unique = {words_of(way): way for pattern in patterns for way in expanded(pattern)}
+    unique = {words_of(way) for pattern in patterns for way in expanded(pattern)}
     left = Counter(word for words in unique for word in set(words))
-    wanted = len(unique) // HELD_OUT_SHARE
-    kept: list[str] = []
+    kept: set[tuple[str, ...]] = set()
     for words in sorted(unique, key=_digest):
         is_plain = any(not word.startswith("{") for word in words)
-        if len(kept) < wanted and is_plain and all(left[word] > 1 for word in words):
+        is_full = len(kept) >= len(unique) // HELD_OUT_SHARE
+        if not is_full and is_plain and all(left[word] > 1 for word in words):
             left.subtract(set(words))
-            kept.append(unique[words])
-    return tuple(way for way in unique.values() if way not in kept), tuple(kept)
+            kept.add(words)
+    return frozenset(kept)
 
 
 def _digest(words: tuple[str, ...]) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demo import about, arithmetic, needle, tool_calls
+from demo import about, arithmetic, arithmetic_words, needle, phrases, tool_calls
 from demo.tasks import TASKS, task_named
 from demo.words import split_of
 from ingress.encoding import encode_history, encode_messages, render
@@ -233,9 +233,13 @@ def test_only_the_result_itself_is_a_right_number():
             assert not arithmetic.is_right(sample, str(wrong))
 
 
+def ways_of(patterns, split):
+    return [way for group in phrases.ways(patterns, split) for way in group]
+
+
 @each_split
 def test_expressions_and_names_of_sums_belong_to_their_split(split):
-    templates = [template for options in arithmetic.WORDED.values() for template in options]
+    templates = [way for patterns in arithmetic_words.WORDED.values() for way in ways_of(patterns, split)]
     for sample in draws(arithmetic, split, 300):
         assert split_of(sample.expected["expression"]) == split
         if not sample.facts["worded"]:
@@ -244,17 +248,49 @@ def test_expressions_and_names_of_sums_belong_to_their_split(split):
         found = next(match for match in matches if match)
         names = [found.groupdict().get(key) for key in ("name", "other")]
         assert all(split_of(name.lower()) == split for name in names if name)
+        things = found.groupdict().get("things")
+        assert not things or split in (split_of(things), split_of(things.removesuffix("s")))
 
 
 def test_held_out_sums_are_worded_as_no_sum_of_training_is():
-    trained = [*arithmetic.BARE[: -arithmetic.HELD_OUT_BARE]]
-    for options in arithmetic.WORDED.values():
-        trained += options[: -arithmetic.HELD_OUT_WORDED]
+    trained = ways_of(arithmetic_words.BARE, "train")
+    for patterns in arithmetic_words.WORDED.values():
+        trained += ways_of(patterns, "train")
     trained.remove("{e}")  # alone it would match any question
     patterns = [as_pattern(template) for template in trained]
     for sample in draws(arithmetic, "held_out", 200):
         assert not any(pattern.fullmatch(sample.messages[0]["content"]) for pattern in patterns)
         assert not re.fullmatch(r"[-0-9 +*]+", sample.messages[0]["content"])
+
+
+# Phrases
+
+
+EVERY_PATTERNS = [
+    arithmetic_words.BARE,
+    *arithmetic_words.WORDED.values(),
+]
+
+
+@pytest.mark.parametrize("patterns", EVERY_PATTERNS, ids=lambda patterns: patterns[0][:20])
+def test_held_out_ways_are_new_combinations_of_words_that_training_has_for_the_same_thing(patterns):
+    train, held_out = (
+        [phrases.words_of(way) for way in ways_of(patterns, split)] for split in ("train", "held_out")
+    )
+    assert len(train) == len(set(train)) >= 8
+    assert held_out
+    assert not set(train) & set(held_out)
+    assert {word for words in held_out for word in words} <= {word for words in train for word in words}
+
+
+def test_a_pattern_stands_for_every_combination_of_its_choices():
+    assert phrases.expanded("[Show|List] {x}[ please|].") == [
+        "Show {x} please.",
+        "Show {x}.",
+        "List {x} please.",
+        "List {x}.",
+    ]
+    assert phrases.expanded("plain") == ["plain"]
 
 
 # Tool calls
