@@ -4,7 +4,7 @@
 
 import json
 import re
-from collections import deque
+from collections import Counter, deque
 from itertools import pairwise
 from random import Random
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demo import about, arithmetic, arithmetic_words, needle, phrases, tool_calls
+from demo import about, arithmetic, arithmetic_words, needle, phrases, tool_calls, tool_words
 from demo.tasks import TASKS, task_named
 from demo.words import split_of
 from ingress.encoding import encode_history, encode_messages, render
@@ -269,6 +269,8 @@ def test_held_out_sums_are_worded_as_no_sum_of_training_is():
 EVERY_PATTERNS = [
     arithmetic_words.BARE,
     *arithmetic_words.WORDED.values(),
+    tool_words.REQUESTS,
+    tool_words.DESCRIPTIONS,
 ]
 
 
@@ -402,16 +404,49 @@ def test_a_wrong_type_name_value_or_further_call_is_wrong():
         assert not tool_calls.is_right(sample, dsml(tool_calls.ToolCall(name=name, arguments=left)))
 
 
+def task_of(tool):
+    """What a description says that the tool does."""
+    found = re.search(r"(?:^|to |can |will |lets you )(\w+ the \w+)\.$", tool["description"])
+    return found[1].lower()
+
+
 @each_split
 def test_the_tool_to_call_is_the_one_whose_description_the_question_repeats(split):
     for sample in draws(tool_calls, split):
         tools = [tool["function"] for tool in sample.tools]
         question = sample.messages[0]["content"].lower()
-        named = [tool for tool in tools if tool["description"].lower().removesuffix(".") in question]
+        named = [tool for tool in tools if re.search(rf"\b{task_of(tool)}\b", question)]
         assert len(named) == 1
         if sample.facts["stage"] == "call":
             assert named[0]["name"] == sample.expected["name"]
             assert list(named[0]["parameters"]["properties"]) == list(sample.expected["arguments"])
+
+
+JSON_TYPES = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
+
+
+@each_split
+def test_arguments_are_of_the_types_in_the_schema_which_names_do_not_tell(split):
+    seen = {}
+    for sample in draws(tool_calls, split, 1500):
+        for tool in sample.tools:
+            for name, schema in tool["function"]["parameters"]["properties"].items():
+                seen.setdefault(name, set()).add(schema["type"])
+            if tool["function"]["name"] == sample.expected.get("name"):
+                properties = tool["function"]["parameters"]["properties"]
+                for name, value in sample.expected["arguments"].items():
+                    assert type(value) in JSON_TYPES[properties[name]["type"]]
+    assert sum(len(types) > 1 for types in seen.values()) > 20
+
+
+def test_most_names_of_parameters_are_seen_but_once():
+    names = [
+        name
+        for sample in draws(tool_calls, "train", 500)
+        for tool in sample.tools
+        for name in tool["function"]["parameters"]["properties"]
+    ]
+    assert sum(count for count in Counter(names).values() if count == 1) > len(names) / 2
 
 
 @each_split
