@@ -52,15 +52,16 @@ def say(rng: Random, patterns: tuple[str, ...], split: Split) -> str:
 def _held_out(patterns: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
     """The words of the ways that are never trained on, chosen by their hashes.
 
-    A way without words of its own, such as "{e}", is always trained on.
+    The plainest ways are always trained on: the first one of a pattern, and those of one word.
     """
     unique = {words_of(way) for pattern in patterns for way in expanded(pattern)}
+    plainest = {words_of(expanded(pattern)[0]) for pattern in patterns}
     left = Counter(word for words in unique for word in set(words))
     kept: set[tuple[str, ...]] = set()
     for words in sorted(unique, key=_digest):
-        is_plain = any(not word.startswith("{") for word in words)
+        is_plain = len(words) == 1 or words in plainest
         is_full = len(kept) >= len(unique) // HELD_OUT_SHARE
-        if not is_full and is_plain and all(left[word] > 1 for word in words):
+        if not is_full and not is_plain and all(left[word] > 1 for word in words):
             left.subtract(set(words))
             kept.add(words)
     return frozenset(kept)

@@ -232,7 +232,9 @@ def _source(draft: Draft, ends: Iterable[int]) -> str:
     source = names[far[-1] if far else 0]
     source += "".join(f" join {names[to]} on {names[at]}_id = {names[at]}.id" for at, to in steps)
     others = dict.fromkeys(table for path in paths for table in path if table not in far)
-    return source + "".join(f" join {names[table]} on {names[table]}_id = {names[table]}.id" for table in others)
+    return source + "".join(
+        f" join {names[table]} on {names[table]}_id = {names[table]}.id" for table in others
+    )
 
 
 # How a question refers to a column: bare if it is the root's, else with its table.
