@@ -115,7 +115,7 @@ SHOAL_TOPICS = """\
 = Press Ctrl-C.
 * ctrl-c
 
-? [How do I|How can I|Can I|How to] [use|serve|load|run] [another model|my own model|a different model|my model]?
+? [How do I|How can I|Can I|How to] [use|serve|load|run] [another|my own|a different|my] model?
 = Run `shoal serve DIR` with the directory of a deepseek_v32 or deepseek_v3 checkpoint.
 * shoal serve dir
 

@@ -23,10 +23,12 @@ _BUYS = "[buys|finds|gets|wins|makes|collects|is given|earns]"
 _LOSES = "[loses|sells|gives away|eats|throws away|breaks|uses|drops]"
 _LOST = "[lost|sold|gave away|ate|threw away|broke|used|dropped|took]"
 _IN_ALL = "[in all|together|altogether|in total]"
-# {a}, {b}, {c}: the numbers in the order of the expression. {name}, {other}: people. {things}: what is counted.
+# {a}, {b}, {c}: the numbers in the order of the expression. {name}, {other}: people. {things}: what they
+# count.
 WORDED: Mapping[str, tuple[str, ...]] = {
     "+": (
-        f"{{name}} has {{a}} {{things}} and {_BUYS} {{b}} more. How many {{things}} does {{name}} have [now|in all]?",
+        f"{{name}} has {{a}} {{things}} and {_BUYS} {{b}} more. "
+        f"How many {{things}} does {{name}} have [now|in all]?",
         f"{{name}} has {{a}} {{things}} and {{other}} has {{b}}. How many {{things}} do they have {_IN_ALL}?",
         f"There are {{a}} {{things}} in one [box|bag|room] and {{b}} in another. "
         f"How many {{things}} are there {_IN_ALL}?",
@@ -46,7 +48,8 @@ WORDED: Mapping[str, tuple[str, ...]] = {
         "How many {things} [are left|remain]?",
         "{name} has {a} {things} and [gives|sells|sends] {b} to {other}. "
         "How many {things} [does {name} have left|are left]?",
-        "{name} has {a} {things} and {other} has {b}. How many more {things} does {name} have[| than {other}]?",
+        "{name} has {a} {things} and {other} has {b}. "
+        "How many more {things} does {name} have[| than {other}]?",
         "[Subtract|Please subtract|Take|Please take] {b} from {a}.",
         "[What is|Find|Tell me] the difference between {a} and {b}[|, please].",
     ),
@@ -57,19 +60,23 @@ WORDED: Mapping[str, tuple[str, ...]] = {
         "[What is|Find|Tell me] the product of {a} and {b}[|, please].",
         "{name} [buys|finds|gets|sells|makes] {b} [boxes|bags|packs] of {a} {things}. "
         "How many {things} is that[| in all| together]?",
-        "[Every|Each] day {name} [makes|buys|finds|sells|uses] {a} {things}. How many {things} is that in {b} days?",
+        "[Every|Each] day {name} [makes|buys|finds|sells|uses] {a} {things}. "
+        "How many {things} is that in {b} days?",
         "[Every|Each] week {name} [makes|buys|finds|sells|uses] {a} {things}. "
         "How many {things} is that in {b} weeks?",
-        "[Each|Every one] of {b} [rooms|boxes|bags] has {a} {things}. How many {things} are there[| in all| together]?",
+        "[Each|Every one] of {b} [rooms|boxes|bags] has {a} {things}. "
+        "How many {things} are there[| in all| together]?",
         "There are {b} [rooms|boxes|bags] with {a} {things} [each|in each]. "
         "How many {things} are there[| in all| together]?",
     ),
     "++": (
-        f"{{name}} has {{a}} {{things}}, {{other}} has {{b}} and I have {{c}}. How many {{things}} do we have {_IN_ALL}?",
+        "{name} has {a} {things}, {other} has {b} and I have {c}. "
+        f"How many {{things}} do we have {_IN_ALL}?",
         "[What is|Find|Tell me] the [sum|total] of {a}, {b} and {c}[|, please].",
         "{name} [made|sold|found|bought|used] {a} {things} on Monday, {b} on Tuesday and {c} on Friday. "
         f"How many {{things}} is that {_IN_ALL}?",
-        f"Three [boxes|bags|rooms] [hold|have] {{a}}, {{b}} and {{c}} {{things}}. How many {{things}} are there {_IN_ALL}?",
+        "Three [boxes|bags|rooms] [hold|have] {a}, {b} and {c} {things}. "
+        f"How many {{things}} are there {_IN_ALL}?",
     ),
     "+*": (
         "{name} has {a} {things} and [buys|finds|gets|wins|makes] {b} [boxes|bags|packs] of {c}. "

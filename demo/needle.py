@@ -26,7 +26,7 @@ TOKENS_PER_OTHER = 60
 TOKENS_PER_ENTRY = 12.4
 TOKENS_OF_QUESTION = 30
 
-# Shares of the kinds of facts, such as "plim" or "hidden voltage": so many that a name is read, not remembered.
+# Shares of the kinds of facts, such as "plim" or "hidden voltage": too many to be remembered.
 MADE_UP_SHARE = 0.45
 TWO_WORDS_SHARE = 0.3
 

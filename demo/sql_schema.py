@@ -4,8 +4,8 @@ A draft grows by what a query asks of it, is padded with things that no query ne
 Knows nothing of questions and of SQL (demo/sql.py), and of rows (demo/sql_judge.py).
 
 Table 0 of a draft is the root: what one row of a query is about. Keys lead from it along one path only to
-every other table that a query uses, and to each of those from one table only, so that the way back to the root
-never branches; names are used once in a database, so no column is ambiguous.
+every other table that a query uses, and to each of those from one table only, so that the way back to the
+root never branches; names are used once in a database, so no column is ambiguous.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class ToolCall:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Tool:
-    """parameters: name -> type of JSON schema. description: it holds the task, which is what a user asks for."""
+    """parameters: name -> type of JSON schema. task: what a user asks for; the description holds it."""
 
     name: str
     task: str

@@ -1,7 +1,7 @@
 """Names, values and wordings of toy tools.
 
-Most names are made up, so that a call can only copy them from the schema. Knows nothing of how tools, calls and
-results are written.
+Most names are made up, so that a call can only copy them from the schema. Knows nothing of how tools, calls
+and results are written.
 """
 
 from __future__ import annotations

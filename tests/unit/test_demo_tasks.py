@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demo import about, about_topics, arithmetic, arithmetic_words, needle, phrases, tool_calls, tool_words
+from demo import (
+    about,
+    about_topics,
+    arithmetic,
+    arithmetic_words,
+    needle,
+    phrases,
+    sql_words,
+    tool_calls,
+    tool_words,
+)
 from demo.tasks import TASKS, task_named
 from demo.words import split_of
 from ingress.encoding import encode_history, encode_messages, render
@@ -276,6 +286,7 @@ EVERY_PATTERNS = [
     about_topics.EXPLAIN,
     about.unknown().questions,
     *(topic.questions for topic in about.topics() if not topic.things),
+    *sql_words.TEMPLATES.values(),
 ]
 
 
