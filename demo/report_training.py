@@ -65,9 +65,18 @@ def training(section: Section, inputs: Inputs) -> None:
         f"`{run.command}`, seed {run.seed}: {run.steps:,} steps, {run.tokens:,} tokens "
         f"in {run.seconds:.0f} s on {run.device}."
     )
-    names = {"loss": "next token", "mtp_loss": "MTP", "index_kl": "indexer, KL"}
+    names = {
+        "loss": "next token",
+        "answer_loss": "next token, answers",
+        "mtp_loss": "MTP",
+        "index_kl": "indexer, KL",
+    }
     path = section.plot("training", "Losses over training")
-    shown = {name: _line(curves, column) for column, name in names.items()}
+    shown = {
+        name: _line(curves, column)
+        for column, name in names.items()
+        if not all(map(math.isnan, curves[column]))
+    }
     lines(path, "Losses over training", shown, axes=("million tokens", "loss, nats"), log="y")
     final = run.final
     section.say(
