@@ -21,8 +21,8 @@ from demo.evaluation import PARTS, Evaluation, Outcome, write_evaluation
 from demo.figures import MAX_POINTS, windowed
 from demo.readers import ResultError
 from demo.report import SECTIONS, main, write_report
+from demo.report_experts import relative, specialisation
 from demo.report_page import Inputs, Section
-from demo.report_training import relative, specialisation
 from demo.runs import CURVES, read_curves, read_run
 
 TASKS = ("sql", "arithmetic")
