@@ -249,12 +249,13 @@ def ways_of(patterns, split):
 
 @each_split
 def test_expressions_and_names_of_sums_belong_to_their_split(split):
-    templates = [way for patterns in arithmetic_words.WORDED.values() for way in ways_of(patterns, split)]
+    worded = arithmetic_words.WORDED.values()
+    templates = [as_pattern(way) for patterns in worded for way in ways_of(patterns, split)]
     for sample in draws(arithmetic, split, 300):
         assert split_of(sample.expected["expression"]) == split
         if not sample.facts["worded"]:
             continue
-        matches = (as_pattern(template).fullmatch(sample.messages[0]["content"]) for template in templates)
+        matches = (template.fullmatch(sample.messages[0]["content"]) for template in templates)
         found = next(match for match in matches if match)
         names = [found.groupdict().get(key) for key in ("name", "other")]
         assert all(split_of(name.lower()) == split for name in names if name)
