@@ -16,72 +16,18 @@ from dataclasses import dataclass
 from random import Random
 
 from demo import words
+from demo.arithmetic_words import BARE, SPOKEN, WORDED
+from demo.lexicon import THINGS, english
+from demo.phrases import say
 from demo.sample import Sample, Split, Task
 
 MOST_DIGITS = 6
 WORDED_SHARE = 0.35
-OPERATIONS = ("add", "add", "sub", "sub", "mul", "mul", "sum", "chain")  # as often as they stand here
+# As often as they stand here.
+OPERATIONS = ("add", "add", "sub", "sub", "mul", "mul", "mul", "sum", "chain", "chain")
+LONG_FACTOR_SHARE = 0.6  # of the products have a second factor of two digits
+MADE_UP_SHARE = 0.5  # of the things counted
 
-# The last HELD_OUT_... of each list are never trained on.
-HELD_OUT_BARE = 2
-BARE = (
-    "What is {e}?",
-    "Calculate {e}.",
-    "Compute {e}.",
-    "How much is {e}?",
-    "{e} = ?",
-    "{e}",
-    "Please work out {e}.",
-    "What does {e} give?",
-    "Tell me what {e} is.",
-    "What is the value of {e}?",
-    "Please calculate {e}.",
-)
-HELD_OUT_WORDED = 1
-WORDED = {
-    "+": (
-        "{name} has {a} {things} and buys {b} more. How many {things} does {name} have now?",
-        "{name} has {a} {things} and {other} has {b}. How many {things} do they have together?",
-        "There are {a} {things} in one box and {b} in another. How many {things} are there in all?",
-        "{name} sold {a} {things} last week and {b} this week. How many {things} did {name} sell?",
-        "{name} finds {a} {things} and later {b} more. How many {things} does {name} have in all?",
-    ),
-    "-": (
-        "{name} has {a} {things} and gives {b} to {other}. How many {things} does {name} have left?",
-        "There were {a} {things} in a box. {name} took {b}. How many {things} are left?",
-        "{name} has {a} {things} and {other} has {b}. How many more {things} does {name} have?",
-        "{name} had {a} {things} and sold {b}. How many {things} are left?",
-        "{name} has {a} {things} and loses {b}. How many {things} does {name} have now?",
-    ),
-    "*": (
-        "One box holds {a} {things}. How many {things} do {b} boxes hold?",
-        "{name} buys {b} boxes of {a} {things}. How many {things} is that?",
-        "Every day {name} makes {a} {things}. How many {things} does {name} make in {b} days?",
-        "Each of {b} rooms has {a} {things}. How many {things} are there in all?",
-    ),
-    "++": (
-        "{name} has {a} {things}, {other} has {b} and I have {c}. How many {things} do we have?",
-        "What is the sum of {a}, {b} and {c}?",
-        "{name} made {a} {things} on Monday, {b} on Tuesday and {c} on Friday. How many in all?",
-        "Three boxes hold {a}, {b} and {c} {things}. How many {things} are there in all?",
-    ),
-    "+*": (
-        "{name} has {a} {things} and buys {b} boxes of {c}. How many {things} does {name} have now?",
-        "There are {a} {things} on the table and {b} boxes with {c} each. How many {things} are there?",
-        "{name} finds {a} {things} and then {b} bags of {c}. How many {things} is that?",
-    ),
-    "-*": (
-        "{name} has {a} {things} and gives {c} to each of {b} friends. How many {things} are left?",
-        "There were {a} {things}. {name} took {b} boxes of {c}. How many {things} are left?",
-        "{name} had {a} {things} and sold {b} bags of {c}. How many {things} are left?",
-    ),
-}
-HELD_OUT_THINGS = 4
-THINGS = (
-    *("apples", "books", "coins", "cards", "pens", "eggs", "shells", "stones", "cups", "keys", "boats"),
-    *("lamps", "pears", "nuts", "bricks", "stamps"),
-)
-SPOKEN = {"+": "plus", "-": "minus", "*": "times"}
 SPOKEN_SHARE = 0.2
 NUMBER = re.compile(r"(?:(?<![0-9])-)?[0-9]+(?:\.[0-9]+)?")
 
@@ -264,7 +210,8 @@ def _difference(rng: Random) -> Expression:
 
 
 def _product(rng: Random) -> Expression:
-    return Expression(numbers=(_of_digits(rng, 1, 3), _of_digits(rng, 1, 2)), operators="*")
+    digits = 2 if rng.random() < LONG_FACTOR_SHARE else 1
+    return Expression(numbers=(_of_digits(rng, 1, 3), _of_digits(rng, digits, digits)), operators="*")
 
 
 def _sum_of_many(rng: Random) -> Expression:
@@ -297,16 +244,17 @@ def _bare(rng: Random, split: Split, expression: Expression) -> str:
     text = expression.joined(" ")
     if rng.random() < SPOKEN_SHARE:
         for operator, spoken in SPOKEN.items():
-            text = text.replace(f" {operator} ", f" {spoken} ")
-    return words.pick(rng, BARE, split, held_out=HELD_OUT_BARE).format(e=text)
+            text = text.replace(f" {operator} ", f" {rng.choice(spoken)} ")
+    return say(rng, BARE, split).format(e=text)
 
 
 def _worded(rng: Random, split: Split, expression: Expression) -> str:
-    template = words.pick(rng, WORDED[expression.operators], split, held_out=HELD_OUT_WORDED)
-    return template.format(
+    is_made_up = rng.random() < MADE_UP_SHARE
+    thing = words.word(rng, split) if is_made_up else english(rng, THINGS, split)
+    return say(rng, WORDED[expression.operators], split).format(
         name=words.name(rng, split),
         other=words.name(rng, split),
-        things=words.pick(rng, THINGS, split, held_out=HELD_OUT_THINGS),
+        things=f"{thing}s" if thing[-1] not in "fhsxyz" else thing,
         **dict(zip("abc", expression.numbers, strict=False)),
     )
 

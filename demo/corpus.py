@@ -12,7 +12,7 @@ import functools
 import hashlib
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -29,7 +29,7 @@ from ingress.specials import Segment, Special
 from ingress.tokens import Tokenizer
 
 # Shares of the samples (not of the tokens): needles and tools are several times longer than the others.
-MIXTURE: Mapping[str, float] = {"sql": 0.36, "arithmetic": 0.30, "tool": 0.15, "needle": 0.12, "about": 0.07}
+MIXTURE: Mapping[str, float] = {"sql": 0.46, "arithmetic": 0.25, "tool": 0.13, "needle": 0.09, "about": 0.07}
 GIVE_UP = 24  # samples that found no room before a batch counts as full
 AHEAD = 4  # batches in the making, per worker
 PROMPT_WEIGHT = 0.1  # of a token that the model reads, against 1 for one that it writes
@@ -80,6 +80,10 @@ class Encoder:
             raise ValueError(f"a {sample.task} sample's prompt is not the start of its conversation")
         given = self._ids(prompt)
         return Encoded(sample=sample, ids=given + self._ids(whole[len(prompt) :]), prompt=len(given))
+
+    def text(self, ids: Iterable[int]) -> str:
+        """What the model wrote, special tokens left out."""
+        return self._tokenizer.decode(ids)
 
     def _ids(self, segments: Sequence[Segment]) -> list[int]:
         ids: list[int] = []

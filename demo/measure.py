@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from demo import needle
 from demo.attention import Attention
 from demo.corpus import MIXTURE, Batch, generator, make_encoder, pack
-from demo.needle import draw_at
 from demo.network import Network, Packed
 from demo.sample import Sample, Split
 from demo.tasks import task_named
@@ -34,14 +34,15 @@ ROWS = 8  # of a batch that is measured
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Read:
-    """One batch as the network saw it. nll, hits and drafts stand at the token that was predicted.
+    """One batch as the network saw it. nll, said, hits and drafts stand at the token that was predicted.
 
-    hits_BT: the likeliest token was right. drafts_BT: the MTP layer, a token earlier, named the same
-    likeliest token, so a draft would have been accepted. choices_LBTK: experts.
+    said_BT: the likeliest token. hits_BT: it was right. drafts_BT: the MTP layer, a token earlier, named the
+    same likeliest token, so a draft would have been accepted. choices_LBTK: experts.
     """
 
     batch: Batch
     nll_BT: NDArray[np.float32]
+    said_BT: NDArray[np.int64]
     hits_BT: NDArray[np.bool_]
     drafts_BT: NDArray[np.bool_]
     choices_LBTK: NDArray[np.uint8]
@@ -62,7 +63,7 @@ class Examiner:
     """Fixed batches of held-out samples; the same for every run and every moment of a run."""
 
     def __init__(self, directory: Path, *, seed: int, length: int, batches: int, rows: int = ROWS) -> None:
-        encoder = make_encoder(directory)
+        self._encoder = encoder = make_encoder(directory)
 
         def packed(split: Split, count: int) -> list[Batch]:
             """Without a task whose samples are all longer than a row."""
@@ -74,10 +75,8 @@ class Examiner:
             return [batch for batch in made if batch.samples]
 
         self._mixed, self._familiar = packed(HELD_OUT, batches), packed("train", max(1, batches // 4))
-        needle = min(NEEDLE_TOKENS, length // 2)
-        self._needles = [
-            pack(_needles(seed, index, needle), encoder, rows, length) for index in range(batches)
-        ]
+        long = min(NEEDLE_TOKENS, length // 2)
+        self._needles = [pack(_needles(seed, index, long), encoder, rows, length) for index in range(batches)]
 
     def examine(self, network: Network, attention: Attention) -> dict[str, Any]:
         """All of the report's figures that need no endpoint, as run-NAME.json's `final` has them."""
@@ -110,19 +109,22 @@ class Examiner:
 
     def _point(self, network: Network, topk: int) -> dict[str, Any]:
         attention: Attention = "sparse" if topk else "dense"
-        loss, tokens, exact, needles = 0.0, 0, 0, 0
+        loss, tokens, right, asked = 0.0, 0, 0, 0
         for batch in self._mixed:
             read = _read(network, batch, attention, topk or None)
             counted = batch.weights_BT > 0
             loss += float(read.nll_BT[counted].sum())
             tokens += int(counted.sum())
         for batch in self._needles:
-            found = [right for _, _, right in _answers(_read(network, batch, attention, topk or None))]
-            exact, needles = exact + sum(found), needles + len(found)
+            read = _read(network, batch, attention, topk or None)
+            for sample, where, _ in _answers(read):
+                # Names and kinds are not what is measured here: only the value that was found.
+                right += needle.is_right(sample, self._encoder.text(read.said_BT[where].tolist()))
+                asked += 1
         return {
             "topk": topk,
             "perplexity": float(np.exp(loss / tokens)),
-            "needle_accuracy": exact / max(1, needles),
+            "needle_accuracy": right / max(1, asked),
         }
 
 
@@ -148,6 +150,7 @@ def _read(network: Network, batch: Batch, attention: Attention, topk: int | None
     return Read(
         batch=batch,
         nll_BT=F.pad(nll.view(len(tokens), -1), (1, 0)).cpu().numpy(),
+        said_BT=F.pad(best[:, :-1], (1, 0)).cpu().numpy(),
         hits_BT=F.pad(best[:, :-1] == tokens[:, 1:], (1, 0), value=False).cpu().numpy(),
         drafts_BT=ahead.cpu().numpy(),
         choices_LBTK=choices.to(torch.uint8).cpu().numpy(),
@@ -228,4 +231,4 @@ def _drawing(task: str, split: Split, seed: int, index: int) -> Callable[[], Sam
 
 def _needles(seed: int, index: int, tokens: int) -> Callable[[], Sample]:
     rng = generator(seed, "needles", index)
-    return lambda: draw_at(rng, HELD_OUT, tokens=tokens, depth=rng.random())
+    return lambda: needle.draw_at(rng, HELD_OUT, tokens=tokens, depth=rng.random())

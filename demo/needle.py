@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from random import Random
 
 from demo import words
+from demo.lexicon import ADJECTIVES, NOUNS, THINGS, english
+from demo.phrases import say
 from demo.sample import Sample, Split, Task
 
 SHORTEST_TOKENS, LONGEST_TOKENS = 80, 900  # of training; an evaluator asks for more with `draw_at`
@@ -24,32 +26,23 @@ TOKENS_PER_OTHER = 60
 TOKENS_PER_ENTRY = 12.4
 TOKENS_OF_QUESTION = 30
 
-HELD_OUT_KINDS = 2
-NUMBER_KINDS = ("code", "number", "pin", "key", "badge", "ticket", "room", "locker")
-HELD_OUT_WORD_KINDS = 1
-WORD_KINDS = ("password", "nickname", "owner", "street", "secret word")
+# Shares of the kinds of facts, such as "plim" or "hidden voltage": too many to be remembered.
+MADE_UP_SHARE = 0.45
+TWO_WORDS_SHARE = 0.3
 
-HELD_OUT_FACTS = 2
 FACTS = (
-    "The {kind} of {name} is {value}.",
-    "The {kind} of {name} is {value}.",
-    "Remember that the {kind} of {name} is {value}.",
-    "Please note: the {kind} of {name} is {value}.",
-    "The {kind} for {name} is {value}.",
-    "{name} has the {kind} {value}.",
-    "{name} was given the {kind} {value}.",
-    "By the way, the {kind} of {name} is {value}.",
-    "Do not forget: the {kind} of {name} is {value}.",
+    "[|Remember that |Please note: |By the way, |Do not forget: |Note that ]the {kind} of {name} is {value}.",
+    "[|Remember that |Please note: |By the way, |Do not forget: |Note that ]{name}'s {kind} is {value}.",
+    "[|Remember that |Please note: |By the way, |Note that ]the {kind} for {name} is {value}.",
+    "[|Remember that |Please note: |By the way, |Note that ]{name} [has|was given|got] the {kind} {value}.",
 )
-HELD_OUT_QUESTIONS = 2
 QUESTIONS = (
-    "What is the {kind} of {name}?",
-    "What is the {kind} of {name}?",
-    "Which {kind} does {name} have?",
-    "Tell me the {kind} of {name}.",
-    "Find the {kind} of {name}.",
-    "What {kind} does {name} have?",
-    "Please give me the {kind} of {name}.",
+    "[Tell me|Find|Please tell me|Give me|Please find|I need] the {kind} of {name}.",
+    "[Tell me|Find|Please tell me|Give me|Please find|I need] {name}'s {kind}.",
+    "[Which|What] {kind} [does {name} have|was {name} given]?",
+    "What is the {kind} [of|for] {name}?",
+    "What is {name}'s {kind}?",
+    "What [is|was] the {kind} given to {name}?",
 )
 HELD_OUT_HEADS = 1
 LIST_HEADS = ("Values:", "Here is a list.", "The list:", "Names and values:", "Entries:")
@@ -105,6 +98,9 @@ CLAUSES = (
 )
 
 
+_FIRST_WORDS = f"{ADJECTIVES} {THINGS}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """What is to be found: the `kind` of `name`."""
@@ -132,10 +128,8 @@ def draw_at(
     """A fact in a text of about `tokens`, after the share `depth` of it (0 is the start, 1 the end)."""
     _check(tokens, depth)
     asked, *others = _entries(rng, split, 1 + rng.randint(0, min(MOST_OTHERS, tokens // TOKENS_PER_OTHER)))
-    question = asked.written(words.pick(rng, QUESTIONS, split, held_out=HELD_OUT_QUESTIONS))
-    facts = [
-        entry.written(words.pick(rng, FACTS, split, held_out=HELD_OUT_FACTS)) for entry in (asked, *others)
-    ]
+    question = asked.written(say(rng, QUESTIONS, split))
+    facts = [entry.written(say(rng, FACTS, split)) for entry in (asked, *others)]
     room = round(tokens * chars_per_token) - len(question) - sum(len(fact) + 1 for fact in facts)
     sentences = _filler(rng, split, room)
     for fact in facts[1:]:
@@ -151,7 +145,7 @@ def draw_list(rng: Random, split: Split, *, tokens: int, depth: float) -> Sample
     place = min(int(depth * count), count - 1)
     values = {name: str(words.number(rng, split, 100, 99_999)) for name in _names(rng, split, count)}
     asked = Entry(kind="value", name=list(values)[place], value=list(values.values())[place])
-    question = asked.written(words.pick(rng, QUESTIONS, split, held_out=HELD_OUT_QUESTIONS))
+    question = asked.written(say(rng, QUESTIONS, split))
     head = words.pick(rng, LIST_HEADS, split, held_out=HELD_OUT_HEADS)
     lines = "\n".join(f"{name}: {value}" for name, value in values.items())
     return _sample(asked, f"{head}\n{lines}\n\n{question}", tokens=tokens, depth=depth, form="list")
@@ -187,10 +181,10 @@ def _names(rng: Random, split: Split, count: int) -> list[str]:
 def _entries(rng: Random, split: Split, count: int) -> list[Entry]:
     """Of different names; every other one, more or less, is of the first one's kind."""
     is_word = rng.random() < WORD_VALUE_SHARE
-    kind = _kind(rng, split, is_word=is_word)
+    kind = _kind(rng, split)
     return [
         Entry(
-            kind=kind if index == 0 or rng.random() < 0.5 else _kind(rng, split, is_word=is_word),
+            kind=kind if index == 0 or rng.random() < 0.5 else _kind(rng, split),
             name=name,
             value=words.word(rng, split) if is_word else str(words.number(rng, split, 1_000, 999_999)),
         )
@@ -198,10 +192,13 @@ def _entries(rng: Random, split: Split, count: int) -> list[Entry]:
     ]
 
 
-def _kind(rng: Random, split: Split, *, is_word: bool) -> str:
-    if is_word:
-        return words.pick(rng, WORD_KINDS, split, held_out=HELD_OUT_WORD_KINDS)
-    return words.pick(rng, NUMBER_KINDS, split, held_out=HELD_OUT_KINDS)
+def _kind(rng: Random, split: Split) -> str:
+    is_made_up = rng.random() < MADE_UP_SHARE
+    noun = words.word(rng, split) if is_made_up else english(rng, NOUNS, split)
+    if rng.random() >= TWO_WORDS_SHARE:
+        return noun
+    is_made_up = rng.random() < MADE_UP_SHARE
+    return f"{words.word(rng, split) if is_made_up else english(rng, _FIRST_WORDS, split)} {noun}"
 
 
 def _filler(rng: Random, split: Split, num_chars: int) -> list[str]:

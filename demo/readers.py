@@ -116,16 +116,19 @@ def read_json(path: Path) -> Fields:
     return Fields(values=value, where=f"{path}:")
 
 
-def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[float]]:
-    """The named columns of a CSV file with one row of headings; an empty cell is NaN."""
+def read_columns(path: Path, names: Sequence[str], *, optional: Sequence[str] = ()) -> dict[str, list[float]]:
+    """The named columns of a CSV file with one row of headings; an empty cell is NaN.
+
+    optional: of `names`, those that may be missing and are NaN then.
+    """
     rows = csv.DictReader(_read(path).splitlines())
-    missing = [name for name in names if name not in (rows.fieldnames or ())]
+    missing = [name for name in names if name not in (*(rows.fieldnames or ()), *optional)]
     if missing:
         raise ResultError(f"{path}: column {missing[0]} is missing: write the file again")
     columns: dict[str, list[float]] = {name: [] for name in names}
     for row in rows:
         for name in names:
-            columns[name].append(_cell(path, rows.line_num, name, row[name]))
+            columns[name].append(_cell(path, rows.line_num, name, row.get(name)))
     return columns
 
 

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from demo.readers import ResultError
 from demo.report_answers import about, arithmetic, evaluation, needles, sql, tools
+from demo.report_experts import experts, routing
 from demo.report_page import Inputs, Section
-from demo.report_training import experts, model, precision, prediction, routing, sparse_attention, training
+from demo.report_training import model, precision, prediction, sparse_attention, training
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")

@@ -1,7 +1,7 @@
 """A section of the model report: words, tables, plots and goals.
 
 And where sections read from. Knows nothing of what is measured (demo/report_answers.py,
-demo/report_training.py).
+demo/report_training.py, demo/report_experts.py).
 """
 
 from __future__ import annotations

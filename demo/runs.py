@@ -20,6 +20,7 @@ CURVES = (
     "step",
     "tokens",
     "loss",
+    "answer_loss",
     "mtp_loss",
     "index_kl",
     "load_max_over_mean",
@@ -113,8 +114,8 @@ def read_run(results: Path, name: str) -> Run:
 
 
 def read_curves(results: Path, name: str) -> Curves:
-    """results/run-NAME.csv, by column; an empty cell is NaN."""
-    return read_columns(results / f"run-{name}.csv", CURVES)
+    """results/run-NAME.csv, by column; an empty cell is NaN. Older runs have no answer_loss."""
+    return read_columns(results / f"run-{name}.csv", CURVES, optional=("answer_loss",))
 
 
 def read_record(checkpoint: Path) -> CheckpointRecord:

@@ -4,126 +4,30 @@ The lesson is to copy names never seen before and to find the joins in the schem
 at the two ends of a path, seldom those between. Knows nothing of how schemas grow (demo/sql_schema.py) and of
 rows (demo/sql_judge.py).
 
-One canonical query per question: from the root (what one row is about) along the foreign keys, `join t on
-t_id = t.id`, towards the column that is listed or grouped by, then towards those of the conditions as asked.
+One canonical query per question, which can be written from left to right without planning ahead: from the
+farthest table that the question names back along the keys to the root (what one row is about), each time to
+the one table that has the key, `from t join u on t_id = t.id`; from there to the other table named, if any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 
+from demo.phrases import say
 from demo.sample import Sample, Split, Task
 from demo.sql_judge import same_answers
 from demo.sql_schema import Draft, Literals
-from demo.words import name, number, pick, word
+from demo.sql_words import AGGREGATES, BOUNDS, COMPARISONS, NUMBER_COMPARISONS, ORDERS, TEMPLATES
+from demo.words import name, number, word
 
 SYSTEM = "Answer with one SQL query."
-JOIN_WEIGHTS = (25, 35, 25, 15)  # percent of samples with 0, 1, 2 and 3 joins
-HELD_OUT_TEMPLATES = 2  # the last ones of each kind
+# Percent of samples with 0, 1, 2 and 3 joins; training has more of what is harder.
+JOIN_WEIGHTS: Mapping[Split, tuple[int, ...]] = {"train": (15, 27, 32, 26), "held_out": (25, 35, 25, 15)}
 NUMBERS = (2, 999)
 COUNTS = (2, 14)
-
-# {t} the root table; {out}, {group}, {m} columns; {the_out} with its article; {where} " whose ..." or
-# nothing, {only} " among those whose ..."; {measure} "the mean m of the t rows{where}"; {bound} "more than
-# 3 rows".
-TEMPLATES: Mapping[str, tuple[str, ...]] = {
-    "list": (
-        "List {the_out} of every {t}{where}.",
-        "Show {the_out} for each {t}{where}.",
-        "What is {the_out} of each {t}{where}?",
-        "For every {t}{where}, give {the_out}.",
-        "Find all {t} rows{where} and list {the_out} of each.",
-        "Give {the_out} of all {t} rows{where}.",
-        "For each {t}{where}, show {the_out}.",
-        "Find {the_out} of every {t}{where}.",
-    ),
-    "count": (
-        "How many {t} rows are there{where}?",
-        "Count the {t} rows{where}.",
-        "What is the number of {t} rows{where}?",
-        "Give the number of all {t} rows{where}.",
-        "For all {t} rows{where}, give the count.",
-        "Find how many {t} rows there are{where}.",
-        "Count all {t} rows{where}.",
-        "Find the number of {t} rows{where}.",
-    ),
-    "aggregate": (
-        "What is the {agg} {m} of all {t} rows{where}?",
-        "Find the {agg} {m} of every {t}{where}.",
-        "Give the {agg} {m} over all {t} rows{where}.",
-        "For all {t} rows{where}, what is the {agg} {m}?",
-        "Compute the {agg} {m} of the {t} rows{where}.",
-        "Show the {agg} {m} for the {t} rows{where}.",
-        "Compute the {agg} {m} over all {t} rows{where}.",
-        "For all {t} rows{where}, find the {agg} {m}.",
-    ),
-    "group": (
-        "For each {group}, give {measure}.",
-        "What is {measure} for each {group}?",
-        "Show {measure} per {group}.",
-        "List every {group} with {measure}.",
-        "Give {measure} by {group}.",
-        "For every {group}, compute {measure}.",
-        "For each {group}, show {measure}.",
-        "Give {measure} per {group}.",
-    ),
-    "having": (
-        "Among the {t} rows{where}, which {group} has {bound}?",
-        "Which {group} has {bound} among the {t} rows{where}?",
-        "Group the {t} rows{where} by {group} and keep those with {bound}.",
-        "List every {group} with {bound} among the {t} rows{where}.",
-        "For the {t} rows{where}, show each {group} that has {bound}.",
-        "Find every {group} that has {bound} among all {t} rows{where}.",
-        "Among the {t} rows{where}, list every {group} that has {bound}.",
-        "Show each {group} with {bound} among the {t} rows{where}.",
-    ),
-    "top": (
-        "Among the {t} rows{where}, show {the_out} of the {k} with the {most} {m}.",
-        "What is {the_out} of the {k} {t} rows with the {most} {m}{only}?",
-        "Sort the {t} rows{where} by {m}, {most} first, and give {the_out} of {k}.",
-        "Give {the_out} of the {k} {t} rows{where} that have the {most} {m}.",
-        "For the {k} {t} rows with the {most} {m}{only}, list {the_out}.",
-        "Show {the_out} of {k} {t} rows{where}, {most} {m} first.",
-        "Among the {t} rows{where}, give {the_out} of the {k} that have the {most} {m}.",
-        "List {the_out} of the {k} {t} rows with the {most} {m}{only}.",
-    ),
-    "distinct": (
-        "List the different {out} values of the {t} rows{where}.",
-        "Which different {out} values do the {t} rows have{where}?",
-        "Show each distinct {out} of the {t} rows{where}.",
-        "What distinct {out} values are there among the {t} rows{where}?",
-        "Give every {out} of the {t} rows{where} once, without repeats.",
-        "For all {t} rows{where}, list the distinct {out} values.",
-        "For the {t} rows{where}, show the different {out} values.",
-        "Give each distinct {out} among the {t} rows{where}.",
-    ),
-}
-AGGREGATES: Mapping[str, tuple[str, ...]] = {
-    "sum": ("total", "summed"),
-    "avg": ("average", "mean"),
-    "min": ("lowest", "smallest", "minimum"),
-    "max": ("highest", "largest", "maximum"),
-}
-ORDERS: Mapping[str, tuple[str, ...]] = {"desc": ("highest", "largest"), "asc": ("lowest", "smallest")}
-# How a question says a comparison, which holds {} for the value.
-COMPARISONS: Mapping[str, tuple[str, ...]] = {
-    "= {}": ("is {}", "equals {}"),
-    "> {}": ("is above {}", "is greater than {}", "is more than {}"),
-    "< {}": ("is below {}", "is less than {}", "is under {}"),
-    ">= {}": ("is at least {}",),
-    "<= {}": ("is at most {}",),
-    "between {} and {}": ("is between {} and {}", "is from {} to {}"),
-    "like '{}%'": ("starts with '{}'", "begins with '{}'"),
-}
-NUMBER_COMPARISONS = ("= {}", "> {}", "< {}", ">= {}", "<= {}", "between {} and {}")
-BOUNDS: Mapping[str, tuple[str, ...]] = {
-    "count(*) > {}": ("more than {} rows", "a count above {}"),
-    "count(*) < {}": ("less than {} rows", "a count below {}"),
-    "avg({}) > {}": ("an average {} above {}", "a mean {} greater than {}"),
-    "avg({}) < {}": ("an average {} below {}", "a mean {} less than {}"),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,14 +53,14 @@ class Body:
 
 def draw(rng: Random, split: Split) -> Sample:
     """One question about a fresh database, and its query."""
-    joins = rng.choices(range(len(JOIN_WEIGHTS)), JOIN_WEIGHTS)[0]
+    joins = rng.choices(range(4), JOIN_WEIGHTS[split])[0]
     kind = rng.choice(tuple(TEMPLATES))
     draft = Draft(rng=rng, split=split)
     plan = _draw_plan(draft, kind, draft.add_paths(joins))
     body = _BODIES[kind](draft, plan.lead)
     where, asked = _draw_conditions(draft, plan.conditions)
-    joined = _joins(draft, (plan.lead, *plan.conditions))
-    query = f"select {body.select} from {draft.names[0]}{joined}{where}{body.tail};"
+    source = _source(draft, (plan.lead, *plan.conditions))
+    query = f"select {body.select} from {source}{where}{body.tail};"
     parts = {
         "t": draft.names[0],
         "where": asked,
@@ -165,7 +69,7 @@ def draw(rng: Random, split: Split) -> Sample:
     }
     if "measure" in parts:
         parts["measure"] += asked
-    question = pick(rng, TEMPLATES[kind], split, held_out=HELD_OUT_TEMPLATES).format(**parts)
+    question = say(rng, TEMPLATES[kind], split).format(**parts)
     draft.add_distractors(tables=rng.randint(1, 2) if joins < 2 else 1, columns=rng.randint(1, 2))
     return _sample(draft, question, query, body, {"joins": joins, "kind": kind})
 
@@ -220,10 +124,18 @@ def _draw_plan(draft: Draft, kind: str, ends: list[int]) -> Plan:
     return Plan(lead=lead, conditions=tuple(conditions))
 
 
-def _joins(draft: Draft, ends: Iterable[int]) -> str:
-    path = dict.fromkeys(table for end in ends for table in draft.path_to(end))
-    names = [draft.names[table] for table in path]
-    return "".join(f" join {name} on {name}_id = {name}.id" for name in names)
+def _source(draft: Draft, ends: Iterable[int]) -> str:
+    """The tables after `from`. Of ends equally far the first one is the start."""
+    paths = [draft.path_to(end) for end in ends]
+    far = max(paths, key=len, default=[])
+    steps = list(pairwise(reversed([0, *far])))  # from a table to the one that refers to it
+    names = draft.names
+    source = names[far[-1] if far else 0]
+    source += "".join(f" join {names[to]} on {names[at]}_id = {names[at]}.id" for at, to in steps)
+    others = dict.fromkeys(table for path in paths for table in path if table not in far)
+    return source + "".join(
+        f" join {names[table]} on {names[table]}_id = {names[table]}.id" for table in others
+    )
 
 
 # How a question refers to a column: bare if it is the root's, else with its table.

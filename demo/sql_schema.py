@@ -4,54 +4,35 @@ A draft grows by what a query asks of it, is padded with things that no query ne
 Knows nothing of questions and of SQL (demo/sql.py), and of rows (demo/sql_judge.py).
 
 Table 0 of a draft is the root: what one row of a query is about. Keys lead from it along one path only to
-every other table that a query uses; names are used once in a database, so no column is ambiguous.
+every other table that a query uses, and to each of those from one table only, so that the way back to the
+root never branches; names are used once in a database, so no column is ambiguous.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
 
+from demo.lexicon import LABELS, MEASURES, THINGS, english
 from demo.sample import Split
-from demo.words import split_of, word
+from demo.words import word
 
 Kind = Literal["number", "text", "key"]
 Literals = tuple[int | str, ...]
 
-NOUN_SHARE = 0.4  # of the names that are English nouns; the others are made up
+NOUN_SHARE = 0.35  # of the names that are English nouns; the others are made up
 FORK_SHARE = 0.35  # of the schemas with joins enough for two paths
 
-# Nouns for tables, for numbers, for texts. None is a word of SQL or of a question's template.
-TABLE_NOUNS = """
-    actor airport album article artist author band bank bird boat book bottle branch bridge building bus
-    camera campus captain cat channel chef city clinic club coach college company concert contract
-    country course customer dentist device dish dog doctor driver editor employee engine exam factory
-    farm farmer festival film flight forest game garden guest hospital hotel island journal lake lawyer
-    league lesson library machine manager market meal member movie museum nurse office owner
-    painter park passenger patient photo pilot planet player poem port product professor project recipe
-    region river room school seller ship shop singer song stadium student studio supplier teacher team
-    temple theater ticket tour town train truck village visitor waiter website wine worker zoo
-    """
-NUMBER_NOUNS = """
-    age altitude amount area attendance balance bonus budget capacity charge cost credit debt deposit
-    depth discount distance duration fee fine floor height income length mileage mass population price
-    profit rating rent revenue salary score seats size speed stock tax temperature tonnage votes wage
-    weight width year
-    """
-TEXT_NOUNS = """
-    address alias bloodtype brand category chapter color county currency diet director district email
-    family flavor founder gender genre grade habitat initial instrument job language level location
-    maker major material mood motto name nationality nickname origin phase phone position province
-    publisher quality religion season sector sponsor sport state status street style subject surname
-    title topic venue zone
-    """
 # Words that syllables may make and that SQL or a question needs for itself.
 TAKEN = """
     before begin case delete like limit natural raise release rename replace total minimum there more
     have those give these greater
     """
+
+
+_TAKEN = frozenset(TAKEN.split())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +96,7 @@ class Draft:
 
     def add_table(self) -> int:
         """A new table, so far without columns."""
-        self.names.append(self._new_name(TABLE_NOUNS))
+        self.names.append(self._new_name(THINGS))
         self.columns.append([])
         return len(self.names) - 1
 
@@ -128,14 +109,15 @@ class Draft:
 
     def add_column(self, table: int, kind: Kind, literals: Literals = ()) -> str:
         """A new column's name."""
-        name = self._new_name(NUMBER_NOUNS if kind == "number" else TEXT_NOUNS)
+        name = self._new_name(MEASURES if kind == "number" else LABELS)
         self.columns[table].append(Column(name=name, kind=kind, literals=literals))
         return name
 
     def add_distractors(self, *, tables: int, columns: int) -> None:
         """Tables and columns that no query needs; no table is left with keys alone."""
+        after = len(self.names) - 1
         for _ in range(tables):
-            self._add_distractor_table()
+            self._add_distractor_table(after)
         for index, made in enumerate(self.columns):
             if all(column.kind == "key" for column in made):
                 self.add_column(index, self._value_kind())
@@ -159,12 +141,15 @@ class Draft:
         self.rng.shuffle(tables)
         return tables
 
-    def _add_distractor_table(self) -> None:
-        """Beside a path, as a dead end that its tables refer to or as one that refers to them."""
-        neighbour = self.rng.randrange(len(self.names))
+    def _add_distractor_table(self, after: int) -> None:
+        """A dead end that any table refers to, or one that refers to the root or to another distractor.
+
+        after: the number of the last table that the query uses.
+        """
         if self.rng.random() < 0.5:
-            self.add_parent(neighbour)
+            self.add_parent(self.rng.randrange(len(self.names)))
         else:
+            neighbour = self.rng.choice((0, *range(after + 1, len(self.names))))
             self._add_key(self.add_table(), neighbour)
 
     def _add_key(self, child: int, parent: int) -> None:
@@ -176,13 +161,8 @@ class Draft:
 
     def _new_name(self, nouns: str) -> str:
         while True:
-            made = self._noun(nouns.split()) if self.rng.random() < NOUN_SHARE else word(self.rng, self.split)
-            if made not in self.used and made not in TAKEN.split():
+            is_noun = self.rng.random() < NOUN_SHARE
+            made = english(self.rng, nouns, self.split) if is_noun else word(self.rng, self.split)
+            if made not in self.used and made not in _TAKEN:
                 self.used.add(made)
                 return made
-
-    def _noun(self, nouns: Sequence[str]) -> str:
-        while True:
-            noun = self.rng.choice(nouns)
-            if split_of(noun) == self.split:
-                return noun

@@ -17,62 +17,17 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, NoReturn
 
-from demo import words
+from demo import tool_words
+from demo.phrases import say
 from demo.sample import Message, Sample, Split, Task
 
 CALL_SHARE = 0.6  # of the samples end in a call, the rest in a report of its result
 CALL_ID = "call_0"
 MOST_TOOLS, MOST_PARAMETERS = 3, 3
-MADE_UP_NAME_SHARE = 0.3  # tools whose name says nothing: only the description tells what they do
-MADE_UP_NOUN_SHARE = 0.4
 TEXT_RESULT_SHARE = 0.3
 SHUFFLED_SHARE = 0.3
+SAME_VERB_SHARE = 0.3  # of the tools beside another differ from it by the noun alone
 TEXT_KEY = "answer"
-
-# The last HELD_OUT_... of each list are never trained on.
-HELD_OUT_VERBS = 3
-VERBS = (
-    *("get", "find", "book", "send", "count", "check", "order", "open", "close", "start", "stop", "show"),
-    *("rent", "plan", "move", "sell", "fix", "print", "paint", "clean"),
-)
-HELD_OUT_NOUNS = 4
-NOUNS = (
-    *(
-        "weather",
-        "hotel",
-        "flight",
-        "message",
-        "ticket",
-        "table",
-        "door",
-        "lamp",
-        "parcel",
-        "price",
-        "report",
-    ),
-    *("train", "room", "song", "letter", "garden", "bill", "visit", "photo", "boat", "robot", "clock"),
-)
-HELD_OUT_PARAMETERS = 1
-PARAMETERS = {
-    "string": ("city", "name", "place", "title", "person", "color", "street"),
-    "integer": ("count", "days", "level", "age", "seats", "hours", "pages"),
-    "number": ("size", "weight", "speed", "width", "depth", "height"),
-    "boolean": ("urgent", "public", "loud", "exact", "quick"),
-}
-KINDS = ("string", "string", "integer", "integer", "number", "boolean")  # as often as they stand here
-HELD_OUT_REQUESTS = 2
-REQUESTS = (
-    "{task} with {values}.",
-    "Please {task} with {values}.",
-    "{task}: {values}.",
-    "Can you {task} with {values}?",
-    "I want you to {task}. Use {values}.",
-    "{task}, {values}.",
-    "Could you {task} with {values}?",
-    "I need to {task} with {values}.",
-)
-HELD_OUT_KEYS = 2
-KEYS = ("total", "status", "id", "time", "score", "cost", "code", "place", "state", "rank", "owner", "amount")
 
 NAME = r"[^\"\n]+"
 VALUE = r"(?:(?!｜DSML｜).)*?"
@@ -96,10 +51,11 @@ class ToolCall:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Tool:
-    """parameters: name -> type of JSON schema. task: what it does, as its description says."""
+    """parameters: name -> type of JSON schema. task: what a user asks for; the description holds it."""
 
     name: str
     task: str
+    description: str
     parameters: Mapping[str, str]
 
     @property
@@ -107,7 +63,7 @@ class _Tool:
         properties = {name: {"type": kind} for name, kind in self.parameters.items()}
         function = {
             "name": self.name,
-            "description": f"{self.task.capitalize()}.",
+            "description": self.description,
             "parameters": {"type": "object", "properties": properties},
         }
         return {"type": "function", "function": function}
@@ -225,12 +181,7 @@ def _result(request: _Request, call: ToolCall) -> dict[str, int | str]:
     written = json.dumps([call.name, call.arguments], sort_keys=True)
     seed = hashlib.blake2b(written.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     rng = Random(int.from_bytes(seed, "big"))
-    return {
-        key: words.word(rng, request.split)
-        if rng.random() < 0.5
-        else words.number(rng, request.split, 10, 9_999)
-        for key in request.keys or (TEXT_KEY,)
-    }
+    return {key: tool_words.result_value(rng, request.split) for key in request.keys or (TEXT_KEY,)}
 
 
 def _report(values: Mapping[str, int | str]) -> str:
@@ -242,19 +193,19 @@ def _report(values: Mapping[str, int | str]) -> str:
 def _request(rng: Random, split: Split) -> _Request:
     tools = _tools(rng, split, rng.randint(1, MOST_TOOLS))
     tool = rng.choice(tools)
-    arguments = {name: _value(rng, split, kind) for name, kind in tool.parameters.items()}
-    stated = [f"{name} {_spoken(value)}" for name, value in arguments.items()]
+    arguments = {name: tool_words.value(rng, split, kind) for name, kind in tool.parameters.items()}
+    # One way to write them all.
+    setting = rng.choice(tool_words.SETTINGS)
+    stated = [setting.format(name=name, value=_spoken(value)) for name, value in arguments.items()]
     if rng.random() < SHUFFLED_SHARE:
         rng.shuffle(stated)
-    template = words.pick(rng, REQUESTS, split, held_out=HELD_OUT_REQUESTS)
-    question = template.format(task=tool.task, values=_listed(stated))
+    asked = say(rng, tool_words.REQUESTS, split).format(task=tool.task, values=_listed(stated))
     num_keys = 0 if rng.random() < TEXT_RESULT_SHARE else rng.randint(1, 2)
-    keys = KEYS[-HELD_OUT_KEYS:] if split == "held_out" else KEYS[:-HELD_OUT_KEYS]
     return _Request(
-        question=question[0].upper() + question[1:],
+        question=asked[0].upper() + asked[1:],
         tools=tools,
         call=ToolCall(name=tool.name, arguments=arguments),
-        keys=rng.sample(keys, num_keys),
+        keys=tool_words.terms(rng, split, num_keys),
         split=split,
     )
 
@@ -263,41 +214,25 @@ def _tools(rng: Random, split: Split, count: int) -> list[_Tool]:
     """Tools of different names that do different things."""
     tools: list[_Tool] = []
     while len(tools) < count:
-        tool = _tool(rng, split)
+        tool = _tool(rng, split, verb_of=tools[-1] if tools and rng.random() < SAME_VERB_SHARE else None)
         if all(tool.name != other.name and tool.task != other.task for other in tools):
             tools.append(tool)
     return tools
 
 
-def _tool(rng: Random, split: Split) -> _Tool:
-    verb = words.pick(rng, VERBS, split, held_out=HELD_OUT_VERBS)
-    is_made_up = rng.random() < MADE_UP_NOUN_SHARE
-    noun = words.word(rng, split) if is_made_up else words.pick(rng, NOUNS, split, held_out=HELD_OUT_NOUNS)
-    is_mute = rng.random() < MADE_UP_NAME_SHARE
+def _tool(rng: Random, split: Split, *, verb_of: _Tool | None) -> _Tool:
+    verb = verb_of.task.partition(" ")[0] if verb_of else tool_words.verb(rng, split)
+    noun = tool_words.noun(rng, split)
+    task = f"{verb} the {noun}"
+    described = say(rng, tool_words.DESCRIPTIONS, split).format(task=task)
+    names = tool_words.terms(rng, split, rng.randint(1, MOST_PARAMETERS))
     return _Tool(
-        name=words.word(rng, split) if is_mute else f"{verb}_{noun}",
-        task=f"{verb} the {noun}",
-        parameters=_parameters(rng, split),
+        name=tool_words.tool_name(rng, split, verb, noun),
+        task=task,
+        description=described[0].upper() + described[1:],
+        # Any type for any name: it can only be read from the schema.
+        parameters={name: rng.choice(tool_words.KINDS) for name in names},
     )
-
-
-def _parameters(rng: Random, split: Split) -> dict[str, str]:
-    """One to MOST_PARAMETERS, each of a name of its own."""
-    found: dict[str, str] = {}
-    for _ in range(rng.randint(1, MOST_PARAMETERS)):
-        kind = rng.choice(KINDS)
-        found[words.pick(rng, PARAMETERS[kind], split, held_out=HELD_OUT_PARAMETERS)] = kind
-    return found
-
-
-def _value(rng: Random, split: Split, kind: str) -> str | int | float | bool:
-    if kind == "string":
-        return words.name(rng, split)
-    if kind == "integer":
-        return words.number(rng, split, 1, 999)
-    if kind == "number":
-        return words.number(rng, split, 1, 99) + rng.randint(1, 9) / 10
-    return rng.random() < 0.5
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -38,7 +38,7 @@ from model.config import ModelConfig
 from model.tiny import config_json, presets
 
 CURVES = (
-    *("step", "tokens", "phase", "loss", "mtp_loss", "index_kl", "load_max_over_mean"),
+    *("step", "tokens", "phase", "loss", "answer_loss", "mtp_loss", "index_kl", "load_max_over_mean"),
     *("load_mean_max_over_mean", "lr", "tokens_per_s", "seconds"),
 )
 LOG_STEPS = 20
@@ -67,7 +67,8 @@ class Run:
         self.seconds += elapsed
         tokens = settings.rows * settings.length
         step = trainer.step
-        values = (means.loss, means.mtp_loss, means.index_kl, means.worst_load, means.mean_load)
+        losses = (means.loss, means.answer_loss, means.mtp_loss, means.index_kl)
+        values = (*losses, means.worst_load, means.mean_load)
         self.curves.writerow(
             [
                 *(step, step * tokens, settings.phase(step - 1)),

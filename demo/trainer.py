@@ -26,9 +26,10 @@ EAGER_STEPS = 4  # of a phase, before its graph is captured: lazy set-up must no
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Means:
-    """Over the steps since the last reading. load_LE: pairs per expert."""
+    """Over the steps since the last reading. answer_loss: of answers alone. load_LE: pairs per expert."""
 
     loss: float
+    answer_loss: float
     mtp_loss: float
     index_kl: float
     worst_load: float
@@ -55,7 +56,7 @@ class Trainer:
         )
         self._gamma = torch.zeros((), device=self._device)
         config = network.config
-        self._sums = torch.zeros(6, device=self._device)
+        self._sums = torch.zeros(7, device=self._device)
         self._loads = torch.zeros(config.num_moe_layers + 1, config.num_experts, device=self._device)
         self._graph: tuple[Attention, torch.cuda.CUDAGraph] | None = None
         self._eager_left = EAGER_STEPS
@@ -80,13 +81,14 @@ class Trainer:
 
     def read(self) -> Means:
         """The means since the last reading; waits for the device."""
-        loss, mtp, index_kl, worst, mean, count = self._sums.tolist()
+        loss, answer, mtp, index_kl, worst, mean, count = self._sums.tolist()
         loads = self._loads.clone().cpu()
         self._sums.zero_()
         self._loads.zero_()
         count = max(count, 1.0)
         return Means(
             loss=loss / count,
+            answer_loss=answer / count,
             mtp_loss=mtp / count,
             index_kl=index_kl / count,
             worst_load=worst / count,
@@ -161,7 +163,8 @@ class Trainer:
         passed = self.network.forward(
             Packed(tokens_BT=self._tokens, documents_BT=self._documents), attention=phase
         )
-        loss, mtp_loss = self._loss(passed.hidden_BTD, 1), self._loss(passed.mtp_BTD, 2)
+        loss, answer_loss = self._losses(passed.hidden_BTD, 1)
+        mtp_loss, _ = self._losses(passed.mtp_BTD, 2)
         settings = self.settings
         if phase == "warmup":
             passed.index_loss.backward()  # type: ignore[no-untyped-call]
@@ -174,25 +177,31 @@ class Trainer:
         if phase != "dense":
             torch.nn.utils.clip_grad_norm_(self._index.values(), settings.clip_norm)
             self._index_adam.step()
-        self._note(passed, loss.detach(), mtp_loss.detach())
+        self._note(passed, loss.detach(), answer_loss, mtp_loss.detach())
 
-    def _loss(self, hidden_BTD: Tensor, ahead: int) -> Tensor:
-        """Weighted cross-entropy of the token `ahead` places on, within the same document."""
+    def _losses(self, hidden_BTD: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+        """Weighted cross-entropy of the token `ahead` places on, within the same document.
+
+        And, for the curves, that of the answers' tokens alone: names in prompts cannot be foreseen and would
+        hide it.
+        """
         target = self._tokens.roll(-ahead, 1)
         weights = self._weights.roll(-ahead, 1) * (self._documents.roll(-ahead, 1) == self._documents)
         weights = weights * (torch.arange(target.shape[1], device=self._device) < target.shape[1] - ahead)
         nll = F.cross_entropy(
             self.network.logits(hidden_BTD).flatten(0, 1), target.flatten(), reduction="none"
         )
-        return (nll * weights.flatten()).sum() / weights.sum().clamp(min=1e-6)
+        answers = (weights == 1.0).flatten()
+        answer_loss = (nll.detach() * answers).sum() / answers.sum().clamp(min=1)
+        return (nll * weights.flatten()).sum() / weights.sum().clamp(min=1e-6), answer_loss
 
     @torch.no_grad()
-    def _note(self, passed: Passed, loss: Tensor, mtp_loss: Tensor) -> None:
+    def _note(self, passed: Passed, loss: Tensor, answer_loss: Tensor, mtp_loss: Tensor) -> None:
         loads = torch.stack(passed.loads)
         peaks = loads.amax(-1) / loads.mean(-1)
         one = torch.ones_like(loss)
         self._sums += torch.stack(
-            [loss, mtp_loss, passed.index_loss.detach(), peaks.max(), peaks.mean(), one]
+            [loss, answer_loss, mtp_loss, passed.index_loss.detach(), peaks.max(), peaks.mean(), one]
         )
         self._loads += loads
 

@@ -21,8 +21,8 @@ from demo.evaluation import PARTS, Evaluation, Outcome, write_evaluation
 from demo.figures import MAX_POINTS, windowed
 from demo.readers import ResultError
 from demo.report import SECTIONS, main, write_report
+from demo.report_experts import relative, specialisation
 from demo.report_page import Inputs, Section
-from demo.report_training import relative, specialisation
 from demo.runs import CURVES, read_curves, read_run
 
 TASKS = ("sql", "arithmetic")
@@ -252,6 +252,14 @@ def test_a_wrong_field_of_a_run_is_named(tmp_path: Path, final: dict[str, Any], 
     write_run(inputs, "main", **final)
     with pytest.raises(ResultError, match=rf"run-main\.json: .*{words}"):
         read_run(tmp_path, "main")
+
+
+def test_a_run_from_before_answers_had_a_loss_of_their_own_is_read_all_the_same(tmp_path: Path) -> None:
+    inputs = Inputs(results=tmp_path, checkpoint=tmp_path)
+    write_curves(inputs, "main", tuple(name for name in CURVES if name != "answer_loss"))
+    curves = read_curves(tmp_path, "main")
+    assert all(map(math.isnan, curves["answer_loss"]))
+    assert curves["mtp_loss"] == [1.0, 0.5, pytest.approx(1 / 3), 0.25, 0.2]
 
 
 def test_a_wrong_cell_or_column_of_a_curve_is_named(tmp_path: Path) -> None:

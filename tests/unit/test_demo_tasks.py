@@ -4,7 +4,7 @@
 
 import json
 import re
-from collections import deque
+from collections import Counter, deque
 from itertools import pairwise
 from random import Random
 
@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demo import about, arithmetic, needle, tool_calls
+from demo import (
+    about,
+    about_topics,
+    arithmetic,
+    arithmetic_words,
+    needle,
+    phrases,
+    sql_words,
+    tool_calls,
+    tool_words,
+)
 from demo.tasks import TASKS, task_named
 from demo.words import split_of
 from ingress.encoding import encode_history, encode_messages, render
@@ -233,28 +243,73 @@ def test_only_the_result_itself_is_a_right_number():
             assert not arithmetic.is_right(sample, str(wrong))
 
 
+def ways_of(patterns, split):
+    return [way for group in phrases.ways(patterns, split) for way in group]
+
+
 @each_split
 def test_expressions_and_names_of_sums_belong_to_their_split(split):
-    templates = [template for options in arithmetic.WORDED.values() for template in options]
+    worded = arithmetic_words.WORDED.values()
+    templates = [as_pattern(way) for patterns in worded for way in ways_of(patterns, split)]
     for sample in draws(arithmetic, split, 300):
         assert split_of(sample.expected["expression"]) == split
         if not sample.facts["worded"]:
             continue
-        matches = (as_pattern(template).fullmatch(sample.messages[0]["content"]) for template in templates)
+        matches = (template.fullmatch(sample.messages[0]["content"]) for template in templates)
         found = next(match for match in matches if match)
         names = [found.groupdict().get(key) for key in ("name", "other")]
         assert all(split_of(name.lower()) == split for name in names if name)
+        things = found.groupdict().get("things")
+        assert not things or split in (split_of(things), split_of(things.removesuffix("s")))
 
 
 def test_held_out_sums_are_worded_as_no_sum_of_training_is():
-    trained = [*arithmetic.BARE[: -arithmetic.HELD_OUT_BARE]]
-    for options in arithmetic.WORDED.values():
-        trained += options[: -arithmetic.HELD_OUT_WORDED]
+    trained = ways_of(arithmetic_words.BARE, "train")
+    for patterns in arithmetic_words.WORDED.values():
+        trained += ways_of(patterns, "train")
     trained.remove("{e}")  # alone it would match any question
     patterns = [as_pattern(template) for template in trained]
     for sample in draws(arithmetic, "held_out", 200):
         assert not any(pattern.fullmatch(sample.messages[0]["content"]) for pattern in patterns)
         assert not re.fullmatch(r"[-0-9 +*]+", sample.messages[0]["content"])
+
+
+# Phrases
+
+
+EVERY_PATTERNS = [
+    arithmetic_words.BARE,
+    *arithmetic_words.WORDED.values(),
+    tool_words.REQUESTS,
+    tool_words.DESCRIPTIONS,
+    needle.FACTS,
+    needle.QUESTIONS,
+    about_topics.EXPLAIN,
+    about.unknown().questions,
+    *(topic.questions for topic in about.topics() if not topic.things),
+    *sql_words.TEMPLATES.values(),
+]
+
+
+@pytest.mark.parametrize("patterns", EVERY_PATTERNS, ids=lambda patterns: patterns[0][:20])
+def test_held_out_ways_are_new_combinations_of_words_that_training_has_for_the_same_thing(patterns):
+    train, held_out = (
+        [phrases.words_of(way) for way in ways_of(patterns, split)] for split in ("train", "held_out")
+    )
+    assert len(train) == len(set(train)) >= 8
+    assert held_out
+    assert not set(train) & set(held_out)
+    assert {word for words in held_out for word in words} <= {word for words in train for word in words}
+
+
+def test_a_pattern_stands_for_every_combination_of_its_choices():
+    assert phrases.expanded("[Show|List] {x}[ please|].") == [
+        "Show {x} please.",
+        "Show {x}.",
+        "List {x} please.",
+        "List {x}.",
+    ]
+    assert phrases.expanded("plain") == ["plain"]
 
 
 # Tool calls
@@ -366,16 +421,49 @@ def test_a_wrong_type_name_value_or_further_call_is_wrong():
         assert not tool_calls.is_right(sample, dsml(tool_calls.ToolCall(name=name, arguments=left)))
 
 
+def task_of(tool):
+    """What a description says that the tool does."""
+    found = re.search(r"(?:^|to |can |will |lets you )(\w+ the \w+)\.$", tool["description"])
+    return found[1].lower()
+
+
 @each_split
 def test_the_tool_to_call_is_the_one_whose_description_the_question_repeats(split):
     for sample in draws(tool_calls, split):
         tools = [tool["function"] for tool in sample.tools]
         question = sample.messages[0]["content"].lower()
-        named = [tool for tool in tools if tool["description"].lower().removesuffix(".") in question]
+        named = [tool for tool in tools if re.search(rf"\b{task_of(tool)}\b", question)]
         assert len(named) == 1
         if sample.facts["stage"] == "call":
             assert named[0]["name"] == sample.expected["name"]
             assert list(named[0]["parameters"]["properties"]) == list(sample.expected["arguments"])
+
+
+JSON_TYPES = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
+
+
+@each_split
+def test_arguments_are_of_the_types_in_the_schema_which_names_do_not_tell(split):
+    seen = {}
+    for sample in draws(tool_calls, split, 1500):
+        for tool in sample.tools:
+            for name, schema in tool["function"]["parameters"]["properties"].items():
+                seen.setdefault(name, set()).add(schema["type"])
+            if tool["function"]["name"] == sample.expected.get("name"):
+                properties = tool["function"]["parameters"]["properties"]
+                for name, value in sample.expected["arguments"].items():
+                    assert type(value) in JSON_TYPES[properties[name]["type"]]
+    assert sum(len(types) > 1 for types in seen.values()) > 20
+
+
+def test_most_names_of_parameters_are_seen_but_once():
+    names = [
+        name
+        for sample in draws(tool_calls, "train", 500)
+        for tool in sample.tools
+        for name in tool["function"]["parameters"]["properties"]
+    ]
+    assert sum(count for count in Counter(names).values() if count == 1) > len(names) / 2
 
 
 @each_split
@@ -484,7 +572,7 @@ def test_other_values_and_cut_values_are_wrong():
 def test_made_up_words_and_numbers_of_needles_belong_to_their_split(split):
     templates = (
         *(needle.OPENINGS, needle.CLAUSES, needle.FACTS, needle.QUESTIONS, needle.LIST_HEADS),
-        *(needle.NUMBER_KINDS, needle.WORD_KINDS, ("value",)),
+        ("value",),
     )
     plain = {word.lower() for options in templates for text in options for word in words_in(text)}
     for sample in draws(needle, split, 60):
@@ -493,6 +581,13 @@ def test_made_up_words_and_numbers_of_needles_belong_to_their_split(split):
         assert made_up
         assert all(split_of(word) == split for word in made_up)
         assert all(split_of(number) == split for number in re.findall("[0-9]+", content))
+
+
+def test_what_is_asked_for_is_nearly_always_another_thing():
+    asked = [sample for sample in draws(needle, "train", 300) if sample.facts["form"] == "text"]
+    kinds = [re.match("The (.+) of ", sample.answer["content"])[1] for sample in asked]
+    assert len(set(kinds)) > 0.8 * len(kinds)
+    assert {len(kind.split()) for kind in kinds} == {1, 2}
 
 
 def test_held_out_texts_have_sentences_of_their_own_made_of_known_words():
@@ -537,7 +632,7 @@ def test_answers_are_short_and_every_key_is_in_its_answer():
     for topic in about.topics():
         assert len(topic.answer.split()) <= 30
         assert all(key in topic.answer.lower() for key in topic.keys)
-        assert len(topic.questions) >= 3
+        assert topic.questions or topic.things
 
 
 def test_no_question_has_two_answers_in_either_split():

@@ -180,6 +180,26 @@ def test_the_loss_counts_weighted_tokens_of_the_same_document() -> None:
     assert [means.loss, means.mtp_loss] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_answer_loss_is_that_of_answers_whatever_prompts_cost() -> None:
+    settings = short(sparse=False)
+    trainer, made = fresh(settings), batch(3)
+    made.weights_BT[:] = 0.1
+    made.weights_BT[:, 4] = 1.0
+    packed = Packed(
+        tokens_BT=torch.from_numpy(made.tokens_BT), documents_BT=torch.from_numpy(made.documents_BT)
+    )
+    with torch.no_grad():
+        passed = trainer.network.forward(packed, attention="dense")
+        logs = torch.log_softmax(trainer.network.logits(passed.hidden_BTD[:, 3]), -1)
+    same = made.documents_BT[:, 3] == made.documents_BT[:, 4]
+    assert same.any()
+    nll = [-float(logs[row, made.tokens_BT[row, 4]]) for row in range(ROWS) if same[row]]
+    trainer.train(made)
+    means = trainer.read()
+    assert means.answer_loss == pytest.approx(sum(nll) / len(nll), rel=1e-5)
+    assert means.answer_loss != pytest.approx(means.loss, rel=1e-3)
+
+
 def test_means_are_of_the_steps_since_the_last_reading() -> None:
     trainer = fresh(short(sparse=False))
     trainer.train(batch(1))
@@ -292,12 +312,24 @@ def test_one_wrong_token_spoils_an_answer_but_few_tokens(examiner: Examiner) -> 
 
     final = examiner.examine(reader(all_but_the_end), "dense")
     assert all(one["right"] == 0 for one in final["exact_match"].values())
+    # A needle counts by its value alone, and token 2 spells nothing.
+    assert [point["needle_accuracy"] for point in final["topk_sweep"]] == [1.0]
     assert all(0.5 < task["accuracy"] < 1.0 for task in final["validation_by_task"].values())
     # The MTP layer named the right end, which the model did not: no draft is accepted there.
     assert all(
         task["mtp_acceptance"] == pytest.approx(task["accuracy"])
         for task in final["validation_by_task"].values()
     )
+
+
+def test_a_needle_without_the_last_digit_of_its_value_is_not_found(examiner: Examiner) -> None:
+    def stops_early(ids: Tensor) -> tuple[Tensor, Tensor]:
+        following, second = ids.roll(-1, 1), ids.roll(-2, 1)
+        after = ids.roll(-3, 1)  # value, full stop, end
+        return torch.where((after == 1) & (second != 1), 1, following), second
+
+    final = examiner.examine(reader(stops_early), "dense")
+    assert [point["needle_accuracy"] for point in final["topk_sweep"]] == [0.0]
 
 
 def test_a_draft_is_accepted_where_it_is_what_the_model_says_next_right_or_wrong(examiner: Examiner) -> None:
