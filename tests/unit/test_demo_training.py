@@ -353,7 +353,7 @@ def test_tasks_that_no_row_can_hold_are_left_out(vocabulary: Path) -> None:
     final = examiner.examine(perfect, "dense")
     assert "about" in final["exact_match"]
     assert "tool" not in final["exact_match"]
-    choices = examiner.choices(perfect, "dense")
+    choices = examiner.glance(perfect, "dense").choices_LNTK
     assert choices.shape == (2, len(final["exact_match"]), 96, 8)
 
 
@@ -433,6 +433,8 @@ def test_a_resumed_run_writes_all_curves_and_the_figures_that_the_report_reads(f
     assert len(figures.final.expert_load) == 4
     assert all(sum(layer) == pytest.approx(1.0) for layer in figures.final.expert_load)
     assert [step for step, _ in figures.final.routing_change] == [4]  # the resumed run compares anew
+    assert [one["step"] for one in figures.final.learned] == [2, 4, 6]
+    assert all(0.0 <= one["about"] <= 1.0 for one in figures.final.learned)
     assert curves["seconds"] == sorted(curves["seconds"])
     with (finished / "results" / "run-small.csv").open(encoding="utf-8") as file:
         assert [row["phase"] for row in csv.DictReader(file)] == ["dense", "dense", "sparse"]
@@ -458,7 +460,7 @@ def test_a_run_that_was_cut_and_resumed_trained_on_every_batch_once(finished: Pa
     source = Source(directory=finished / "export", seed=1, split="train", rows=1, length=64)
     for made in source.batches(0, 6, workers=0):
         unbroken.train(made)
-    saved = load_file(finished / "state" / "state.safetensors")
+    saved = load_file(finished / "state" / "step-6.safetensors")
     resumed = {name: saved[f"parameters/{name}"] for name in parameters}
     assert moved(snapshot(unbroken), resumed) == set()
 

@@ -298,7 +298,7 @@ def test_drafts_are_drawn_from_what_training_computes(
     packed = Packed(tokens_BT=tokens, documents_BT=torch.ones_like(tokens))
     with torch.no_grad():
         trained = network.logits(network.forward(packed, attention="sparse").mtp_BTD)[0]
-    assert len(seen) > 25
+    assert len(seen) > 15
     for position, row in seen:  # the MTP layer at i reads token i + 1 and predicts token i + 2
         assert relative(row, trained[position - 2]) < 1e-5
 
