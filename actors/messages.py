@@ -64,6 +64,11 @@ class TokenEvent:
     error: str | None = None
 
 
+def end_event(request_id: str, first: int, finish: str, error: str | None = None) -> TokenEvent:
+    """The end of a sequence without a new token; `first`: how many were emitted."""
+    return TokenEvent(request_id=request_id, first=first, token_ids=(), finish=finish, error=error)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Events:
     """Every event of one step for one ingress. Payload: what pack_events makes of them."""
