@@ -119,7 +119,7 @@ class AttentionServer:
         except (BadFrame, ValueError) as error:
             return end_event(message.request_id, message.num_emitted, FINISH_ERROR, str(error))
         prompt, emitted = ids[: message.num_prompt], ids[message.num_prompt :]
-        return self._engine.submit(peer, message.request_id, prompt, emitted, sampling)
+        return self._engine.submit(peer, message.request_id, prompt, emitted, sampling, message.cache_salt)
 
     def _tell(self, events: dict[Hashable, list[TokenEvent]]) -> None:
         """One frame per ingress."""

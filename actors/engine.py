@@ -19,6 +19,7 @@ from actors.drafter import Drafter
 from actors.messages import FINISH_CANCELLED, FINISH_ERROR, FINISH_LENGTH, TokenEvent, end_event
 from actors.objection import objection
 from actors.pages import PagePool
+from actors.prefix import PrefixCache
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
 from actors.step import forward
@@ -47,6 +48,7 @@ class Engine:
         context_tokens: int,
         limits: SchedulerLimits | None = None,
         draft_tokens: int = 0,
+        prefix_cache: bool = True,
     ) -> None:
         config = decoder.config
         self._decoder = decoder
@@ -55,7 +57,8 @@ class Engine:
         self._pool = PagePool(num_pages)
         # A sequence that could not fit alone would wait for ever: the pool bounds the context.
         self.context_tokens = min(context_tokens, self._pool.num_pages * PAGE_TOKENS)
-        self._scheduler = Scheduler(self._pool, limits or SchedulerLimits())
+        self._prefixes = PrefixCache(self._pool) if prefix_cache else None
+        self._scheduler = Scheduler(self._pool, limits or SchedulerLimits(), prefixes=self._prefixes)
         self._sequences: dict[tuple[Hashable, str], LiveSequence] = {}
         self._index_topk = config.indexer.topk if config.indexer else None
         self.counters = EngineCounters(drafted=[0] * draft_tokens, accepted=[0] * draft_tokens)
@@ -92,6 +95,7 @@ class Engine:
             "retried_pairs": exchange.retried_pairs,
             "lost_actors": exchange.lost_actors,
             "parked_s": exchange.parked_s,
+            **(self._prefixes.stats() if self._prefixes else {}),
         }
 
     def submit(
@@ -101,8 +105,12 @@ class Engine:
         prompt_ids: Sequence[int],
         emitted_ids: Sequence[int],
         sampling: Sampling,
+        cache_salt: str = "",
     ) -> TokenEvent | None:
-        """Queue a sequence; returns the terminal event at once if it cannot be served here."""
+        """Queue a sequence; returns the terminal event at once if it cannot be served here.
+
+        cache_salt: sequences of different salts share no pages.
+        """
         config, num_emitted = self._decoder.config, len(emitted_ids)
         if (owner, request_id) in self._sequences:
             problem: str | None = f"request id {request_id} is already running"
@@ -126,6 +134,7 @@ class Engine:
             sampling=sampling,
             eos_ids=config.eos_token_ids,
             max_context=self.context_tokens,
+            cache_salt=cache_salt,
         )
         self._sequences[owner, request_id] = sequence
         self._scheduler.add(sequence)
@@ -158,6 +167,10 @@ class Engine:
         starts = [work.sequence.num_computed for work in planned]
         events = self._settle(planned, self._decoder.logits(hidden_TD, batch.logit_rows))
         self._follow(planned, starts, batch, hidden_TD)
+        for sequence in [work.sequence for work in planned if work.sequence.pages]:
+            self._publish(sequence)
+            if sequence.finish is not None:
+                self._end(sequence)
         return events
 
     def _settle(self, planned: list[Work], logits: Tensor) -> OwnedEvents:
@@ -172,26 +185,26 @@ class Engine:
                 mine = list(islice(drawn, 1 + work.num_drafts))
                 if work.num_drafts and not all(token.finite for token in mine):
                     # A draft that overflows spoils every row that sees its slot: once more, without drafts.
+                    self._withdraw(sequence)
                     self._scheduler.send_back(sequence)
                     sequence.pace.rest()
                     continue
                 held = tokens_that_hold(mine, sequence.drafts)
                 sequence.pace.note(work.num_drafts, len(held) - 1)
                 self.counters.count_drafts(work.num_drafts, len(held) - 1)
-                sequence.num_computed += len(held) - 1
                 events[sequence.owner].append(self._advance(sequence, held))
             sequence.drafts.clear()
         return events
 
     def _follow(self, planned: list[Work], starts: list[int], batch: Batch, hidden_TD: Tensor) -> None:
-        """Let the drafter see what holds of the step, of every sequence that goes on."""
+        """Let the drafter see what holds of the step, of every sequence that goes on or is gone on from."""
         if self._drafter is None:
             return
         rows = iter(batch.chunk_rows)
         advanced = []
         for work, start in zip(planned, starts, strict=True):
             own = [row for part in islice(rows, 1 + work.num_drafts) for row in part]
-            if work.sequence.pages:
+            if work.sequence.pages and (work.sequence.finish is None or self._prefixes):
                 count = work.sequence.num_computed - start
                 advanced.append((work.sequence, hidden_TD[own[:count]]))
         self._drafter.follow(advanced)
@@ -207,26 +220,36 @@ class Engine:
     def _advance(self, sequence: LiveSequence, drawn: list[Drawn]) -> TokenEvent:
         first = sequence.num_emitted
         if not drawn[0].finite:
+            self._withdraw(sequence)
             self._end(sequence)
             error = "the model's logits are not finite"
             logger.error("%s: %s", sequence.request_id, error)
             return end_event(sequence.request_id, first, FINISH_ERROR, error)
-        finish = None
         said: list[Drawn] = []
         for token in drawn:
-            finish = sequence.append(token.token_id)
             said.append(token)
-            if finish is not None:
-                self._end(sequence)
+            if sequence.append(token.token_id) is not None:
                 break
+        sequence.num_computed = len(sequence.tokens) - 1
         return TokenEvent(
             request_id=sequence.request_id,
             first=first,
             token_ids=tuple(token.token_id for token in said),
             logprobs=tuple(token.logprob for token in said if token.logprob is not None),
             top=tuple(token.top for token in said if token.top),
-            finish=finish,
+            num_cached=sequence.num_cached if first == 0 else None,
+            finish=sequence.finish,
         )
+
+    def _publish(self, sequence: LiveSequence) -> None:
+        """Let others find its full pages, once every layer has written them for good."""
+        if self._prefixes is not None:
+            is_followed = self._drafter is not None
+            self._prefixes.publish(sequence, sequence.num_followed if is_followed else sequence.num_computed)
+
+    def _withdraw(self, sequence: LiveSequence) -> None:
+        if self._prefixes is not None:
+            self._prefixes.withdraw(sequence)
 
     def _end(self, sequence: LiveSequence) -> None:
         self._scheduler.remove(sequence)
