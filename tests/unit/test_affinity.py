@@ -80,6 +80,9 @@ def test_requests_follow_their_prompts_to_the_actor_and_away_from_one_that_is_go
             await ask(engine, [7] * 200)
         await ask(engine, [7] * 200 + said + [8] * 400)
         assert len(actors[1].submits) == 5, "with what was said the known beginning is long enough"
+        together = [asyncio.create_task(ask(engine, [9] * 100, str(name))) for name in range(2)]
+        assert len(await asyncio.gather(*together)) == 2
+        assert len(actors[0].submits) == 4, "the second while the first is being answered"
         await actors[1].stop()
         await until(lambda: len(engine._candidates()) == 2)
         assert len(await ask(engine, [7] * 200)) == 100
@@ -88,9 +91,9 @@ def test_requests_follow_their_prompts_to_the_actor_and_away_from_one_that_is_go
     asyncio.run(scenario())
 
 
-async def ask(engine: Engine, prompt: list[int]) -> list[int]:
+async def ask(engine: Engine, prompt: list[int], name: str = "r") -> list[int]:
     told = Sampling(max_tokens=100, ignore_eos=True)
-    return [token async for event in engine.generate("r", prompt, told) for token in event.token_ids]
+    return [token async for event in engine.generate(name, prompt, told) for token in event.token_ids]
 
 
 def test_without_a_cache_only_load_counts():
