@@ -4,8 +4,8 @@
 
 Time to the first token of a long prompt whose beginning is cached, against the same without a hit, in turns
 so that a noisy minute meets both; another salt keeps a prompt from the cached pages. First the engine alone,
-experts local, then `shoal serve` over HTTP. Last, prompts that nobody has seen with the cache on and off, in
-CPU time, which a neighbour hardly changes. Knows nothing of what is in the pages.
+experts local, and its prompts that nobody has seen with the cache on and off, in CPU time, which a neighbour
+hardly changes; then `shoal serve` over HTTP. Knows nothing of what is in the pages.
 """
 
 from __future__ import annotations
@@ -55,16 +55,14 @@ def main(
     console = stdout_console()
     context_tokens = len(prompts[0]) + PAGE_TOKENS
     cached, plain = (make_engine(directory, context_tokens, prefix_cache=on) for on in (True, False))
-    table = Table("first token", "no hit ms", "hit ms", "ratio", "rounds")
-    table.add_row("engine", *_columns(compare(lambda *asked: _timed(cached, *asked)[0], prompts)))
+    sides = ("no hit ms", "hit ms")
+    console.print(_table("engine", sides, compare(lambda *asked: _timed(cached, *asked)[0], prompts)))
+    strangers = make_prompts("strangers", count=rounds, num_tokens=len(prompts[0]))
+    sides_of_cost = ("cache off ms", "cache on ms")
+    console.print(_table("engine, never seen, CPU time", sides_of_cost, _costs(plain, cached, strangers)))
     if http:
         with _served(directory) as ask:
-            table.add_row("over HTTP", *_columns(compare(ask, prompts)))
-    console.print(table)
-    strangers = make_prompts("strangers", count=rounds, num_tokens=len(prompts[0]))
-    table = Table("never seen", "cache off ms", "cache on ms", "off to on", "rounds")
-    table.add_row("engine, CPU time", *_columns(_costs(plain, cached, strangers)))
-    console.print(table)
+            console.print(_table("over HTTP", sides, compare(ask, prompts)))
 
 
 def make_engine(directory: Path, context_tokens: int, *, prefix_cache: bool) -> Engine:
@@ -138,12 +136,14 @@ def _costs(plain: Engine, cached: Engine, prompts: list[Prompt]) -> list[tuple[f
     return pairs
 
 
-def _columns(pairs: list[tuple[float, float]]) -> tuple[str, str, str, str]:
-    """Medians of both in ms, that of the ratios, and every ratio."""
-    slow, quick = ([pair[side] * 1e3 for pair in pairs] for side in (0, 1))
+def _table(title: str, sides: tuple[str, str], pairs: list[tuple[float, float]]) -> Table:
+    """Medians of both sides in ms, that of the ratios, and every ratio."""
+    table = Table(*sides, "ratio", "rounds", title=title, title_justify="left")
     ratios = [one / other for one, other in pairs]
+    medians = [f"{median(pair[side] for pair in pairs) * 1e3:.0f}" for side in (0, 1)]
     rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    return f"{median(slow):.0f}", f"{median(quick):.0f}", f"{median(ratios):.2f}", rounds
+    table.add_row(*medians, f"{median(ratios):.2f}", rounds)
+    return table
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingress.affinity import LOAD_FACTOR, LOAD_SLACK, Affinity, marks_of
@@ -17,6 +17,7 @@ from tests.unit.test_link import closed, make_engine, until
 LOADS = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 30), min_size=1)
 
 
+@settings(deadline=None)
 @given(LOADS, st.sampled_from("abcdef"), st.integers(64, 700))
 def test_the_holder_is_chosen_unless_it_is_overloaded_and_then_the_least_busy(
     loads: dict[str, int], holder: str, num_tokens: int

@@ -22,7 +22,7 @@ from model.sampling import Sampling
 from router.exchange import Exchange
 from tests.shoals import engine_of, generate, local_engine, local_parts
 
-GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=0)
+GREEDY = Sampling(max_tokens=4, temperature=0.0, ignore_eos=True, logprobs=0)
 SAMPLED = replace(GREEDY, seed=9, temperature=1.2, top_p=0.95, logprobs=2)
 Parts = tuple[Decoder, Exchange]
 Round = list[tuple[int, int, Sampling, str]]
@@ -34,7 +34,7 @@ def text(seed: int, num_tokens: int) -> list[int]:
     return torch.randint(16, 272, (num_tokens,), generator=generator).tolist()
 
 
-LONG = text(0, 220)
+LONG = text(0, 150)
 
 
 def prompt(kept: int, tail: int) -> list[int]:
@@ -68,13 +68,13 @@ def kitchens(tiny_v32: Path, tiny_v3: Path) -> dict[str, Kitchen]:
 
 KINDS = ("fp32", "bf16", "without indexer", "drafts", "drafts without indexer")
 REQUEST = st.tuples(
-    st.sampled_from([0, 63, 64, 65, 100, 128, 129, 192, 200]),
-    st.sampled_from([1, 20, 64]),
+    st.sampled_from([0, 63, 64, 65, 100, 128, 129]),
+    st.sampled_from([1, 20]),
     st.sampled_from([GREEDY, SAMPLED]),
     st.sampled_from(["", "", "salt"]),
 )
 ROUNDS = st.lists(st.lists(REQUEST, min_size=1, max_size=4), min_size=2, max_size=2)
-POOLS = st.sampled_from([6, 9, 128])  # the first two run out of pages
+POOLS = st.sampled_from([4, 7, 128])  # the first two run out of pages
 
 
 @settings(max_examples=4, deadline=None)
@@ -112,12 +112,12 @@ def events_of(engine: Engine) -> list[TokenEvent]:
 def test_what_a_hit_reads_is_what_it_would_have_written(kitchens: dict[str, Kitchen], kind: str) -> None:
     """In every layer, the MTP layer's last slot of a page included, whatever came after it before."""
     kitchen = kitchens[kind]
-    shared = LONG[: 3 * PAGE_TOKENS]
+    shared = LONG[: 2 * PAGE_TOKENS]
     engine, fresh = kitchen.engine(), kitchen.engine()
-    generate(engine, [[*shared, 20, 21, 22], [*shared[:PAGE_TOKENS], 30, 31]], GREEDY)
+    generate(engine, [[*shared, 20, 21, 22], [*shared[:PAGE_TOKENS], 30]], GREEDY)
     asked = [*shared, 20, *text(5, 30)]
     other = [*shared, 40, *text(6, 30)]
-    for tokens, hits in ((asked, 3 * PAGE_TOKENS), (other, 2 * PAGE_TOKENS)):
+    for tokens, hits in ((asked, 2 * PAGE_TOKENS), (other, PAGE_TOKENS)):
         sequence, entries = prefilled(engine, tokens)
         assert sequence.num_cached == hits
         assert torch.equal(entries, prefilled(fresh, tokens)[1])
@@ -138,7 +138,7 @@ def prefilled(engine: Engine, tokens: list[int]) -> tuple[Sequence, Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["fp32", "drafts"])
-@pytest.mark.parametrize("max_tokens", [1, 2, 30])
+@pytest.mark.parametrize("max_tokens", [1, 30])
 def test_every_full_page_of_what_has_ended_is_found(
     kitchens: dict[str, Kitchen], kind: str, max_tokens: int
 ) -> None:
@@ -226,7 +226,7 @@ def test_nothing_that_a_page_held_before_shows(kitchens: dict[str, Kitchen], kin
     for page in stale:
         for slots_SX in (*engine._cache.latent_SC, *engine._cache.index_SI):
             slots_SX[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS] = float("nan")
-    asked = text(60, 200)
+    asked = text(60, 130)
     assert generate(engine, [asked], GREEDY) == generate(kitchen.oracle, [asked], GREEDY)
     assert engine.stats()["evicted_pages"] > 0
 
