@@ -14,7 +14,7 @@ from collections.abc import Hashable
 import numpy as np
 
 from actors.engine import Engine, OwnedEvents
-from actors.messages import FINISH_ERROR, Cancel, Events, Sampling, Submit, TokenEvent, pack_events
+from actors.messages import FINISH_ERROR, Cancel, Events, Sampling, Submit, TokenEvent, end_event, pack_events
 from router.exchange import StepAbandoned
 from router.listener import Arrival, Listener, Peer
 from router.view import View
@@ -117,15 +117,9 @@ class AttentionServer:
                 )
             sampling = from_fields(Sampling, dict(message.sampling))
         except (BadFrame, ValueError) as error:
-            return TokenEvent(
-                request_id=message.request_id,
-                first=message.num_emitted,
-                token_ids=(),
-                finish=FINISH_ERROR,
-                error=str(error),
-            )
+            return end_event(message.request_id, message.num_emitted, FINISH_ERROR, str(error))
         prompt, emitted = ids[: message.num_prompt], ids[message.num_prompt :]
-        return self._engine.submit(peer, message.request_id, prompt, emitted, sampling)
+        return self._engine.submit(peer, message.request_id, prompt, emitted, sampling, message.cache_salt)
 
     def _tell(self, events: dict[Hashable, list[TokenEvent]]) -> None:
         """One frame per ingress."""

@@ -91,6 +91,7 @@ def build_attention(
             max_step_tokens=attention.max_sequences * (1 + options.draft_tokens) + 2 * attention.chunk_tokens,
         ),
         draft_tokens=options.draft_tokens,
+        prefix_cache=attention.prefix_cache,
     )
     server = AttentionServer(
         engine,

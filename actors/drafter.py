@@ -38,13 +38,14 @@ class Drafter:
         self._draft_tokens = draft_tokens
 
     def follow(self, advanced: Sequence[tuple[LiveSequence, Tensor]]) -> None:
-        """Each sequence with the hidden states of its newly computed tokens, [tokens, D]."""
+        """Each sequence with the hidden states of its newly computed tokens, [tokens, D].
+
+        Of one that has ended only full pages matter, for others to go on from.
+        """
         due = []
         for sequence, hidden in advanced:
-            if self._room(sequence) < 1:
-                continue  # nor will there ever be: its end is near
             sequence.unfollowed.append(hidden)
-            if not sequence.is_decoding or not sequence.pace.is_resting:
+            if self._is_due(sequence):
                 due.append(sequence)
         if not due:
             return
@@ -84,6 +85,14 @@ class Drafter:
                 sequence.drafts.append(token.token_id)
         return out_TD.index_select(0, batch.logit_rows)
 
+    def _is_due(self, sequence: LiveSequence) -> bool:
+        """Whether the layer is to read what it has not read of the sequence, now."""
+        if sequence.finish is not None:
+            return sequence.num_computed // PAGE_TOKENS > sequence.num_followed // PAGE_TOKENS
+        if sequence.is_decoding:
+            return not sequence.pace.is_resting and self._room(sequence) >= 1
+        return True
+
     def _room(self, sequence: LiveSequence) -> int:
         """How many drafts the next step could use, and the cache has room to make."""
         in_pages = len(sequence.pages) * PAGE_TOKENS - sequence.num_computed + 1
@@ -95,10 +104,11 @@ class Drafter:
 
 def _catch_up(sequence: LiveSequence) -> list[Chunk]:
     """The computed tokens that the MTP layer has not seen, each as the token that follows it."""
-    count = sum(len(part) for part in sequence.unfollowed)
+    start, end = sequence.num_followed, sequence.num_computed
+    assert sum(map(len, sequence.unfollowed)) == end - start, "a hidden state for each token"
     sequence.unfollowed.clear()
-    start = sequence.num_computed - count
-    following = sequence.tokens[start + 1 : sequence.num_computed + 1]
+    sequence.num_followed = end
+    following, count = sequence.tokens[start + 1 : end + 1], end - start
     size = 1 if count <= FEW_TOKENS else count  # single tokens of many sequences share their products
     return [
         Chunk(

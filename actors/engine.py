@@ -7,18 +7,19 @@ connected; an owner is an opaque mark that comes back with the events.
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from actors.counters import EngineCounters
 from actors.drafter import Drafter
-from actors.messages import FINISH_CANCELLED, FINISH_ERROR, FINISH_LENGTH, TokenEvent
+from actors.messages import FINISH_CANCELLED, FINISH_ERROR, FINISH_LENGTH, TokenEvent, end_event
+from actors.objection import objection
 from actors.pages import PagePool
+from actors.prefix import PrefixCache
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
 from actors.step import forward
@@ -35,16 +36,6 @@ logger = logging.getLogger(__name__)
 OwnedEvents = dict[Hashable, list[TokenEvent]]
 
 
-@dataclass(slots=True)
-class EngineCounters:
-    steps: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    finished: int = 0
-    drafted: list[int] = field(default_factory=list)  # by place: first draft of a step, second, ...
-    accepted: list[int] = field(default_factory=list)
-
-
 class Engine:
     """One attention actor's sequences. Not thread-safe: the step loop owns it."""
 
@@ -57,6 +48,7 @@ class Engine:
         context_tokens: int,
         limits: SchedulerLimits | None = None,
         draft_tokens: int = 0,
+        prefix_cache: bool = True,
     ) -> None:
         config = decoder.config
         self._decoder = decoder
@@ -65,7 +57,8 @@ class Engine:
         self._pool = PagePool(num_pages)
         # A sequence that could not fit alone would wait for ever: the pool bounds the context.
         self.context_tokens = min(context_tokens, self._pool.num_pages * PAGE_TOKENS)
-        self._scheduler = Scheduler(self._pool, limits or SchedulerLimits())
+        self._prefixes = PrefixCache(self._pool) if prefix_cache else None
+        self._scheduler = Scheduler(self._pool, limits or SchedulerLimits(), prefixes=self._prefixes)
         self._sequences: dict[tuple[Hashable, str], LiveSequence] = {}
         self._index_topk = config.indexer.topk if config.indexer else None
         self.counters = EngineCounters(drafted=[0] * draft_tokens, accepted=[0] * draft_tokens)
@@ -93,10 +86,7 @@ class Engine:
         """What an operator asks first."""
         exchange = self._exchange.counters
         return {
-            "steps": self.counters.steps,
-            "prefill_tokens": self.counters.prefill_tokens,
-            "decode_tokens": self.counters.decode_tokens,
-            "finished": self.counters.finished,
+            **self.counters.stats(),
             "running": self.num_running,
             "waiting": self.num_waiting,
             "free_pages": self.free_pages,
@@ -105,8 +95,7 @@ class Engine:
             "retried_pairs": exchange.retried_pairs,
             "lost_actors": exchange.lost_actors,
             "parked_s": exchange.parked_s,
-            **{f"drafted_{place}": count for place, count in enumerate(self.counters.drafted, 1)},
-            **{f"accepted_{place}": count for place, count in enumerate(self.counters.accepted, 1)},
+            **(self._prefixes.stats() if self._prefixes else {}),
         }
 
     def submit(
@@ -116,41 +105,36 @@ class Engine:
         prompt_ids: Sequence[int],
         emitted_ids: Sequence[int],
         sampling: Sampling,
+        cache_salt: str = "",
     ) -> TokenEvent | None:
-        """Queue a sequence; returns the terminal event at once if it cannot be served here."""
-        config = self._decoder.config
-        tokens = [*prompt_ids, *emitted_ids]
-        problem = None
+        """Queue a sequence; returns the terminal event at once if it cannot be served here.
+
+        cache_salt: sequences of different salts share no pages.
+        """
+        config, num_emitted = self._decoder.config, len(emitted_ids)
         if (owner, request_id) in self._sequences:
-            problem = f"request id {request_id} is already running"
-        elif not prompt_ids:
-            problem = "the prompt is empty"
-        elif min(tokens) < 0 or max(tokens) >= config.vocab_size:
-            problem = f"a token id is outside the vocabulary of {config.vocab_size}"
-        elif len(tokens) >= self.context_tokens:
-            problem = f"{len(tokens)} tokens do not fit the context of {self.context_tokens}"
+            problem: str | None = f"request id {request_id} is already running"
         else:
-            problem = _objection(sampling, config.vocab_size)
+            problem = objection(
+                prompt_ids,
+                emitted_ids,
+                sampling,
+                vocab_size=config.vocab_size,
+                context_tokens=self.context_tokens,
+            )
         if problem:
-            return TokenEvent(
-                request_id=request_id,
-                first=len(emitted_ids),
-                token_ids=(),
-                finish=FINISH_ERROR,
-                error=problem,
-            )
-        if len(emitted_ids) >= sampling.max_tokens:
-            return TokenEvent(
-                request_id=request_id, first=len(emitted_ids), token_ids=(), finish=FINISH_LENGTH
-            )
+            return end_event(request_id, num_emitted, FINISH_ERROR, problem)
+        if num_emitted >= sampling.max_tokens:
+            return end_event(request_id, num_emitted, FINISH_LENGTH)
         sequence = LiveSequence(
             request_id=request_id,
             owner=owner,
-            tokens=tokens,
+            tokens=[*prompt_ids, *emitted_ids],
             num_prompt=len(prompt_ids),
             sampling=sampling,
             eos_ids=config.eos_token_ids,
             max_context=self.context_tokens,
+            cache_salt=cache_salt,
         )
         self._sequences[owner, request_id] = sequence
         self._scheduler.add(sequence)
@@ -162,9 +146,7 @@ class Engine:
         if sequence is None:
             return None
         self._end(sequence)
-        return TokenEvent(
-            request_id=request_id, first=sequence.num_emitted, token_ids=(), finish=FINISH_CANCELLED
-        )
+        return end_event(request_id, sequence.num_emitted, FINISH_CANCELLED)
 
     def disown(self, owner: Hashable) -> int:
         """Forget every sequence of an owner that is gone; returns how many."""
@@ -185,11 +167,15 @@ class Engine:
         starts = [work.sequence.num_computed for work in planned]
         events = self._settle(planned, self._decoder.logits(hidden_TD, batch.logit_rows))
         self._follow(planned, starts, batch, hidden_TD)
+        for sequence in [work.sequence for work in planned if work.sequence.pages]:
+            self._publish(sequence)
+            if sequence.finish is not None:
+                self._end(sequence)
         return events
 
     def _settle(self, planned: list[Work], logits: Tensor) -> OwnedEvents:
         """Count what is computed, draw tokens and verify drafts."""
-        self._count(planned)
+        self.counters.count_step(planned)
         drawn = iter(sample(logits, [draw for work in planned for draw in draws_of(work)]))
         events: OwnedEvents = defaultdict(list)
         for work in planned:
@@ -199,25 +185,26 @@ class Engine:
                 mine = list(islice(drawn, 1 + work.num_drafts))
                 if work.num_drafts and not all(token.finite for token in mine):
                     # A draft that overflows spoils every row that sees its slot: once more, without drafts.
+                    self._withdraw(sequence)
                     self._scheduler.send_back(sequence)
                     sequence.pace.rest()
                     continue
                 held = tokens_that_hold(mine, sequence.drafts)
-                self._count_drafts(sequence, work.num_drafts, len(held) - 1)
-                sequence.num_computed += len(held) - 1
+                sequence.pace.note(work.num_drafts, len(held) - 1)
+                self.counters.count_drafts(work.num_drafts, len(held) - 1)
                 events[sequence.owner].append(self._advance(sequence, held))
             sequence.drafts.clear()
         return events
 
     def _follow(self, planned: list[Work], starts: list[int], batch: Batch, hidden_TD: Tensor) -> None:
-        """Let the drafter see what holds of the step, of every sequence that goes on."""
+        """Let the drafter see what holds of the step, of every sequence that goes on or is gone on from."""
         if self._drafter is None:
             return
         rows = iter(batch.chunk_rows)
         advanced = []
         for work, start in zip(planned, starts, strict=True):
             own = [row for part in islice(rows, 1 + work.num_drafts) for row in part]
-            if work.sequence.pages:
+            if work.sequence.pages and (work.sequence.finish is None or self._prefixes):
                 count = work.sequence.num_computed - start
                 advanced.append((work.sequence, hidden_TD[own[:count]]))
         self._drafter.follow(advanced)
@@ -233,63 +220,38 @@ class Engine:
     def _advance(self, sequence: LiveSequence, drawn: list[Drawn]) -> TokenEvent:
         first = sequence.num_emitted
         if not drawn[0].finite:
+            self._withdraw(sequence)
             self._end(sequence)
             error = "the model's logits are not finite"
             logger.error("%s: %s", sequence.request_id, error)
-            return TokenEvent(
-                request_id=sequence.request_id, first=first, token_ids=(), finish=FINISH_ERROR, error=error
-            )
-        finish = None
+            return end_event(sequence.request_id, first, FINISH_ERROR, error)
         said: list[Drawn] = []
         for token in drawn:
-            finish = sequence.append(token.token_id)
             said.append(token)
-            if finish is not None:
-                self._end(sequence)
+            if sequence.append(token.token_id) is not None:
                 break
+        sequence.num_computed = len(sequence.tokens) - 1
         return TokenEvent(
             request_id=sequence.request_id,
             first=first,
             token_ids=tuple(token.token_id for token in said),
             logprobs=tuple(token.logprob for token in said if token.logprob is not None),
             top=tuple(token.top for token in said if token.top),
-            finish=finish,
+            num_cached=sequence.num_cached if first == 0 else None,
+            finish=sequence.finish,
         )
+
+    def _publish(self, sequence: LiveSequence) -> None:
+        """Let others find its full pages, once every layer has written them for good."""
+        if self._prefixes is not None:
+            is_followed = self._drafter is not None
+            self._prefixes.publish(sequence, sequence.num_followed if is_followed else sequence.num_computed)
+
+    def _withdraw(self, sequence: LiveSequence) -> None:
+        if self._prefixes is not None:
+            self._prefixes.withdraw(sequence)
 
     def _end(self, sequence: LiveSequence) -> None:
         self._scheduler.remove(sequence)
         del self._sequences[sequence.owner, sequence.request_id]
         self.counters.finished += 1
-
-    def _count(self, planned: list[Work]) -> None:
-        self.counters.steps += 1
-        for work in planned:
-            if work.num_tokens == 1:
-                self.counters.decode_tokens += 1
-            else:
-                self.counters.prefill_tokens += work.num_tokens
-
-    def _count_drafts(self, sequence: LiveSequence, num_drafts: int, num_accepted: int) -> None:
-        sequence.pace.note(num_drafts, num_accepted)
-        for place in range(num_drafts):
-            self.counters.drafted[place] += 1
-            self.counters.accepted[place] += place < num_accepted
-        self.counters.decode_tokens += num_accepted
-
-
-def _objection(sampling: Sampling, vocab_size: int) -> str | None:
-    """Why nobody can sample like this, or None.
-
-    The door checks more; this keeps what slipped through from ending everyone's step.
-    """
-    temperature, repetition = sampling.temperature, sampling.repetition_penalty
-    others = (sampling.top_p, sampling.min_p, sampling.presence_penalty, sampling.frequency_penalty)
-    if not all(math.isfinite(number) for number in (temperature, repetition, *others)):
-        return "a sampling parameter is not a finite number"
-    if temperature < 0.0 or repetition <= 0.0:
-        return f"temperature is {temperature}, repetition_penalty {repetition}: at least 0, above 0"
-    if not -(2**63) <= sampling.seed < 2**63:
-        return f"seed is {sampling.seed}: must fit 64 bits"
-    if any(not 0 <= token_id < vocab_size for token_id in sampling.stop_token_ids):
-        return f"a stop token id is outside the vocabulary of {vocab_size}"
-    return None

@@ -27,7 +27,8 @@ class Submit:
     """Start (or resume) a sequence. Payload: num_prompt + num_emitted int32 little-endian token ids.
 
     `num_emitted` tokens were already sent to the client by an earlier attention actor: they count towards
-    max_tokens, min_tokens and penalties and are never sent again.
+    max_tokens, min_tokens and penalties and are never sent again. cache_salt: sequences of different salts
+    share no pages of the cache.
     """
 
     KIND: ClassVar[str] = "submit"
@@ -35,6 +36,7 @@ class Submit:
     num_prompt: int
     num_emitted: int
     sampling: dict[str, int | float | bool | tuple[int, ...] | None]
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +53,7 @@ class TokenEvent:
 
     first: index of token_ids[0] among all emitted tokens (gap and duplicate check).
     logprobs: one per token id, when asked for. top: per token, (token id, logprob) pairs, likeliest first.
+    num_cached: with the first token, how many tokens of the prompt were not computed for it.
     finish: None while the sequence lives, else one of FINISH_*; exactly one event of a sequence carries it.
     """
 
@@ -60,8 +63,14 @@ class TokenEvent:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] = ()
     top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    num_cached: int | None = None
     finish: str | None = None
     error: str | None = None
+
+
+def end_event(request_id: str, first: int, finish: str, error: str | None = None) -> TokenEvent:
+    """The end of a sequence without a new token; `first`: how many were emitted."""
+    return TokenEvent(request_id=request_id, first=first, token_ids=(), finish=finish, error=error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,6 +34,7 @@ class AttentionOptions:
     cache_tokens: int
     chunk_tokens: int
     max_sequences: int
+    prefix_cache: bool
     answer_timeout_s: float
 
 

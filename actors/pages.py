@@ -1,37 +1,55 @@
-"""The page pool: which pages of the cache are free.
+"""The page pool: who reads which page of the cache.
 
-Page 0 is the null page of model/batch.py and never handed out. Knows nothing of what the pages hold.
+A page has any number of readers. One that was published bears a name: when its last reader leaves it keeps
+what it holds and is found by its name, until its place is needed. Page 0 is the null page of model/batch.py
+and never handed out. Knows nothing of what the pages hold and of what their names mean.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
 
 from model.cache import PAGE_TOKENS
 
 
 class PagePool:
-    """A stack of free pages.
+    """Free pages come first, the most recently freed of them while it is still in the CPU's caches.
 
-    The most recently freed is handed out first, while it is still in the CPU's caches.
+    Then published pages without a reader, those first that were left first.
     """
 
     def __init__(self, num_pages: int) -> None:
         if num_pages < 2:
             raise ValueError(f"num_pages is {num_pages}: at least 2, one of them the null page")
         self.num_pages = num_pages - 1
+        self.num_evicted = 0
         self._free = list(range(num_pages - 1, 0, -1))
+        self._idle: OrderedDict[int, None] = OrderedDict()  # published, without a reader
+        self._readers = [0] * num_pages
+        self._names: dict[int, bytes] = {}
+        self._published: dict[bytes, int] = {}
         self._unclean: list[int] = []
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Pages without a reader, published or not: all can be taken."""
+        return len(self._free) + len(self._idle)
 
-    def can_take(self, count: int) -> bool:
-        return count <= len(self._free)
+    @property
+    def num_published(self) -> int:
+        return len(self._published)
+
+    def can_take(self, count: int, *, beside: Sequence[int] = ()) -> bool:
+        """Whether `count` pages are free; `beside`: pages that are to be shared as well."""
+        return count <= self.num_free - sum(page in self._idle for page in beside)
 
     def take(self, count: int) -> list[int]:
         """count pages; ask can_take first."""
-        assert self.can_take(count), f"{count} pages wanted, {len(self._free)} free"
-        taken = [self._free.pop() for _ in range(count)]
+        assert self.can_take(count), f"{count} pages wanted, {self.num_free} free"
+        taken = [self._free.pop() if self._free else self._evict() for _ in range(count)]
+        for page in taken:
+            self._readers[page] = 1
         self._unclean += taken
         return taken
 
@@ -41,9 +59,67 @@ class PagePool:
         return unclean
 
     def give_back(self, pages: list[int]) -> None:
-        """Free the pages and empty the list."""
-        self._free.extend(reversed(pages))
+        """One reader of each leaves; empties the list.
+
+        The last page first: what is left first is evicted first, and a page is of no use without those before
+        it.
+        """
+        for page in reversed(pages):
+            self._leave(page)
         pages.clear()
+
+    def find(self, name: bytes) -> int | None:
+        """The page published under `name`; it may be evicted unless it is shared at once."""
+        return self._published.get(name)
+
+    def share(self, pages: Sequence[int]) -> list[int]:
+        """One reader more for each of these pages, which find has found."""
+        for page in pages:
+            assert page in self._names, f"page {page} is not published"
+            self._idle.pop(page, None)
+            self._readers[page] += 1
+        return list(pages)
+
+    def publish(self, page: int, name: bytes) -> int:
+        """Name a page that is read, and will never be written again; returns the page to read from now on.
+
+        That is another if an equal one bears the name already: this one is left.
+        """
+        assert self._readers[page] and page not in self._names, f"page {page} is free or published"
+        known = self._published.get(name)
+        if known is not None:
+            self.share([known])
+            self._leave(page)
+            return known
+        self._names[page] = name
+        self._published[name] = page
+        return page
+
+    def withdraw(self, pages: Sequence[int]) -> None:
+        """Nobody shall find these any more; their readers, which they must have, go on."""
+        for page in pages:
+            assert self._readers[page], f"page {page} has no reader"
+            if page in self._names:
+                self._unname(page)
+
+    def _leave(self, page: int) -> None:
+        assert self._readers[page] > 0, f"page {page} has no reader"
+        self._readers[page] -= 1
+        if self._readers[page]:
+            return
+        if page in self._names:
+            self._idle[page] = None
+        else:
+            self._free.append(page)
+
+    def _evict(self) -> int:
+        page, _ = self._idle.popitem(last=False)
+        self._unname(page)
+        self.num_evicted += 1
+        return page
+
+    def _unname(self, page: int) -> None:
+        del self._published[self._names.pop(page)]
 
 
 def pages_for(num_tokens: int) -> int:

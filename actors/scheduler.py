@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from actors.pages import PagePool, pages_for
+from actors.prefix import PrefixCache
 from actors.sequence import Sequence
 
 
@@ -59,9 +60,12 @@ class Work:
 class Scheduler:
     """Holds the sequences: `waiting` have no pages, `running` (oldest first) have."""
 
-    def __init__(self, pool: PagePool, limits: SchedulerLimits) -> None:
+    def __init__(
+        self, pool: PagePool, limits: SchedulerLimits, *, prefixes: PrefixCache | None = None
+    ) -> None:
         self._pool = pool
         self._limits = limits
+        self._prefixes = prefixes
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -103,9 +107,13 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, budget: int, planned: list[Work]) -> int:
         """Start the first waiting sequence if its whole prompt has pages now; returns tokens planned."""
-        if not self._pool.can_take(pages_for(len(sequence.tokens) + 1)):
+        shared = self._prefixes.find(sequence) if self._prefixes else []
+        missing = pages_for(len(sequence.tokens) + 1) - len(shared)
+        if not self._pool.can_take(missing, beside=shared):
             return 0
-        sequence.pages = self._pool.take(pages_for(len(sequence.tokens) + 1))
+        if self._prefixes:
+            self._prefixes.begin(sequence, shared)
+        sequence.pages += self._pool.take(missing)
         self.waiting.popleft()
         self.running.append(sequence)
         return self._plan_chunk(sequence, budget, planned)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actors.messages import FINISH_LENGTH, FINISH_STOP
 from actors.pace import Pace
+from model.cache import PAGE_TOKENS
 from model.sampler import Draw
 from model.sampling import Sampling
 
@@ -23,7 +24,8 @@ class Sequence:
 
     A sequence whose tokens are all computed but the last is decoding. drafts: guesses at the next tokens, for
     the next step to verify. unfollowed: hidden states that the MTP layer has not read yet, of its last
-    computed tokens.
+    computed tokens; num_followed: how many it has read. num_published: pages that others can find; page_keys:
+    what by (actors/prefix.py). num_cached: tokens that it did not compute when it first began.
     """
 
     request_id: str
@@ -33,11 +35,17 @@ class Sequence:
     sampling: Sampling
     eos_ids: tuple[int, ...]
     max_context: int
+    cache_salt: str = ""
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
     unfollowed: list[Tensor] = field(default_factory=list)
+    num_followed: int = 0
+    num_published: int = 0
+    page_keys: list[bytes] = field(default_factory=list)
+    num_cached: int | None = None
     pace: Pace = field(default_factory=Pace)
+    finish: str | None = None
 
     @property
     def num_emitted(self) -> int:
@@ -45,11 +53,19 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        return self.num_computed == len(self.tokens) - 1
+        return self.finish is None and self.num_computed == len(self.tokens) - 1
+
+    def begin(self, shared: list[int]) -> None:
+        """Go on after the tokens of these published pages, as if they had been computed."""
+        self.pages = shared
+        self.num_published = len(shared)
+        self.num_computed = self.num_followed = len(shared) * PAGE_TOKENS
+        if self.num_cached is None:
+            self.num_cached = self.num_computed
 
     def restart(self) -> None:
         """Forget what is computed: the pages are gone."""
-        self.num_computed = 0
+        self.num_computed = self.num_followed = self.num_published = 0
         self.drafts.clear()
         self.unfollowed.clear()
 
@@ -72,7 +88,7 @@ class Sequence:
         self.tokens.append(token_id)
         sampling = self.sampling
         if token_id in sampling.stop_token_ids or (token_id in self.eos_ids and not sampling.ignore_eos):
-            return FINISH_STOP
-        if self.num_emitted >= sampling.max_tokens or len(self.tokens) >= self.max_context:
-            return FINISH_LENGTH
-        return None
+            self.finish = FINISH_STOP
+        elif self.num_emitted >= sampling.max_tokens or len(self.tokens) >= self.max_context:
+            self.finish = FINISH_LENGTH
+        return self.finish

@@ -66,6 +66,10 @@ def serve(
         int | None,
         typer.Option(help="Tokens drafted ahead by the MTP layer; 0: none [default: 1 if it has one]."),
     ] = None,
+    prefix_cache: Annotated[
+        bool | None,
+        typer.Option("--prefix-cache/--no-prefix-cache", help="Keep pages of past prompts [default: on]."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON on stdout.")] = False,
 ) -> None:
     """Serve a model over the OpenAI API until Ctrl-C."""
@@ -83,6 +87,7 @@ def serve(
         "context_tokens": context_tokens,
         "cache_tokens": cache_tokens,
         "draft_tokens": draft_tokens,
+        "prefix_cache": prefix_cache,
     }
     try:
         spec = ShoalSpec.from_sources(config, flags)

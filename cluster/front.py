@@ -47,6 +47,7 @@ class FrontOptions:
     replicas: int
     host: str
     port: int
+    prefix_cache: bool
 
 
 def deploy(options: FrontOptions) -> None:
@@ -74,7 +75,12 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
 
     def build() -> FastAPI:
         directory = Path(options.directory)
-        engine = Engine([], token=options.token, identity=f"ingress-{secrets.token_hex(4)}")
+        engine = Engine(
+            [],
+            token=options.token,
+            identity=f"ingress-{secrets.token_hex(4)}",
+            prefix_cache=options.prefix_cache,
+        )
         app = create_app(
             engine=engine,
             tokenizer=Tokenizer.from_file(directory / "tokenizer.json"),

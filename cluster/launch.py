@@ -70,6 +70,7 @@ def launch(
                 replicas=spec.ingress,
                 host=spec.host,
                 port=spec.port,
+                prefix_cache=spec.prefix_cache,
             )
         )
         _await_ready(cluster, on_status)
@@ -123,6 +124,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
             cache_tokens=spec.cache_tokens,
             chunk_tokens=spec.chunk_tokens,
             max_sequences=spec.max_sequences,
+            prefix_cache=spec.prefix_cache,
             answer_timeout_s=spec.answer_timeout_s,
         ),
     )

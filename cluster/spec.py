@@ -44,6 +44,7 @@ class ShoalSpec(BaseModel):
     draft_tokens: int | None = Field(
         None, ge=0, le=8, description="tokens drafted ahead by the MTP layer; none: 1 if the model has one"
     )
+    prefix_cache: bool = Field(True, description="keep the pages of past prompts for those that begin alike")
     answer_timeout_s: float = Field(
         10.0, gt=0, le=3600, description="silence after which an expert counts as lost"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ingress.logprobs import chat_logprobs, text_logprobs
@@ -30,22 +30,39 @@ class Heading:
 
 @dataclass(kw_only=True, slots=True)
 class Usage:
-    """Counts tokens as they are shown."""
+    """Counts tokens as they are shown.
+
+    A prompt is counted once, however many choices it makes; what was cached of it is what was for the choice
+    with the least, which had to compute the rest.
+    """
 
     num_prompt: int
+    choices_per_prompt: int
     num_completion: int = 0
     num_reasoning: int = 0
+    cached_of_prompt: dict[int, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(order: Order) -> Usage:
+        return Usage(num_prompt=order.num_prompt_tokens, choices_per_prompt=order.choices_per_prompt)
 
     def add(self, delta: Delta) -> None:
         self.num_completion += len(delta.token_ids)
         self.num_reasoning += delta.num_reasoning
+        if delta.num_cached is not None:
+            prompt = delta.index // self.choices_per_prompt
+            known = self.cached_of_prompt.get(prompt, delta.num_cached)
+            self.cached_of_prompt[prompt] = min(known, delta.num_cached)
 
     def fields(self) -> Json:
+        num_cached = sum(self.cached_of_prompt.values())
         return {
             "prompt_tokens": self.num_prompt,
             "completion_tokens": self.num_completion,
             "total_tokens": self.num_prompt + self.num_completion,
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": num_cached},
+            "prompt_cache_hit_tokens": num_cached,
+            "prompt_cache_miss_tokens": self.num_prompt - num_cached,
             "completion_tokens_details": {"reasoning_tokens": self.num_reasoning},
         }
 

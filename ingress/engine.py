@@ -1,8 +1,8 @@
 """Every attention actor, as one engine.
 
-A sequence goes to the least busy actor; if that one is lost, its journal goes to another, and whoever
-consumes the events sees no gap and no duplicate. Knows nothing of text or HTTP. One engine belongs to one
-event loop.
+A sequence goes to the actor that has seen the beginning of its prompt, or to the least busy one; if that one
+is lost, its journal goes to another, and whoever consumes the events sees no gap and no duplicate. Knows
+nothing of text or HTTP. One engine belongs to one event loop.
 
 Errors: Overloaded, EngineError (ingress/errors.py).
 """
@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from actors.messages import TokenEvent
+from ingress.affinity import Affinity, Mark, marks_of
 from ingress.errors import EngineError, Overloaded
 from ingress.journal import Journal, JournalError
 from ingress.link import AttentionLink, Credentials, Endpoint, LinkLost
@@ -32,14 +33,23 @@ MAX_LOSSES = 8  # actors lost in a row by one sequence without a new token: it m
 class Engine:
     """patience_s: how long a sequence waits while no attention actor can be reached.
 
+    prefix_cache: whether the actors keep the pages of prompts, so that it matters who has seen one.
     Connects from the first `start`, `ready` or `generate` on, which need the running loop.
     """
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], *, token: bytes, identity: str, patience_s: float = 30.0
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        token: bytes,
+        identity: str,
+        patience_s: float = 30.0,
+        prefix_cache: bool = True,
     ) -> None:
         self._credentials = Credentials(token=token, identity=identity, incarnation=secrets.randbits(48))
         self._patience_s = patience_s
+        self._affinity = Affinity()
+        self._prefix_cache = prefix_cache
         self._endpoints: tuple[Endpoint, ...] = tuple(endpoints)
         self._keepers: dict[str, _Keeper] = {}
         self._changed = asyncio.Event()
@@ -88,22 +98,26 @@ class Engine:
         await asyncio.gather(*stopped, return_exceptions=True)
 
     async def generate(
-        self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling
+        self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling, *, cache_salt: str = ""
     ) -> AsyncGenerator[TokenEvent, None]:
         """The events of one sequence, the last one with `finish`; closing the generator cancels the sequence.
 
         Raises Overloaded if no actor can be reached, EngineError if actor after actor is lost.
         """
         self.start()
-        journal = Journal(request_id, prompt_ids, sampling)
+        journal = Journal(request_id, prompt_ids, sampling, cache_salt=cache_salt)
         losses = 0
         self._open_sequences += 1
         try:
             while journal.finish is None:
                 num_known = len(journal.emitted)
-                async with aclosing(_follow(await self._choose(), journal)) as events:
-                    async for event in events:
-                        yield event
+                link = await self._choose(journal)
+                try:
+                    async with aclosing(_follow(link, journal)) as events:
+                        async for event in events:
+                            yield event
+                finally:
+                    self._affinity.note(self._marks(journal), link.endpoint.actor_id)
                 losses = losses + 1 if len(journal.emitted) == num_known else 0
                 if journal.finish is None and losses >= MAX_LOSSES:
                     logger.error("sequence %s lost %d actors in a row: given up", request_id, losses)
@@ -111,8 +125,8 @@ class Engine:
         finally:
             self._open_sequences -= 1
 
-    async def _choose(self) -> AttentionLink:
-        """The live actor with the fewest open sequences, the lowest id on a tie."""
+    async def _choose(self, journal: Journal) -> AttentionLink:
+        """The live actor for this sequence; others with the same beginning will follow it there."""
         try:
             async with asyncio.timeout(self._patience_s):
                 while not (candidates := self._candidates()):
@@ -122,7 +136,15 @@ class Engine:
                     await self._changed.wait()
         except TimeoutError:
             raise Overloaded("no attention actor can be reached", retry_after_s=self._patience_s) from None
-        return min(candidates, key=lambda link: (link.open_sequences, link.endpoint.actor_id))
+        links = {link.endpoint.actor_id: link for link in candidates}
+        loads = {actor_id: link.open_sequences for actor_id, link in links.items()}
+        marks = self._marks(journal)
+        chosen = self._affinity.choose(marks, len(journal.token_ids), loads)
+        self._affinity.note(marks, chosen)
+        return links[chosen]
+
+    def _marks(self, journal: Journal) -> list[Mark]:
+        return marks_of(journal.token_ids, journal.cache_salt) if self._prefix_cache else []
 
     def _candidates(self) -> list[AttentionLink]:
         keepers = self._keepers.values()

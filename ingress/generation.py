@@ -69,7 +69,8 @@ class Generation:
         output = Output(choice, self._tokenizer, self._order.output)
         sequence_id = f"{self._answer_id}-{choice}"
         prompt_ids, sampling = self._order.prompt_of(choice), self._order.samplings[choice]
-        async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling)) as events:
+        made = self._engine.generate(sequence_id, prompt_ids, sampling, cache_salt=self._order.cache_salt)
+        async with aclosing(made) as events:
             async for event in events:
                 if event.finish not in (None, FINISH_STOP, FINISH_LENGTH):
                     logger.error("sequence %s ended with %s: %s", sequence_id, event.finish, event.error)

@@ -23,14 +23,22 @@ class JournalError(Exception):
 class Journal:
     """The events of one sequence, over as many attention actors as it takes."""
 
-    def __init__(self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
+    def __init__(
+        self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling, *, cache_salt: str = ""
+    ) -> None:
         self.request_id = request_id
         self.prompt_ids = tuple(prompt_ids)
         self.sampling = sampling
+        self.cache_salt = cache_salt
         self.emitted: list[int] = []
         self.logprobs: list[float] = []
         self.finish: str | None = None
         self.attempt = 0
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All known so far."""
+        return (*self.prompt_ids, *self.emitted)
 
     @property
     def wire_id(self) -> str:
@@ -41,12 +49,13 @@ class Journal:
         """What makes an attention actor go on after the last known token; a new attempt."""
         assert self.finish is None, f"{self.request_id} has ended ({self.finish}): nothing to resume"
         self.attempt += 1
-        ids = (*self.prompt_ids, *self.emitted)
+        ids = self.token_ids
         submit = Submit(
             request_id=self.wire_id,
             num_prompt=len(self.prompt_ids),
             num_emitted=len(self.emitted),
             sampling=dataclasses.asdict(self.sampling),
+            cache_salt=self.cache_salt,
         )
         return submit, struct.pack(f"<{len(ids)}i", *ids)
 
@@ -63,6 +72,7 @@ class Journal:
             token_ids=event.token_ids[known:],
             logprobs=event.logprobs[known:],
             top=event.top[known:],
+            num_cached=event.num_cached if not known else None,
         )
         self.emitted.extend(fresh.token_ids)
         self.logprobs.extend(fresh.logprobs)

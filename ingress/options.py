@@ -22,6 +22,7 @@ MAX_STOPS = 4
 MAX_STOP_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 128
 MAX_CHOICES = 16  # of one prompt
+MAX_SALT_CHARS = 128
 MAX_INT32 = 2**31 - 1
 
 NOT_SERVED = frozenset(
@@ -114,6 +115,7 @@ class Options(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    cache_salt: Annotated[str, Field(max_length=MAX_SALT_CHARS)] | None = None
 
     @property
     def include_usage(self) -> bool:

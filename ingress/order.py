@@ -43,15 +43,19 @@ class Order:
     is_stream: bool
     include_usage: bool
     return_token_ids: bool
+    cache_salt: str
     ignored_fields: str
 
     @property
     def num_prompt_tokens(self) -> int:
         return sum(map(len, self.prompts))
 
+    @property
+    def choices_per_prompt(self) -> int:
+        return len(self.samplings) // len(self.prompts)
+
     def prompt_of(self, choice: int) -> list[int]:
-        choices_per_prompt = len(self.samplings) // len(self.prompts)
-        return self.prompts[choice // choices_per_prompt]
+        return self.prompts[choice // self.choices_per_prompt]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +143,7 @@ class OrderDesk:
             is_stream=bool(request.stream),
             include_usage=request.include_usage,
             return_token_ids=bool(request.return_token_ids),
+            cache_salt=request.cache_salt or "",
             ignored_fields=request.ignored_fields,
         )
 

@@ -6,7 +6,7 @@ Knows nothing of JSON shapes (ingress/completion.py) and nothing of sockets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from actors.messages import FINISH_STOP, TokenEvent
 from ingress.stops import StopFinder
@@ -18,7 +18,8 @@ class Delta:
     """What one event adds to choice `index`.
 
     token_ids: the tokens that count, with `logprobs` and `top` beside them when asked for. num_reasoning:
-    how many of them belong to the reasoning. finish: "stop" or "length" on the last delta of the choice.
+    how many of them belong to the reasoning. num_cached: on one delta of the choice, how many tokens of its
+    prompt were not computed for it. finish: "stop" or "length" on the last delta of the choice.
     """
 
     index: int
@@ -28,6 +29,7 @@ class Delta:
     logprobs: tuple[float, ...] = ()
     top: tuple[tuple[tuple[int, float], ...], ...] = ()
     num_reasoning: int = 0
+    num_cached: int | None = None
     finish: str | None = None
 
 
@@ -98,21 +100,9 @@ class Output:
             logprobs=event.logprobs[:num_tokens],
             top=event.top[:num_tokens],
             num_reasoning=added.num_reasoning,
+            num_cached=event.num_cached,
             finish=finish,
         )
-
-
-def joined(first: Delta, second: Delta) -> Delta:
-    """Two deltas of one choice as one."""
-    return replace(
-        second,
-        content=first.content + second.content,
-        reasoning=first.reasoning + second.reasoning,
-        token_ids=first.token_ids + second.token_ids,
-        logprobs=first.logprobs + second.logprobs,
-        top=first.top + second.top,
-        num_reasoning=first.num_reasoning + second.num_reasoning,
-    )
 
 
 class _Added:

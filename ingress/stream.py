@@ -67,7 +67,7 @@ class AnswerResponse(Response):
 
 async def _deliver_whole(delivery: Delivery, sender: _Sender) -> None:
     order = delivery.order
-    usage = Usage(num_prompt=order.num_prompt_tokens)
+    usage = Usage.of(order)
     made: list[list[Delta]] = [[] for _ in order.samplings]
     async with delivery.generation as generation:
         while not generation.is_done:
@@ -99,7 +99,7 @@ async def _deliver_stream(delivery: Delivery, sender: _Sender) -> None:
 
 
 async def _stream_deltas(delivery: Delivery, sender: _Sender) -> None:
-    answer, usage = delivery.answer, Usage(num_prompt=delivery.order.num_prompt_tokens)
+    answer, usage = delivery.answer, Usage.of(delivery.order)
     async with delivery.generation as generation:
         while not generation.is_done:
             delta = await _next_delta(generation, delivery.limits.keep_alive_s)

@@ -78,9 +78,10 @@ def local_engine(
     limits: SchedulerLimits | None = None,
     num_pages: int = 128,
     draft_tokens: int = 0,
+    prefix_cache: bool = True,
 ) -> Engine:
     parts = local_parts(directory, dtype, draft_tokens)
-    return engine_of(parts, limits=limits, num_pages=num_pages, draft_tokens=draft_tokens)
+    return engine_of(parts, limits, num_pages, draft_tokens, prefix_cache)
 
 
 def local_parts(
@@ -96,6 +97,7 @@ def engine_of(
     limits: SchedulerLimits | None = None,
     num_pages: int = 128,
     draft_tokens: int = 0,
+    prefix_cache: bool = True,
 ) -> Engine:
     return Engine(
         *parts,
@@ -103,6 +105,7 @@ def engine_of(
         context_tokens=CONTEXT,
         limits=limits,
         draft_tokens=draft_tokens,
+        prefix_cache=prefix_cache,
     )
 
 

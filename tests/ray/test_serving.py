@@ -107,10 +107,20 @@ def test_sixteen_at_once_equal_each_alone(cluster: Served) -> None:
     prompts = [prompt(10 + 7 * i, seed=i) for i in range(16)]
     alone = [complete(cluster.url, p, logprobs=0) for p in prompts]
     with ThreadPoolExecutor(16) as pool:
-        together = list(pool.map(lambda p: complete(cluster.url, p, logprobs=0), prompts))
+        together = list(pool.map(lambda p: complete(cluster.url, p, logprobs=0, cache_salt="again"), prompts))
     for one, other in zip(alone, together, strict=True):
         assert one["token_ids"] == other["token_ids"]
         assert one["logprobs"]["token_logprobs"] == other["logprobs"]["token_logprobs"]
+
+
+def test_a_prompt_that_was_asked_before_is_told_as_cached_and_answered_alike(cluster: Served) -> None:
+    asked = body(prompt(200, seed=50))
+    first, second = (
+        httpx.post(f"{cluster.url}/v1/completions", json=asked, timeout=60).json() for _ in range(2)
+    )
+    assert first["choices"][0]["token_ids"] == second["choices"][0]["token_ids"]
+    assert first["usage"]["prompt_cache_hit_tokens"] == 0
+    assert second["usage"]["prompt_cache_hit_tokens"] == 192
 
 
 def test_two_attention_actors_and_two_copies_of_each_expert_give_the_same_bits(

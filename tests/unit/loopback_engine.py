@@ -81,6 +81,7 @@ class LoopbackEngine:
     """tokens_per_event: how many tokens of a sequence one step makes. pause_s: between steps.
 
     drop_after: a connection is cut once, when it has sent this many tokens. fail: sequences end in an error.
+    num_cached: told with the first token of each sequence.
     """
 
     actor_id: str = "attention-0"
@@ -91,6 +92,7 @@ class LoopbackEngine:
     drop_after: int | None = None
     fail: bool = False
     mute: bool = False  # takes sequences, says nothing
+    num_cached: int | None = None
     submits: list[Submit] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     num_steps: int = 0
@@ -217,6 +219,7 @@ class LoopbackEngine:
             token_ids=made,
             logprobs=() if wanted is None else tuple(-0.5 for _ in made),
             top=() if not wanted else tuple(_likeliest(token_id, wanted) for token_id in made),
+            num_cached=self.num_cached if first == 0 else None,
             finish=finish,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from contextlib import aclosing, suppress
 
 import pytest
@@ -296,6 +297,12 @@ def test_a_journal_drops_what_it_knows_and_keeps_what_is_new():
     assert (fresh.first, fresh.token_ids) == (2, (3,))
     assert journal.accept(event(3, finish=FINISH_STOP)).finish == FINISH_STOP
     assert journal.emitted == [1, 2, 3]
+
+
+def test_what_was_cached_is_told_with_the_first_token_and_not_again():
+    journal = Journal("r", PROMPT, Sampling(max_tokens=10))
+    assert journal.accept(dataclasses.replace(event(0, 1), num_cached=64)).num_cached == 64
+    assert journal.accept(dataclasses.replace(event(0, 1, 2), num_cached=128)).num_cached is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""What an engine has done since birth, in numbers.
+
+Written by the step loop, read by whoever asks for stats. Knows nothing of what is being computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from actors.scheduler import Work
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """drafted, accepted: by place, first draft of a step, second, ..."""
+
+    steps: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    finished: int = 0
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+
+    def count_step(self, planned: Iterable[Work]) -> None:
+        self.steps += 1
+        for work in planned:
+            if work.num_tokens == 1:
+                self.decode_tokens += 1
+            else:
+                self.prefill_tokens += work.num_tokens
+
+    def count_drafts(self, num_drafts: int, num_accepted: int) -> None:
+        """The drafts of one sequence in a step."""
+        for place in range(num_drafts):
+            self.drafted[place] += 1
+            self.accepted[place] += place < num_accepted
+        self.decode_tokens += num_accepted
+
+    def stats(self) -> dict[str, float]:
+        return {
+            "steps": self.steps,
+            "prefill_tokens": self.prefill_tokens,
+            "decode_tokens": self.decode_tokens,
+            "finished": self.finished,
+            **{f"drafted_{place}": count for place, count in enumerate(self.drafted, 1)},
+            **{f"accepted_{place}": count for place, count in enumerate(self.accepted, 1)},
+        }
