@@ -15,18 +15,25 @@ SHORT_ROW = 64  # below this one stable sort is quicker than finding a threshold
 def topk_lowest(scores_RN: Tensor, k: int) -> Tensor:
     """Positions of the k largest of each row, ascending; among equals the lowest positions win.
 
-    scores_RN: floating, no NaN. Returns int64 [R, k].
+    scores_RN: floating; NaN counts as the largest, so that it is not overlooked. Returns int64 [R, k].
     """
     if scores_RN.shape[1] <= SHORT_ROW:
         return topk_lowest_reference(scores_RN, k)
-    threshold_R1 = torch.topk(scores_RN, k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    threshold_R1 = _threshold(scores_RN, k)
     chosen_RN = scores_RN >= threshold_R1
-    if int(chosen_RN.sum()) != k * scores_RN.shape[0]:  # ties at the threshold
+    if bool((chosen_RN.sum(-1) != k).any()):  # ties at the threshold, or a row with NaN: it chose nothing
+        scores_RN = scores_RN.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        threshold_R1 = _threshold(scores_RN, k)
+        chosen_RN = scores_RN >= threshold_R1
         above_RN = scores_RN > threshold_R1
         ties_RN = chosen_RN ^ above_RN
         room_R1 = k - above_RN.sum(-1, keepdim=True)
         chosen_RN = above_RN | (ties_RN & (ties_RN.cumsum(-1) <= room_R1))
     return chosen_RN.nonzero()[:, 1].view(-1, k)
+
+
+def _threshold(scores_RN: Tensor, k: int) -> Tensor:
+    return torch.topk(scores_RN, k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
 
 
 def topk_lowest_reference(scores_RN: Tensor, k: int) -> Tensor:

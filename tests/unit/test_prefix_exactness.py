@@ -214,6 +214,15 @@ def test_pages_that_a_poisoned_sequence_wrote_are_found_by_nobody(tiny_v3: Path)
     assert events_with(engine, poisoned)[0].num_cached == 2 * PAGE_TOKENS
 
 
+def test_a_token_that_spoils_a_prompt_beyond_index_topk_ends_its_own_sequence_alone(tiny_v32: Path) -> None:
+    engine, bystander = local_engine(tiny_v32), text(4, 90)
+    [alone] = generate(engine, [bystander], GREEDY)
+    engine._decoder._head.embedding_VD[40] = float("nan")
+    spoiled, beside = generate(engine, [[*text(8, 70), 40, *text(9, 70)], bystander], GREEDY)
+    assert spoiled.finish == FINISH_ERROR
+    assert beside == alone
+
+
 @pytest.mark.parametrize("kind", ["fp32", "without indexer"])
 def test_nothing_that_a_page_held_before_shows(kitchens: dict[str, Kitchen], kind: str) -> None:
     """Evicted or free: a NaN would pass the mask of slots that are not seen."""

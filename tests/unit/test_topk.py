@@ -53,5 +53,20 @@ def test_a_rows_choice_does_not_depend_on_its_neighbours(width: int):
         assert torch.equal(topk_lowest(scores_RN[row : row + 1], 8), together[row : row + 1])
 
 
+@pytest.mark.parametrize("width", [10, SHORT_ROW, SHORT_ROW + 1, 300])
+@pytest.mark.parametrize("num_nan", [1, 5, 10])
+def test_a_row_with_nan_gets_k_places_of_its_own_and_its_neighbours_keep_theirs(width: int, num_nan: int):
+    """A row of ties chooses more at first by as much as the spoiled one chooses less."""
+    spoiled = torch.arange(width).float()
+    spoiled[:num_nan] = float("nan")
+    ties = torch.zeros(width)
+    ties[8:] = -1.0
+    ties[: 8 + num_nan] = ties[: 8 + num_nan].clamp(min=0.0)
+    chosen = topk_lowest(torch.stack([ties, spoiled, ties]), 8)
+    assert chosen[0].tolist() == chosen[2].tolist() == list(range(8))
+    nan_first = sorted([*range(min(num_nan, 8)), *range(width - max(0, 8 - num_nan), width)])
+    assert chosen[1].tolist() == nan_first
+
+
 def test_all_of_a_row_is_all_of_it():
     assert topk_lowest(torch.randn(1, 100), 100).tolist() == [list(range(100))]
