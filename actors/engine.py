@@ -16,8 +16,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from actors.admission import Refusal
 from actors.drafter import Drafter
-from actors.messages import FINISH_CANCELLED, FINISH_ERROR, FINISH_LENGTH, TokenEvent
+from actors.messages import FINISH_CANCELLED, FINISH_ERROR, FINISH_LENGTH, Terms, TokenEvent
 from actors.pages import PagePool
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 OwnedEvents = dict[Hashable, list[TokenEvent]]
 
+ANY_TERMS = Terms()
+
 
 @dataclass(slots=True)
 class EngineCounters:
@@ -41,6 +44,7 @@ class EngineCounters:
     prefill_tokens: int = 0
     decode_tokens: int = 0
     finished: int = 0
+    refused: int = 0
     drafted: list[int] = field(default_factory=list)  # by place: first draft of a step, second, ...
     accepted: list[int] = field(default_factory=list)
 
@@ -89,6 +93,11 @@ class Engine:
     def free_pages(self) -> int:
         return self._pool.num_free
 
+    @property
+    def wait_s(self) -> float:
+        """How long until all that waits has begun, estimated."""
+        return self._scheduler.wait_s()
+
     def stats(self) -> dict[str, float]:
         """What an operator asks first."""
         exchange = self._exchange.counters
@@ -97,8 +106,10 @@ class Engine:
             "prefill_tokens": self.counters.prefill_tokens,
             "decode_tokens": self.counters.decode_tokens,
             "finished": self.counters.finished,
+            "refused": self.counters.refused,
             "running": self.num_running,
             "waiting": self.num_waiting,
+            "wait_s": self.wait_s,
             "free_pages": self.free_pages,
             "preemptions": self._scheduler.num_preemptions,
             "epoch": self._exchange.view.epoch,
@@ -116,6 +127,8 @@ class Engine:
         prompt_ids: Sequence[int],
         emitted_ids: Sequence[int],
         sampling: Sampling,
+        terms: Terms = ANY_TERMS,
+        now_s: float = 0.0,
     ) -> TokenEvent | None:
         """Queue a sequence; returns the terminal event at once if it cannot be served here."""
         config = self._decoder.config
@@ -143,6 +156,9 @@ class Engine:
             return TokenEvent(
                 request_id=request_id, first=len(emitted_ids), token_ids=(), finish=FINISH_LENGTH
             )
+        refusal = self._scheduler.refusal(terms)
+        if refusal is not None:
+            return self._refused(request_id, len(emitted_ids), refusal)
         sequence = LiveSequence(
             request_id=request_id,
             owner=owner,
@@ -151,9 +167,10 @@ class Engine:
             sampling=sampling,
             eos_ids=config.eos_token_ids,
             max_context=self.context_tokens,
+            terms=terms,
         )
         self._sequences[owner, request_id] = sequence
-        self._scheduler.add(sequence)
+        self._scheduler.add(sequence, now_s)
         return None
 
     def cancel(self, owner: Hashable, request_id: str) -> TokenEvent | None:
@@ -173,9 +190,17 @@ class Engine:
             self._end(sequence)
         return len(gone)
 
-    def step(self) -> OwnedEvents:
+    def expire(self, now_s: float) -> OwnedEvents:
+        """Refuse those that have waited for longer than they may; the events of their owners."""
+        events: OwnedEvents = defaultdict(list)
+        for sequence, refusal in self._scheduler.overdue(now_s):
+            self._end(sequence)
+            events[sequence.owner].append(self._refused(sequence.request_id, sequence.num_emitted, refusal))
+        return events
+
+    def step(self, now_s: float = 0.0) -> OwnedEvents:
         """Compute one step; the events of every owner whose sequences advanced."""
-        planned = self._scheduler.plan()
+        planned = self._scheduler.plan(now_s)
         if not planned:
             return {}
         self._clear(self._pool.unclean())
@@ -254,6 +279,17 @@ class Engine:
             logprobs=tuple(token.logprob for token in said if token.logprob is not None),
             top=tuple(token.top for token in said if token.top),
             finish=finish,
+        )
+
+    def _refused(self, request_id: str, num_emitted: int, refusal: Refusal) -> TokenEvent:
+        self.counters.refused += 1
+        return TokenEvent(
+            request_id=request_id,
+            first=num_emitted,
+            token_ids=(),
+            finish=refusal.finish,
+            error=refusal.error,
+            retry_after_s=refusal.retry_after_s,
         )
 
     def _end(self, sequence: LiveSequence) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from actors.messages import FINISH_LENGTH, FINISH_STOP
+from actors.messages import FINISH_LENGTH, FINISH_STOP, Terms
 from actors.pace import Pace
 from model.sampler import Draw
 from model.sampling import Sampling
@@ -23,7 +23,7 @@ class Sequence:
 
     A sequence whose tokens are all computed but the last is decoding. drafts: guesses at the next tokens, for
     the next step to verify. unfollowed: hidden states that the MTP layer has not read yet, of its last
-    computed tokens.
+    computed tokens. ticket: its place by age among all. since_s: when it came.
     """
 
     request_id: str
@@ -38,6 +38,10 @@ class Sequence:
     drafts: list[int] = field(default_factory=list)
     unfollowed: list[Tensor] = field(default_factory=list)
     pace: Pace = field(default_factory=Pace)
+    terms: Terms = field(default_factory=Terms)
+    ticket: int = 0
+    since_s: float = 0.0
+    num_restarts: int = 0
 
     @property
     def num_emitted(self) -> int:
@@ -47,8 +51,14 @@ class Sequence:
     def is_decoding(self) -> bool:
         return self.num_computed == len(self.tokens) - 1
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it ever had pages."""
+        return bool(self.pages) or self.num_restarts > 0
+
     def restart(self) -> None:
         """Forget what is computed: the pages are gone."""
+        self.num_restarts += 1
         self.num_computed = 0
         self.drafts.clear()
         self.unfollowed.clear()
