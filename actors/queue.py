@@ -27,10 +27,10 @@ class FairQueue:
         self._lines: dict[LineKey, _Line] = {}
         self._classes: Shares[bool] = Shares()
         self._tenants: dict[bool, Shares[str]] = {is_batch: Shares() for is_batch in WEIGHTS}
-        self._num_sequences = 0
+        self._members: set[Sequence] = set()
 
     def __len__(self) -> int:
-        return self._num_sequences
+        return len(self._members)
 
     def __iter__(self) -> Iterator[Sequence]:
         """Line by line, oldest first."""
@@ -38,22 +38,23 @@ class FairQueue:
 
     def add(self, sequence: Sequence) -> None:
         """Let it have its place by age; nothing happens if it is there already."""
+        if sequence in self._members:
+            return
+        self._members.add(sequence)
         key = _key(sequence.terms)
         if key not in self._lines:
             self._lines[key] = _Line()
             self._join(key)
-        if sequence not in self._lines[key].sequences:
-            insort(self._lines[key].sequences, sequence, key=lambda one: one.ticket)
-            self._num_sequences += 1
+        insort(self._lines[key].sequences, sequence, key=lambda one: one.ticket)
 
     def discard(self, sequence: Sequence) -> None:
         """It has no prompt left, or is gone; nothing happens if it is not here."""
-        key = _key(sequence.terms)
-        line = self._lines.get(key)
-        if line is None or sequence not in line.sequences:
+        if sequence not in self._members:
             return
+        self._members.remove(sequence)
+        key = _key(sequence.terms)
+        line = self._lines[key]
         line.sequences.remove(sequence)
-        self._num_sequences -= 1
         if not line.sequences:
             del self._lines[key]
             self._leave(key)
@@ -118,7 +119,7 @@ class _Line:
 
     def __init__(self) -> None:
         self.sequences: list[Sequence] = []
-        self._is_oldest_due = False
+        self._is_oldest_due = True
 
     @property
     def tokens_left(self) -> int:

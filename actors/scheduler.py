@@ -132,6 +132,7 @@ class Scheduler:
                 planned.append(Work(sequence, 1, num_drafts))
                 spare -= num_drafts
                 self._queue.charge(sequence, 1 + num_drafts)
+                self._queue.discard(sequence)  # where this token was the last of its prompt
         return planned
 
     def _plan_chunks(self, room: int, planned: list[Work]) -> None:
