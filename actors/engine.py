@@ -18,7 +18,7 @@ from torch import Tensor
 
 from actors.admission import Refusal
 from actors.drafter import Drafter
-from actors.messages import FINISH_CANCELLED, FINISH_ERROR, FINISH_LENGTH, Terms, TokenEvent
+from actors.messages import ANY_TERMS, FINISH_CANCELLED, FINISH_ERROR, FINISH_LENGTH, Terms, TokenEvent
 from actors.pages import PagePool
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
@@ -34,8 +34,6 @@ from router.exchange import Exchange
 logger = logging.getLogger(__name__)
 
 OwnedEvents = dict[Hashable, list[TokenEvent]]
-
-ANY_TERMS = Terms()
 
 
 @dataclass(slots=True)

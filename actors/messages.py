@@ -41,6 +41,9 @@ class Terms:
     is_promised: bool = False
 
 
+ANY_TERMS = Terms()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submit:
     """Start (or resume) a sequence. Payload: num_prompt + num_emitted int32 little-endian token ids.

@@ -27,13 +27,17 @@ class ActorOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionOptions:
-    """local: hold every expert in this process instead of dispatching to expert actors."""
+    """local: hold every expert in this process instead of dispatching to expert actors.
+
+    max_queue: most sequences that wait.
+    """
 
     local: bool
     context_tokens: int
     cache_tokens: int
     chunk_tokens: int
     max_sequences: int
+    max_queue: int
     answer_timeout_s: float
 
 

@@ -66,6 +66,7 @@ def launch(
                 directory=str(preflight.directory),
                 model_name=preflight.model_name,
                 context_tokens=preflight.context_tokens,
+                max_queue_s=spec.max_queue_s,
                 token=token,
                 replicas=spec.ingress,
                 host=spec.host,
@@ -123,6 +124,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
             cache_tokens=spec.cache_tokens,
             chunk_tokens=spec.chunk_tokens,
             max_sequences=spec.max_sequences,
+            max_queue=spec.max_queue,
             answer_timeout_s=spec.answer_timeout_s,
         ),
     )

@@ -35,7 +35,10 @@ SEED_MASK = 2**63 - 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """Prompt i makes the choices i * n to i * n + n - 1; `samplings` has one entry per choice."""
+    """Prompt i makes the choices i * n to i * n + n - 1; `samplings` has one entry per choice.
+
+    deadline_s: from when the whole request is here.
+    """
 
     prompts: tuple[list[int], ...]
     samplings: tuple[Sampling, ...]
@@ -43,6 +46,8 @@ class Order:
     is_stream: bool
     include_usage: bool
     return_token_ids: bool
+    is_batch: bool
+    deadline_s: float | None
     ignored_fields: str
 
     @property
@@ -139,6 +144,8 @@ class OrderDesk:
             is_stream=bool(request.stream),
             include_usage=request.include_usage,
             return_token_ids=bool(request.return_token_ids),
+            is_batch=request.is_batch,
+            deadline_s=request.deadline_s,
             ignored_fields=request.ignored_fields,
         )
 
