@@ -145,9 +145,12 @@ class Scheduler:
             return is_ready and sequence not in taken and self._chunk_of(sequence) <= room
 
         while room > 0 and (sequence := self._queue.next(may_go)) is not None:
-            if not sequence.pages and not self._admit(sequence, planned):
-                is_open = False
-                continue
+            if not sequence.pages:
+                if not sequence.terms.is_batch:
+                    planned[:] = self._make_way(sequence, planned, taken)
+                if not self._start(sequence):
+                    is_open = False
+                    continue
             work = Work(sequence, self._chunk_of(sequence))
             room -= work.num_tokens
             taken.add(sequence)
@@ -162,14 +165,6 @@ class Scheduler:
         end = min(len(sequence.tokens), (sequence.num_computed // chunk + 1) * chunk)
         return end - sequence.num_computed
 
-    def _admit(self, sequence: Sequence, planned: list[Work]) -> bool:
-        """Start a sequence; for an interactive one, batch sequences that never gave way do so."""
-        if not sequence.terms.is_batch:
-            for yielding in self._who_gives_way(sequence):
-                self.send_back(yielding)
-                planned[:] = [work for work in planned if work.sequence is not yielding]
-        return self._start(sequence)
-
     def _start(self, sequence: Sequence) -> bool:
         """Give it pages for all its tokens and one more, if they are free."""
         num_pages = pages_for(len(sequence.tokens) + 1)
@@ -179,17 +174,23 @@ class Scheduler:
         self.running.append(sequence)
         return True
 
-    def _who_gives_way(self, sequence: Sequence) -> list[Sequence]:
-        """The fewest, youngest first, whose leaving lets the sequence in; nobody if that takes more."""
+    def _make_way(self, sequence: Sequence, planned: list[Work], taken: set[Sequence]) -> list[Work]:
+        """Send back the fewest batch sequences, youngest first, that let this one in; nobody for nothing.
+
+        Those whose chunk is in this step stay: it is their share. Returns what is left of the plan.
+        """
         places = self._limits.max_sequences - len(self.running)
         pages = self._pool.num_free - pages_for(len(sequence.tokens) + 1)
+        candidates = sorted((s for s in self.running if _gives_way(s) and s not in taken), key=_rank)
         chosen: list[Sequence] = []
-        for one in sorted((s for s in self.running if _gives_way(s)), key=_rank, reverse=True):
-            if places > 0 and pages >= 0:
-                break
-            chosen.append(one)
-            places, pages = places + 1, pages + len(one.pages)
-        return chosen if places > 0 and pages >= 0 else []
+        while candidates and (places <= 0 or pages < 0):
+            chosen.append(candidates.pop())
+            places, pages = places + 1, pages + len(chosen[-1].pages)
+        if places <= 0 or pages < 0:
+            return planned
+        for one in chosen:
+            self.send_back(one)
+        return [work for work in planned if work.sequence not in chosen]
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Pages for a token more; sends others back if it must.

@@ -100,7 +100,7 @@ def test_tenants_that_are_gone_leave_nothing_behind():
 
 
 @settings(max_examples=6, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 300))
+@given(st.integers(64, 300), st.integers(64, 300))
 def test_batch_has_a_tenth_while_both_classes_wait_and_all_else(of_interactive, of_batch):
     shop = Shop(80, LIMITS)
     batch = Terms(tenant="b", is_batch=True)
