@@ -51,6 +51,11 @@ class Cluster:
             member["progress"] = _resolve(member["progress"])
         return status
 
+    def stats(self) -> dict[str, dict[str, float]]:
+        """By actor id, its counters since birth. Raises ray.exceptions.RayError if one cannot tell."""
+        answers = ray.get(self.controller.stats.remote(), timeout=10)
+        return {actor_id: ray.get(answer, timeout=10) for actor_id, answer in answers.items()}
+
 
 def launch(
     spec: ShoalSpec, preflight: Preflight, on_status: Callable[[Mapping[str, Any]], None] = lambda _: None
