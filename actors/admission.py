@@ -71,10 +71,10 @@ class Admission:
 
     def refusal(self, terms: Terms) -> Refusal | None:
         """Why nobody more may wait on these terms, or None."""
-        own, free = self._queue.num_of(terms), self._max_queue - len(self._queue)
-        wait_s, longest_s = self.wait_s(terms), terms.max_wait_s
         if terms.is_promised:
             return None
+        own, free = self._queue.num_of(terms), self._max_queue - len(self._queue)
+        wait_s, longest_s = self.wait_s(terms), terms.max_wait_s
         if own >= free:
             return self._refuse(terms, f"{len(self._queue)} sequences wait, {own} of them yours")
         if longest_s is not None and wait_s > longest_s:

@@ -115,11 +115,9 @@ class Scheduler:
         room = self._limits.max_step_tokens - sum(work.num_tokens + work.num_drafts for work in planned)
         if planned:
             room = min(room, self._limits.chunk_tokens)
-        num_decodes = len(planned)
         while self.sent_back and self._start(self.sent_back[0]):
             self.sent_back.pop(0)
-        self._plan_chunks(room, planned)
-        self._admission.note_step(now_s, sum(work.num_tokens for work in planned[num_decodes:]))
+        self._admission.note_step(now_s, self._plan_chunks(room, planned))
         return planned
 
     def _plan_decodes(self) -> list[Work]:
@@ -135,9 +133,12 @@ class Scheduler:
                 self._queue.discard(sequence)  # where this token was the last of its prompt
         return planned
 
-    def _plan_chunks(self, room: int, planned: list[Work]) -> None:
-        """Chunks of prompts in turn; whoever cannot begin for want of pages has all wait that would begin."""
-        is_open = not self.sent_back
+    def _plan_chunks(self, room: int, planned: list[Work]) -> int:
+        """Add chunks of prompts in turn; returns their tokens.
+
+        Whoever cannot begin for want of pages has all others wait who would: else it might wait for ever.
+        """
+        is_open, num_tokens = not self.sent_back, 0
         taken: set[Sequence] = set()
 
         def may_go(sequence: Sequence) -> bool:
@@ -152,12 +153,13 @@ class Scheduler:
                     is_open = False
                     continue
             work = Work(sequence, self._chunk_of(sequence))
-            room -= work.num_tokens
+            room, num_tokens = room - work.num_tokens, num_tokens + work.num_tokens
             taken.add(sequence)
             planned.append(work)
             self._queue.serve(sequence, work.num_tokens)
             if work.reaches_end:
                 self._queue.discard(sequence)
+        return num_tokens
 
     def _chunk_of(self, sequence: Sequence) -> int:
         """Prompt tokens up to the next multiple of the chunk size: cuts are absolute."""

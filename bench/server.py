@@ -110,6 +110,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def free_port() -> int:
+    """A port of the loopback address that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

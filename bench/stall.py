@@ -3,7 +3,8 @@
 `python -m bench.stall`: one sequence decodes on a local engine in this process, then long prompts come, and
 a short one behind them. The longest gap between the stream's tokens, how long the short one waits for its
 first, and when the last long one has its own. `--against DIR` runs the same file with the code of another
-tree between its turns, so that both meet the same minutes of the machine. Knows nothing of HTTP and of Ray.
+tree between its turns, so that both meet the same minutes of the machine. Times are CPU time of the one
+thread, which is what the clock says on a machine that does nothing else. Knows nothing of HTTP and of Ray.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def turn(checkpoint_path: Path, num_long: int, long_tokens: int) -> Figures:
     long = make_prompts("long", count=num_long, num_tokens=long_tokens)
     engine.submit("bench", STREAM, stream, [], ENDLESS)
     warm = [_step(engine) for _ in range(WARM_TOKENS)]
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     for number, prompt in enumerate(long):
         engine.submit("bench", f"long-{number}", prompt, [], ONE)
     first: Figures = {}
@@ -80,11 +81,11 @@ def turn(checkpoint_path: Path, num_long: int, long_tokens: int) -> Figures:
     while len(first) <= num_long:
         seconds, told = _step(engine)
         gaps.append(seconds)
-        since_ms = (time.perf_counter() - began_s) * 1e3
+        since_ms = (time.process_time() - began_s) * 1e3
         first |= {name: since_ms for name in told if name != STREAM and name not in first}
         if len(gaps) == 2:
             engine.submit("bench", SHORT, short, [], ONE)
-            short_s = time.perf_counter()
+            short_s = time.process_time()
     waited_ms = first.pop(SHORT) - (short_s - began_s) * 1e3
     return {
         "gap without": statistics.median(seconds for seconds, _ in warm[8:]) * 1e3,
@@ -97,11 +98,11 @@ def turn(checkpoint_path: Path, num_long: int, long_tokens: int) -> Figures:
 
 def _step(engine: Engine) -> tuple[float, set[str]]:
     """Seconds until the stream's next token, and who had one."""
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     told: set[str] = set()
     while STREAM not in told:
         told |= {event.request_id for own in engine.step().values() for event in own}
-    return time.perf_counter() - start_s, told
+    return time.process_time() - start_s, told
 
 
 def _engine(checkpoint: Checkpoint, num_long: int) -> Engine:
