@@ -97,7 +97,7 @@ class Admission:
     def _refuse(self, terms: Terms, reason: str) -> Refusal:
         queue = self._queue
         is_over_share = queue.num_of(terms) * queue.num_lines > len(queue)
-        ahead = queue.tokens_ahead(terms) if is_over_share else queue.tokens_left
+        ahead = queue.tokens_ahead(terms) or queue.tokens_left  # full of others': until those have begun
         return Refusal(
             finish=FINISH_OVER_SHARE if is_over_share else FINISH_OVERLOADED,
             error=reason,

@@ -71,18 +71,20 @@ class Outcome:
 
 @dataclass(slots=True)
 class Watch:
-    """Queue and memory over the run. rss_mb: by process, in order of time."""
+    """Queue and memory over the run. rss_mb: by process id, in order of time."""
 
     queue: list[int] = field(default_factory=list)
-    rss_mb: dict[str, list[float]] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    rss_mb: dict[int, list[float]] = field(default_factory=dict)
 
     def sample(self, cluster: Cluster) -> None:
         stats = cluster.stats()
         self.queue.append(int(sum(own.get("waiting", 0) for own in stats.values())))
         for process in psutil.Process().children(recursive=True):
             try:
-                name = f"{process.cmdline()[0].split('/')[-1]} {process.pid}"
-                self.rss_mb.setdefault(name, []).append(process.memory_info().rss / 1e6)
+                name = process.cmdline()[0].split("/")[-1]
+                self.names.setdefault(process.pid, name.partition(".")[0].strip())
+                self.rss_mb.setdefault(process.pid, []).append(process.memory_info().rss / 1e6)
             except (psutil.NoSuchProcess, IndexError):
                 continue
 
@@ -148,6 +150,8 @@ async def _closed_loop(one: Callable[[], Awaitable[Outcome]], seconds: float) ->
         while time.monotonic() < end_s:
             outcome = await one()
             num_served += outcome.is_served and start_s <= time.monotonic() < end_s
+            if outcome.is_refused:
+                await asyncio.sleep(1.0)
 
     await asyncio.gather(*(ask() for _ in range(CLOSED_LOOP)))
     if not num_served:
@@ -238,24 +242,27 @@ def _summary(capacity: float, load: float, minutes: float, outcomes: list[Outcom
     refused = [one for one in outcomes if one.is_refused]
     failed = [one for one in outcomes if not (one.is_served or one.is_refused)]
     told = [one.retry_after_s for one in refused if one.retry_after_s is not None]
-    table = Table("what", "figure", title=f"{minutes:g} min at {load:g} x {capacity:.2f} requests/s")
+    title = f"{minutes:g} min at {load:g} x {capacity:.2f} requests/s; spreads are least / median / most"
+    table = Table("what", "figure", title=title)
     table.add_row("asked", str(len(outcomes)))
     table.add_row("admitted and finished", f"{len(served)}, by key {_by_key(served)}")
-    table.add_row("of them batch", str(sum(one.is_batch for one in served)))
+    for is_batch, name in ((False, "interactive"), (True, "batch")):
+        asked, done = ([one for one in some if one.is_batch is is_batch] for some in (outcomes, served))
+        seconds = _spread([one.seconds for one in done])
+        table.add_row(f"{name}: asked, served, their seconds", f"{len(asked)}, {len(done)}, {seconds}")
     table.add_row("refused", f"{len(refused)}, by status {dict(Counter(one.status for one in refused))}")
     table.add_row("refused without a time to come back", str(sum(map(_untold, refused))))
-    table.add_row("Retry-After s, least / median / most", _spread(told))
+    table.add_row("Retry-After s", _spread(told))
     table.add_row("failed", f"{len(failed)} {sorted({str(one.error) for one in failed})[:3]}")
-    table.add_row("tokens/s", f"{sum(one.num_tokens for one in served) / (minutes * 60):.0f}")
-    table.add_row("seconds of those served, least / median / most", _spread([one.seconds for one in served]))
-    table.add_row("queue, least / median / most", _spread(watch.queue))
+    table.add_row("tokens", str(sum(one.num_tokens for one in served)))
+    table.add_row("queue", _spread(watch.queue))
     return table
 
 
 def _memory(watch: Watch) -> Table:
     """A fifth of the run warms up; flat is the second half of the rest beside the first."""
     table = Table("process", "RSS MB at start", "after warm-up", "peak", "end", "drift", "flat")
-    for name, values in sorted(watch.rss_mb.items()):
+    for pid, values in sorted(watch.rss_mb.items(), key=lambda item: watch.names[item[0]]):
         steady = values[len(values) // 5 :]
         middle = len(steady) // 2
         if not middle:
@@ -263,7 +270,7 @@ def _memory(watch: Watch) -> Table:
         drift = statistics.mean(steady[middle:]) / statistics.mean(steady[:middle]) - 1
         shown = (values[0], steady[0], max(values), values[-1])
         flat = "yes" if abs(drift) <= FLAT else "NO"
-        table.add_row(name, *(f"{mb:.1f}" for mb in shown), f"{drift:+.2%}", flat)
+        table.add_row(watch.names[pid], *(f"{mb:.1f}" for mb in shown), f"{drift:+.2%}", flat)
     return table
 
 
