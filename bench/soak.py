@@ -198,6 +198,7 @@ def _made_up(model: str, generator: random.Random) -> tuple[dict[str, Any], str]
 async def _request(client: httpx.AsyncClient, body: dict[str, Any], key: str) -> Outcome:
     start_s, num_tokens = time.monotonic(), 0
     status, headers, error = 0, httpx.Headers(), None
+    wanted: int = body["max_tokens"]
     try:
         async with client.stream(
             "POST", "/v1/completions", json=body, headers={"authorization": f"Bearer {key}"}
@@ -219,7 +220,7 @@ async def _request(client: httpx.AsyncClient, body: dict[str, Any], key: str) ->
         error = f"{type(failure).__name__}: {failure}"
     told = TOLD.search(error or "")
     if told and status == httpx.codes.OK:
-        status = httpx.codes.SERVICE_UNAVAILABLE  # refused after the stream had begun with keep-alives
+        status = 503  # refused after the stream had begun with keep-alives
     retry_after = headers.get("retry-after") or (told.group(1) if told else None)
     return Outcome(
         status=status,
@@ -227,7 +228,7 @@ async def _request(client: httpx.AsyncClient, body: dict[str, Any], key: str) ->
         is_batch="service_tier" in body,
         seconds=time.monotonic() - start_s,
         num_tokens=num_tokens,
-        wanted_tokens=body["max_tokens"],
+        wanted_tokens=wanted,
         retry_after_s=int(retry_after) if retry_after else None,
         error=error,
     )
