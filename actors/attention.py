@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
 from actors.engine import Engine, OwnedEvents
-from actors.messages import FINISH_ERROR, Cancel, Events, Sampling, Submit, TokenEvent, end_event, pack_events
+from actors.messages import (
+    FINISH_ERROR,
+    Cancel,
+    Events,
+    Sampling,
+    Submit,
+    Terms,
+    TokenEvent,
+    end_event,
+    pack_events,
+)
 from router.exchange import StepAbandoned
 from router.listener import Arrival, Listener, Peer
 from router.view import View
@@ -55,8 +66,10 @@ class AttentionServer:
         token: bytes,
         host: str = "127.0.0.1",
         port: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
+        self._clock = clock
         self._views = views
         self._stopping = stopping
         self._listener = Listener(
@@ -69,7 +82,8 @@ class AttentionServer:
         try:
             while not self._stopping.is_set():
                 self._listen(0.0 if self._engine.has_work else IDLE_POLL_S)
-                self._tell(self._engine.step())
+                self._tell(self._engine.expire(self._clock()))
+                self._tell(self._engine.step(self._clock()))
         except StepAbandoned:
             logger.info("stopped in the middle of a step")
         finally:
@@ -116,10 +130,11 @@ class AttentionServer:
                     f"submit of {message.num_prompt} + {message.num_emitted} tokens has {len(ids)}"
                 )
             sampling = from_fields(Sampling, dict(message.sampling))
+            terms = from_fields(Terms, dict(message.terms))
         except (BadFrame, ValueError) as error:
             return end_event(message.request_id, message.num_emitted, FINISH_ERROR, str(error))
         prompt, emitted = ids[: message.num_prompt], ids[message.num_prompt :]
-        return self._engine.submit(peer, message.request_id, prompt, emitted, sampling, message.cache_salt)
+        return self._engine.submit(peer, message.request_id, prompt, emitted, sampling, terms, self._clock())
 
     def _tell(self, events: dict[Hashable, list[TokenEvent]]) -> None:
         """One frame per ingress."""
@@ -131,5 +146,6 @@ class AttentionServer:
                 num_waiting=self._engine.num_waiting,
                 num_running=self._engine.num_running,
                 free_pages=self._engine.free_pages,
+                wait_s=self._engine.wait_s,
             )
             self._listener.send(owner, header, payload)

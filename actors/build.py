@@ -88,6 +88,7 @@ def build_attention(
         limits=SchedulerLimits(
             max_sequences=attention.max_sequences,
             chunk_tokens=attention.chunk_tokens,
+            max_queue=attention.max_queue,
             max_step_tokens=attention.max_sequences * (1 + options.draft_tokens) + 2 * attention.chunk_tokens,
         ),
         draft_tokens=options.draft_tokens,

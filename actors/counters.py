@@ -19,6 +19,7 @@ class EngineCounters:
     prefill_tokens: int = 0
     decode_tokens: int = 0
     finished: int = 0
+    refused: int = 0
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
 
@@ -43,6 +44,7 @@ class EngineCounters:
             "prefill_tokens": self.prefill_tokens,
             "decode_tokens": self.decode_tokens,
             "finished": self.finished,
+            "refused": self.refused,
             **{f"drafted_{place}": count for place, count in enumerate(self.drafted, 1)},
             **{f"accepted_{place}": count for place, count in enumerate(self.accepted, 1)},
         }

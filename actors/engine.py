@@ -14,9 +14,18 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from actors.admission import Refusal
 from actors.counters import EngineCounters
 from actors.drafter import Drafter
-from actors.messages import FINISH_CANCELLED, FINISH_ERROR, FINISH_LENGTH, TokenEvent, end_event
+from actors.messages import (
+    ANY_TERMS,
+    FINISH_CANCELLED,
+    FINISH_ERROR,
+    FINISH_LENGTH,
+    Terms,
+    TokenEvent,
+    end_event,
+)
 from actors.objection import objection
 from actors.pages import PagePool
 from actors.prefix import PrefixCache
@@ -82,6 +91,11 @@ class Engine:
     def free_pages(self) -> int:
         return self._pool.num_free
 
+    @property
+    def wait_s(self) -> float:
+        """How long until all that waits has begun, estimated."""
+        return self._scheduler.wait_s()
+
     def stats(self) -> dict[str, float]:
         """What an operator asks first."""
         exchange = self._exchange.counters
@@ -89,6 +103,7 @@ class Engine:
             **self.counters.stats(),
             "running": self.num_running,
             "waiting": self.num_waiting,
+            "wait_s": self.wait_s,
             "free_pages": self.free_pages,
             "preemptions": self._scheduler.num_preemptions,
             "epoch": self._exchange.view.epoch,
@@ -105,12 +120,10 @@ class Engine:
         prompt_ids: Sequence[int],
         emitted_ids: Sequence[int],
         sampling: Sampling,
-        cache_salt: str = "",
+        terms: Terms = ANY_TERMS,
+        now_s: float = 0.0,
     ) -> TokenEvent | None:
-        """Queue a sequence; returns the terminal event at once if it cannot be served here.
-
-        cache_salt: sequences of different salts share no pages.
-        """
+        """Queue a sequence; returns the terminal event at once if it cannot be served here."""
         config, num_emitted = self._decoder.config, len(emitted_ids)
         if (owner, request_id) in self._sequences:
             problem: str | None = f"request id {request_id} is already running"
@@ -126,6 +139,9 @@ class Engine:
             return end_event(request_id, num_emitted, FINISH_ERROR, problem)
         if num_emitted >= sampling.max_tokens:
             return end_event(request_id, num_emitted, FINISH_LENGTH)
+        refusal = self._scheduler.refusal(terms)
+        if refusal is not None:
+            return self._refused(request_id, num_emitted, refusal)
         sequence = LiveSequence(
             request_id=request_id,
             owner=owner,
@@ -134,10 +150,10 @@ class Engine:
             sampling=sampling,
             eos_ids=config.eos_token_ids,
             max_context=self.context_tokens,
-            cache_salt=cache_salt,
+            terms=terms,
         )
         self._sequences[owner, request_id] = sequence
-        self._scheduler.add(sequence)
+        self._scheduler.add(sequence, now_s)
         return None
 
     def cancel(self, owner: Hashable, request_id: str) -> TokenEvent | None:
@@ -155,9 +171,17 @@ class Engine:
             self._end(sequence)
         return len(gone)
 
-    def step(self) -> OwnedEvents:
+    def expire(self, now_s: float) -> OwnedEvents:
+        """Refuse those that have waited for longer than they may; the events of their owners."""
+        events: OwnedEvents = defaultdict(list)
+        for sequence, refusal in self._scheduler.overdue(now_s):
+            self._end(sequence)
+            events[sequence.owner].append(self._refused(sequence.request_id, sequence.num_emitted, refusal))
+        return events
+
+    def step(self, now_s: float = 0.0) -> OwnedEvents:
         """Compute one step; the events of every owner whose sequences advanced."""
-        planned = self._scheduler.plan()
+        planned = self._scheduler.plan(now_s)
         if not planned:
             return {}
         self._clear(self._pool.unclean())
@@ -250,6 +274,10 @@ class Engine:
     def _withdraw(self, sequence: LiveSequence) -> None:
         if self._prefixes is not None:
             self._prefixes.withdraw(sequence)
+
+    def _refused(self, request_id: str, num_emitted: int, refusal: Refusal) -> TokenEvent:
+        self.counters.refused += 1
+        return end_event(request_id, num_emitted, refusal.finish, refusal.error, refusal.retry_after_s)
 
     def _end(self, sequence: LiveSequence) -> None:
         self._scheduler.remove(sequence)

@@ -8,7 +8,7 @@ nothing of text.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar
 
 import msgpack
@@ -20,6 +20,35 @@ FINISH_STOP = "stop"  # an end-of-text or stop token was sampled
 FINISH_LENGTH = "length"  # max_tokens or the context is used up
 FINISH_CANCELLED = "cancelled"  # the ingress asked for it
 FINISH_ERROR = "error"  # `error` says why
+FINISH_DEADLINE = "deadline"  # its time was up; said by the ingress, which keeps the time
+FINISH_OVERLOADED = "overloaded"  # not taken: too much waits; `error` says why, `retry_after_s` until when
+FINISH_OVER_SHARE = "over share"  # the same, but this tenant's own sequences are what waits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """On what terms a sequence is served.
+
+    tenant: an opaque mark; each has the same share of its class. is_batch: in the class that gets what the
+    interactive one leaves, and a tenth at least. max_wait_s: refuse it rather than let it begin later.
+    is_promised: the client counts on it, so it is never refused. cache_salt: sequences of different tenants
+    or salts share no pages of the cache.
+    """
+
+    KIND: ClassVar[str] = "terms"
+    tenant: str = ""
+    is_batch: bool = False
+    max_wait_s: float | None = None
+    is_promised: bool = False
+    cache_salt: str = ""
+
+    @property
+    def page_salt(self) -> str:
+        """What the keys of its pages begin with."""
+        return f"{self.tenant}\n{self.cache_salt}"
+
+
+ANY_TERMS = Terms()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +56,7 @@ class Submit:
     """Start (or resume) a sequence. Payload: num_prompt + num_emitted int32 little-endian token ids.
 
     `num_emitted` tokens were already sent to the client by an earlier attention actor: they count towards
-    max_tokens, min_tokens and penalties and are never sent again. cache_salt: sequences of different salts
-    share no pages of the cache.
+    max_tokens, min_tokens and penalties and are never sent again.
     """
 
     KIND: ClassVar[str] = "submit"
@@ -36,7 +64,7 @@ class Submit:
     num_prompt: int
     num_emitted: int
     sampling: dict[str, int | float | bool | tuple[int, ...] | None]
-    cache_salt: str = ""
+    terms: dict[str, str | bool | float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,22 +94,36 @@ class TokenEvent:
     num_cached: int | None = None
     finish: str | None = None
     error: str | None = None
+    retry_after_s: float | None = None
 
 
-def end_event(request_id: str, first: int, finish: str, error: str | None = None) -> TokenEvent:
+def end_event(
+    request_id: str, first: int, finish: str, error: str | None = None, retry_after_s: float | None = None
+) -> TokenEvent:
     """The end of a sequence without a new token; `first`: how many were emitted."""
-    return TokenEvent(request_id=request_id, first=first, token_ids=(), finish=finish, error=error)
+    return TokenEvent(
+        request_id=request_id,
+        first=first,
+        token_ids=(),
+        finish=finish,
+        error=error,
+        retry_after_s=retry_after_s,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Events:
-    """Every event of one step for one ingress. Payload: what pack_events makes of them."""
+    """Every event of one step for one ingress. Payload: what pack_events makes of them.
+
+    wait_s: until all that waits has begun, estimated.
+    """
 
     KIND: ClassVar[str] = "events"
     num_events: int
     num_waiting: int
     num_running: int
     free_pages: int
+    wait_s: float = 0.0
 
 
 def pack_events(events: Iterable[TokenEvent]) -> bytes:

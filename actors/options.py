@@ -27,7 +27,10 @@ class ActorOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionOptions:
-    """local: hold every expert in this process instead of dispatching to expert actors."""
+    """local: hold every expert in this process instead of dispatching to expert actors.
+
+    max_queue: most sequences that wait.
+    """
 
     local: bool
     context_tokens: int
@@ -35,6 +38,7 @@ class AttentionOptions:
     chunk_tokens: int
     max_sequences: int
     prefix_cache: bool
+    max_queue: int
     answer_timeout_s: float
 
 

@@ -44,6 +44,10 @@ class PagePool:
         """Whether `count` pages are free; `beside`: pages that are to be shared as well."""
         return count <= self.num_free - sum(page in self._idle for page in beside)
 
+    def num_freed_by(self, pages: Sequence[int]) -> int:
+        """How many of these pages are free once one reader of each has left."""
+        return sum(self._readers[page] == 1 for page in pages)
+
     def take(self, count: int) -> list[int]:
         """count pages; ask can_take first."""
         assert self.can_take(count), f"{count} pages wanted, {self.num_free} free"

@@ -2,8 +2,8 @@
 
 A page's key is a hash of the key before it, the page's tokens and the one token after them: the last slot of
 the MTP layer depends on that one too. So in every layer a page is a function of its key, and whoever reads it
-computes what it would have computed alone (docs/decisions/008-prefix-cache.md). Prompts of different salts
-never meet. Knows nothing of tensors.
+computes what it would have computed alone (docs/decisions/008-prefix-cache.md). Prompts of different tenants
+or salts never meet. Knows nothing of tensors.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def _keys(sequence: Sequence) -> list[bytes]:
     """Of its full pages whose next token is known, in order; each is made once."""
     keys, tokens = sequence.page_keys, sequence.tokens
     for place in range(len(keys), (len(tokens) - 1) // PAGE_TOKENS):
-        parent = keys[-1] if keys else blake2b(sequence.cache_salt.encode(), digest_size=KEY_BYTES).digest()
+        salt = sequence.terms.page_salt.encode()
+        parent = keys[-1] if keys else blake2b(salt, digest_size=KEY_BYTES).digest()
         start = place * PAGE_TOKENS
         own = array("q", tokens[start : start + PAGE_TOKENS + 1])
         keys.append(blake2b(parent + own.tobytes(), digest_size=KEY_BYTES).digest())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from actors.messages import FINISH_LENGTH, FINISH_STOP
+from actors.messages import ANY_TERMS, FINISH_LENGTH, FINISH_STOP, Terms
 from actors.pace import Pace
 from model.cache import PAGE_TOKENS
 from model.sampler import Draw
@@ -25,7 +25,8 @@ class Sequence:
     A sequence whose tokens are all computed but the last is decoding. drafts: guesses at the next tokens, for
     the next step to verify. unfollowed: hidden states that the MTP layer has not read yet, of its last
     computed tokens; num_followed: how many it has read. num_published: pages that others can find; page_keys:
-    what by (actors/prefix.py). num_cached: tokens that it did not compute when it first began.
+    what by (actors/prefix.py). num_cached: tokens that it did not compute when it first began. ticket: its
+    place by age among all. since_s: when it came.
     """
 
     request_id: str
@@ -35,7 +36,7 @@ class Sequence:
     sampling: Sampling
     eos_ids: tuple[int, ...]
     max_context: int
-    cache_salt: str = ""
+    terms: Terms = ANY_TERMS
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
@@ -46,6 +47,9 @@ class Sequence:
     num_cached: int | None = None
     pace: Pace = field(default_factory=Pace)
     finish: str | None = None
+    ticket: int = 0
+    since_s: float = 0.0
+    num_restarts: int = 0
 
     @property
     def num_emitted(self) -> int:
@@ -63,8 +67,14 @@ class Sequence:
         if self.num_cached is None:
             self.num_cached = self.num_computed
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it ever had pages."""
+        return bool(self.pages) or self.num_restarts > 0
+
     def restart(self) -> None:
         """Forget what is computed: the pages are gone."""
+        self.num_restarts += 1
         self.num_computed = self.num_followed = self.num_published = 0
         self.drafts.clear()
         self.unfollowed.clear()

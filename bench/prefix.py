@@ -25,6 +25,7 @@ from rich.table import Table
 
 from actors.build import local_exchange
 from actors.engine import Engine
+from actors.messages import Terms
 from bench.report import stdout_console
 from bench.server import serving
 from bench.timing import Prompt, make_prompts
@@ -93,7 +94,7 @@ def compare(ask: Asking, prompts: list[Prompt]) -> list[tuple[float, float]]:
 def _timed(engine: Engine, prompt: Prompt, salt: str = "") -> tuple[float, float]:
     """Seconds to the first token, by the clock and of CPU."""
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
-    engine.submit("bench", "r", prompt, [], FIRST, salt)
+    engine.submit("bench", "r", prompt, [], FIRST, Terms(cache_salt=salt))
     while engine.has_work:
         engine.step()
     return time.perf_counter() - start_s, time.process_time() - start_cpu_s

@@ -66,7 +66,7 @@ class Server:
 @contextmanager
 def serving(checkpoint: Path, flags: Sequence[str]) -> Iterator[Server]:
     """A server, suspended; it is ended with SIGTERM when the block ends."""
-    command = [str(_command()), "serve", str(checkpoint), *flags, "--port", str(_free_port()), "--json"]
+    command = [str(_command()), "serve", str(checkpoint), *flags, "--port", str(free_port()), "--json"]
     with tempfile.TemporaryFile("w+") as words:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True)
         server = Server("", process.pid)
@@ -109,7 +109,8 @@ def _end(process: subprocess.Popen[str]) -> None:
             process.stdout.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

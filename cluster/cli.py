@@ -62,6 +62,10 @@ def serve(
     cache_tokens: Annotated[
         int | None, typer.Option(help="Cache per attention actor [default: 65536].")
     ] = None,
+    max_queue_s: Annotated[
+        float | None,
+        typer.Option(help="Longest wait of an interactive request before it is refused [default: 60]."),
+    ] = None,
     draft_tokens: Annotated[
         int | None,
         typer.Option(help="Tokens drafted ahead by the MTP layer; 0: none [default: 1 if it has one]."),
@@ -86,6 +90,7 @@ def serve(
         "port": port,
         "context_tokens": context_tokens,
         "cache_tokens": cache_tokens,
+        "max_queue_s": max_queue_s,
         "draft_tokens": draft_tokens,
         "prefix_cache": prefix_cache,
     }

@@ -120,6 +120,13 @@ class Controller:
             }
 
     @ray.method(concurrency_group="ctl")
+    def stats(self) -> dict[str, Any]:
+        """By actor id, the answer to come of every actor that serves."""
+        with self._lock:
+            members = [*self._attention, *self._experts]
+            return {m.actor_id: m.handle.stats.remote() for m in members if m.is_active}
+
+    @ray.method(concurrency_group="ctl")
     def view(self) -> bytes:
         with self._lock:
             return self._make_view().to_bytes()

@@ -23,6 +23,7 @@ from ray.serve.schema import LoggingConfig
 
 from ingress.app import create_app
 from ingress.engine import Engine
+from ingress.limits import Limits
 from ingress.link import Endpoint
 from ingress.tokens import Tokenizer
 
@@ -43,6 +44,7 @@ class FrontOptions:
     directory: str
     model_name: str
     context_tokens: int
+    max_queue_s: float
     token: bytes
     replicas: int
     host: str
@@ -86,6 +88,7 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
             tokenizer=Tokenizer.from_file(directory / "tokenizer.json"),
             model_name=options.model_name,
             context_tokens=options.context_tokens,
+            limits=Limits(max_queue_s=options.max_queue_s),
         )
         app.router.lifespan_context = _following(engine, app.router.lifespan_context)
         return app

@@ -51,6 +51,11 @@ class Cluster:
             member["progress"] = _resolve(member["progress"])
         return status
 
+    def stats(self) -> dict[str, dict[str, float]]:
+        """By actor id, its counters since birth. Raises ray.exceptions.RayError if one cannot tell."""
+        answers = ray.get(self.controller.stats.remote(), timeout=10)
+        return {actor_id: ray.get(answer, timeout=10) for actor_id, answer in answers.items()}
+
 
 def launch(
     spec: ShoalSpec, preflight: Preflight, on_status: Callable[[Mapping[str, Any]], None] = lambda _: None
@@ -66,6 +71,7 @@ def launch(
                 directory=str(preflight.directory),
                 model_name=preflight.model_name,
                 context_tokens=preflight.context_tokens,
+                max_queue_s=spec.max_queue_s,
                 token=token,
                 replicas=spec.ingress,
                 host=spec.host,
@@ -125,6 +131,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
             chunk_tokens=spec.chunk_tokens,
             max_sequences=spec.max_sequences,
             prefix_cache=spec.prefix_cache,
+            max_queue=spec.max_queue,
             answer_timeout_s=spec.answer_timeout_s,
         ),
     )

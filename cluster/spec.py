@@ -41,6 +41,10 @@ class ShoalSpec(BaseModel):
     cache_tokens: int = Field(65536, ge=128, description="tokens of latent cache in each attention actor")
     chunk_tokens: int = Field(128, ge=1, le=65536, description="prefill is cut at multiples of this")
     max_sequences: int = Field(64, ge=1, le=4096, description="sequences in one step of an attention actor")
+    max_queue: int = Field(1024, ge=1, le=65536, description="sequences waiting in an attention actor")
+    max_queue_s: float = Field(
+        60.0, gt=0, le=86400, description="longest (estimated) wait of an interactive request to begin"
+    )
     draft_tokens: int | None = Field(
         None, ge=0, le=8, description="tokens drafted ahead by the MTP layer; none: 1 if the model has one"
     )

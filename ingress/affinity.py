@@ -59,9 +59,9 @@ class Affinity:
             self._actors.popitem(last=False)
 
 
-def marks_of(token_ids: Sequence[int], cache_salt: str) -> list[Mark]:
+def marks_of(token_ids: Sequence[int], salt: str) -> list[Mark]:
     """Shortest first; prompts of different salts have none in common."""
-    hasher = blake2b(blake2b(cache_salt.encode()).digest(), digest_size=MARK_BYTES)
+    hasher = blake2b(blake2b(salt.encode()).digest(), digest_size=MARK_BYTES)
     marks, start, end = [], 0, FIRST_TOKENS
     while end <= len(token_ids):
         hasher.update(array("q", token_ids[start:end]).tobytes())

@@ -7,6 +7,7 @@ Routes, and nothing else: bodies become orders (ingress/order.py), orders become
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.metadata
 import json
 import secrets
@@ -19,9 +20,10 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from actors.messages import Terms
 from ingress.body import read_body
 from ingress.completion import ChatAnswer, Heading, TextAnswer
-from ingress.engine import Engine
+from ingress.engine import Call, Engine
 from ingress.errors import Overloaded, install_handlers
 from ingress.generation import Generation
 from ingress.guard import RequestGuard
@@ -30,7 +32,7 @@ from ingress.order import Order, OrderDesk
 from ingress.stream import AnswerResponse, Delivery
 from ingress.tokens import Tokenizer
 
-BUSY_RETRY_S = 1.0
+TENANT_CHARS = 32
 
 T = TypeVar("T")
 
@@ -114,7 +116,7 @@ class Door:
     async def ready(self) -> Response:
         """Readiness: a request sent now would find an attention actor."""
         if not await self._engine.ready():
-            raise Overloaded("no attention actor is connected", retry_after_s=BUSY_RETRY_S)
+            raise Overloaded("no attention actor is connected", retry_after_s=self._engine.wait_s)
         return _json({"status": "ready"})
 
     async def version(self) -> Response:
@@ -134,9 +136,10 @@ class Door:
             raise Overloaded(
                 f"{self._engine.open_sequences} sequences are under way, the most served at once is "
                 f"{self._limits.open_sequences}",
-                retry_after_s=BUSY_RETRY_S,
+                retry_after_s=self._engine.wait_s,
             )
-        generation = Generation(self._engine, order, self._desk.tokenizer, heading.answer_id)
+        call = self._call(request, order)
+        generation = Generation(self._engine, order, self._desk.tokenizer, heading.answer_id, call)
         return AnswerResponse(
             Delivery(
                 order=order,
@@ -146,6 +149,21 @@ class Door:
                 request_id=request.scope["state"]["request_id"],
             )
         )
+
+    def _call(self, request: Request, order: Order) -> Call:
+        """Batch may wait for as long as its deadline lets it; what is interactive, for max_queue_s."""
+        waits = [] if order.is_batch else [self._limits.max_queue_s]
+        deadline_s = None
+        if order.deadline_s is not None:
+            waits.append(order.deadline_s)
+            deadline_s = asyncio.get_running_loop().time() + order.deadline_s
+        terms = Terms(
+            tenant=_tenant(request),
+            is_batch=order.is_batch,
+            max_wait_s=min(waits, default=None),
+            cache_salt=order.cache_salt,
+        )
+        return Call(terms=terms, deadline_s=deadline_s)
 
     def _heading(self, kind: str) -> Heading:
         # Never made of what a client sent: ids of two requests must not meet.
@@ -160,6 +178,18 @@ class Door:
             "owned_by": "shoal",
             "max_model_len": self._desk.context_tokens,
         }
+
+
+def _tenant(request: Request) -> str:
+    """A mark of the API key, which itself goes no further; all without a key are one tenant.
+
+    The `user` field makes no tenant: it costs nothing to change, so whoever changes it would overtake those
+    who do not.
+    """
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        return ""
+    return hashlib.sha256(key.strip().encode("latin-1")).hexdigest()[:TENANT_CHARS]
 
 
 def _json(value: dict[str, Any]) -> Response:

@@ -103,7 +103,7 @@ class ChatAnswer:
             extra = {"token_ids": list(delta.token_ids)} if self._order.return_token_ids else {}
             chunks.append(self._chunk(delta.index, added, logprobs=self._logprobs(delta), **extra))
         if delta.finish is not None:
-            chunks.append(self._chunk(delta.index, {}, finish_reason=delta.finish))
+            chunks.append(self._chunk(delta.index, {}, **_finish(delta)))
         return chunks
 
     def usage(self, usage: Usage) -> Json:
@@ -125,7 +125,7 @@ class ChatAnswer:
             "index": delta.index,
             "message": message,
             "logprobs": self._logprobs(delta),
-            "finish_reason": delta.finish,
+            **_finish(delta),
         }
         return {**choice, "token_ids": list(delta.token_ids)} if self._order.return_token_ids else choice
 
@@ -166,7 +166,7 @@ class TextAnswer:
             extra = self._id_fields(delta)
             chunks.append(self._chunk(delta.index, delta.content, logprobs=self._logprobs(delta), **extra))
         if delta.finish is not None:
-            chunks.append(self._chunk(delta.index, "", finish_reason=delta.finish))
+            chunks.append(self._chunk(delta.index, "", **_finish(delta)))
         return chunks
 
     def usage(self, usage: Usage) -> Json:
@@ -183,7 +183,7 @@ class TextAnswer:
             "index": delta.index,
             "text": delta.content,
             "logprobs": self._logprobs(delta),
-            "finish_reason": delta.finish,
+            **_finish(delta),
             **self._id_fields(delta),
         }
 
@@ -220,11 +220,17 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         top=tuple(chain(delta.top for delta in deltas)),
         num_reasoning=sum(delta.num_reasoning for delta in deltas),
         finish=deltas[-1].finish,
+        is_late=deltas[-1].is_late,
     )
 
 
 def _base(heading: Heading, kind: str) -> Json:
     return {"id": heading.answer_id, "object": kind, "created": heading.created, "model": heading.model}
+
+
+def _finish(delta: Delta) -> Json:
+    """Why the choice ended. A deadline is a `length` to clients that know OpenAI's reasons only."""
+    return {"finish_reason": delta.finish, **({"stop_reason": "deadline"} if delta.is_late else {})}
 
 
 def _shows(delta: Delta, order: Order) -> bool:

@@ -4,7 +4,7 @@ A sequence goes to the actor that has seen the beginning of its prompt, or to th
 is lost, its journal goes to another, and whoever consumes the events sees no gap and no duplicate. Knows
 nothing of text or HTTP. One engine belongs to one event loop.
 
-Errors: Overloaded, EngineError (ingress/errors.py).
+Errors: Overloaded, DeadlineExceeded, EngineError (ingress/errors.py).
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
-from actors.messages import TokenEvent
+from actors.messages import (
+    ANY_TERMS,
+    FINISH_DEADLINE,
+    FINISH_OVER_SHARE,
+    FINISH_OVERLOADED,
+    Terms,
+    TokenEvent,
+)
 from ingress.affinity import Affinity, Mark, marks_of
-from ingress.errors import EngineError, Overloaded
+from ingress.errors import DeadlineExceeded, EngineError, Overloaded
 from ingress.journal import Journal, JournalError
-from ingress.link import AttentionLink, Credentials, Endpoint, LinkLost
+from ingress.link import AttentionLink, Credentials, Endpoint, Feed, LinkLost
 from model.sampling import Sampling
 from router.wire import WireError
 
@@ -27,7 +35,16 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.05
 LAST_BACKOFF_S = 2.0
+REFUSALS = {FINISH_OVER_SHARE: 429, FINISH_OVERLOADED: 503}  # to HTTP
 MAX_LOSSES = 8  # actors lost in a row by one sequence without a new token: it may be what kills them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """How a request is to be served. deadline_s: on the running loop's clock."""
+
+    terms: Terms = ANY_TERMS
+    deadline_s: float | None = None
 
 
 class Engine:
@@ -61,6 +78,11 @@ class Engine:
     def open_sequences(self) -> int:
         """Sequences under way, those that wait for an actor included."""
         return self._open_sequences
+
+    @property
+    def wait_s(self) -> float:
+        """The least estimate of the attention actors of how long until all that waits there has begun."""
+        return min((link.wait_s for link in self._candidates()), default=self._patience_s)
 
     def start(self) -> None:
         """Begin to connect; needless but early."""
@@ -98,32 +120,49 @@ class Engine:
         await asyncio.gather(*stopped, return_exceptions=True)
 
     async def generate(
-        self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling, *, cache_salt: str = ""
+        self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling, call: Call | None = None
     ) -> AsyncGenerator[TokenEvent, None]:
         """The events of one sequence, the last one with `finish`; closing the generator cancels the sequence.
 
-        Raises Overloaded if no actor can be reached, EngineError if actor after actor is lost.
+        Raises Overloaded if no actor can be reached or the actor refuses, DeadlineExceeded if the deadline
+        passes before the first token (later it is a finish), EngineError if actor after actor is lost.
         """
         self.start()
-        journal = Journal(request_id, prompt_ids, sampling, cache_salt=cache_salt)
-        losses = 0
+        call = call or Call()
+        journal = Journal(request_id, prompt_ids, sampling, call.terms)
         self._open_sequences += 1
         try:
-            while journal.finish is None:
-                num_known = len(journal.emitted)
-                link = await self._choose(journal)
-                try:
-                    async with aclosing(_follow(link, journal)) as events:
-                        async for event in events:
-                            yield event
-                finally:
-                    self._affinity.note(self._marks(journal), link.endpoint.actor_id)
-                losses = losses + 1 if len(journal.emitted) == num_known else 0
-                if journal.finish is None and losses >= MAX_LOSSES:
-                    logger.error("sequence %s lost %d actors in a row: given up", request_id, losses)
-                    raise EngineError("the engine failed repeatedly on this request")
+            async with aclosing(self._resumed(journal, call.deadline_s)) as events:
+                async for event in events:
+                    if event.finish in REFUSALS:
+                        raise _refused(event)
+                    yield event
+        except TimeoutError:
+            if not journal.emitted:
+                raise DeadlineExceeded(
+                    "the deadline passed before the first token", retry_after_s=self.wait_s
+                ) from None
+            yield _cut_short(journal)
         finally:
             self._open_sequences -= 1
+
+    async def _resumed(self, journal: Journal, deadline_s: float | None) -> AsyncGenerator[TokenEvent, None]:
+        """The events of `journal`'s sequence over as many actors as it takes; TimeoutError: the deadline."""
+        losses = 0
+        while journal.finish is None:
+            num_known = len(journal.emitted)
+            async with asyncio.timeout_at(deadline_s):
+                link = await self._choose(journal)
+            try:
+                async with aclosing(_follow(link, journal, deadline_s)) as events:
+                    async for event in events:
+                        yield event
+            finally:
+                self._affinity.note(self._marks(journal), link.endpoint.actor_id)
+            losses = losses + 1 if len(journal.emitted) == num_known else 0
+            if journal.finish is None and losses >= MAX_LOSSES:
+                logger.error("sequence %s lost %d actors in a row: given up", journal.request_id, losses)
+                raise EngineError("the engine failed repeatedly on this request")
 
     async def _choose(self, journal: Journal) -> AttentionLink:
         """The live actor for this sequence; others with the same beginning will follow it there."""
@@ -144,19 +183,33 @@ class Engine:
         return links[chosen]
 
     def _marks(self, journal: Journal) -> list[Mark]:
-        return marks_of(journal.token_ids, journal.cache_salt) if self._prefix_cache else []
+        return marks_of(journal.token_ids, journal.terms.page_salt) if self._prefix_cache else []
 
     def _candidates(self) -> list[AttentionLink]:
         keepers = self._keepers.values()
         return [keeper.link for keeper in keepers if keeper.link is not None and not keeper.endpoint.draining]
 
 
-async def _follow(link: AttentionLink, journal: Journal) -> AsyncGenerator[TokenEvent, None]:
-    """The news of `journal` from `link`, until the sequence ends or the link is lost."""
+def _refused(event: TokenEvent) -> Overloaded:
+    assert event.finish in REFUSALS and event.error is not None, "asked before"
+    return Overloaded(event.error, retry_after_s=event.retry_after_s or 0.0, status=REFUSALS[event.finish])
+
+
+def _cut_short(journal: Journal) -> TokenEvent:
+    """The end of a sequence whose time is up."""
+    return TokenEvent(
+        request_id=journal.request_id, first=len(journal.emitted), token_ids=(), finish=FINISH_DEADLINE
+    )
+
+
+async def _follow(
+    link: AttentionLink, journal: Journal, deadline_s: float | None
+) -> AsyncGenerator[TokenEvent, None]:
+    """The news of `journal` from `link`, until the sequence ends, the link is lost or the time is up."""
     submit, payload = journal.resume()
     try:
         feed = await link.submit(submit, payload)
-        while (event := await feed.get()) is not None:
+        while (event := await _next_event(feed, deadline_s)) is not None:
             fresh = journal.accept(event)
             if fresh is not None:
                 yield fresh
@@ -172,6 +225,13 @@ async def _follow(link: AttentionLink, journal: Journal) -> AsyncGenerator[Token
             link.cancel(submit.request_id)
         else:
             link.release(submit.request_id)
+
+
+async def _next_event(feed: Feed, deadline_s: float | None) -> TokenEvent | None:
+    if deadline_s is None:
+        return await feed.get()
+    async with asyncio.timeout_at(deadline_s):
+        return await feed.get()
 
 
 class _Keeper:

@@ -13,6 +13,7 @@ raise.
         BodyTooLarge            413
         UnsupportedMediaType    415
         Overloaded              429 or 503, says when to try again
+            DeadlineExceeded    504 deadline_exceeded
         EngineError             500 server_error
 """
 
@@ -100,15 +101,18 @@ class UnsupportedMediaType(RequestError):  # noqa: N818
 
 
 class Overloaded(RequestError):  # noqa: N818
-    """Nobody can take the request now. 503: ours to mend; 429: this client sends too much."""
+    """Nobody can take the request now. 503: ours to mend; 429: this client sends too much.
+
+    The text says when to try again, too: in a stream that has begun there are no headers left to say it in.
+    """
 
     status = 503
     kind = "overloaded_error"
     default_code = "overloaded"
 
     def __init__(self, message: str, *, retry_after_s: float, status: int = 503) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
+        super().__init__(f"{message}; try again in {self.retry_after_s} s")
         self._status = status
 
     @property
@@ -117,7 +121,17 @@ class Overloaded(RequestError):  # noqa: N818
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
+        return {"retry-after": str(self.retry_after_s)}
+
+
+class DeadlineExceeded(Overloaded):
+    """The request's own deadline passed before its first token."""
+
+    kind = "timeout_error"
+    default_code = "deadline_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, status=504)
 
 
 class EngineError(RequestError):

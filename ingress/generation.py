@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from actors.messages import FINISH_LENGTH, FINISH_STOP
-from ingress.engine import Engine
+from actors.messages import FINISH_DEADLINE, FINISH_LENGTH, FINISH_STOP
+from ingress.engine import Call, Engine
 from ingress.errors import EngineError
 from ingress.order import Order
 from ingress.output import Delta, Output
@@ -26,8 +27,11 @@ logger = logging.getLogger(__name__)
 class Generation:
     """An async context: leaving it, for whatever reason, cancels every sequence that has not ended."""
 
-    def __init__(self, engine: Engine, order: Order, tokenizer: Tokenizer, answer_id: str) -> None:
+    def __init__(
+        self, engine: Engine, order: Order, tokenizer: Tokenizer, answer_id: str, call: Call
+    ) -> None:
         self._engine = engine
+        self._call = call
         self._order = order
         self._tokenizer = tokenizer
         self._answer_id = answer_id
@@ -69,10 +73,12 @@ class Generation:
         output = Output(choice, self._tokenizer, self._order.output)
         sequence_id = f"{self._answer_id}-{choice}"
         prompt_ids, sampling = self._order.prompt_of(choice), self._order.samplings[choice]
-        made = self._engine.generate(sequence_id, prompt_ids, sampling, cache_salt=self._order.cache_salt)
-        async with aclosing(made) as events:
+        # A request is refused as a whole or not at all: its first sequence asks for all.
+        terms = replace(self._call.terms, is_promised=choice > 0)
+        call = replace(self._call, terms=terms)
+        async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling, call)) as events:
             async for event in events:
-                if event.finish not in (None, FINISH_STOP, FINISH_LENGTH):
+                if event.finish not in (None, FINISH_STOP, FINISH_LENGTH, FINISH_DEADLINE):
                     logger.error("sequence %s ended with %s: %s", sequence_id, event.finish, event.error)
                     raise EngineError("the engine could not finish this request")
                 delta = output.push(event)

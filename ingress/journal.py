@@ -13,7 +13,7 @@ import dataclasses
 import struct
 from collections.abc import Sequence
 
-from actors.messages import Sampling, Submit, TokenEvent
+from actors.messages import ANY_TERMS, Sampling, Submit, Terms, TokenEvent
 
 
 class JournalError(Exception):
@@ -24,12 +24,12 @@ class Journal:
     """The events of one sequence, over as many attention actors as it takes."""
 
     def __init__(
-        self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling, *, cache_salt: str = ""
+        self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling, terms: Terms = ANY_TERMS
     ) -> None:
         self.request_id = request_id
         self.prompt_ids = tuple(prompt_ids)
         self.sampling = sampling
-        self.cache_salt = cache_salt
+        self.terms = terms
         self.emitted: list[int] = []
         self.logprobs: list[float] = []
         self.finish: str | None = None
@@ -46,16 +46,20 @@ class Journal:
         return self.request_id if self.attempt <= 1 else f"{self.request_id}~{self.attempt - 1}"
 
     def resume(self) -> tuple[Submit, bytes]:
-        """What makes an attention actor go on after the last known token; a new attempt."""
+        """What makes an attention actor go on after the last known token; a new attempt.
+
+        The first may be refused; a sequence that an actor was lost with is never.
+        """
         assert self.finish is None, f"{self.request_id} has ended ({self.finish}): nothing to resume"
         self.attempt += 1
         ids = self.token_ids
+        terms = dataclasses.replace(self.terms, is_promised=self.terms.is_promised or self.attempt > 1)
         submit = Submit(
             request_id=self.wire_id,
             num_prompt=len(self.prompt_ids),
             num_emitted=len(self.emitted),
             sampling=dataclasses.asdict(self.sampling),
-            cache_salt=self.cache_salt,
+            terms=dataclasses.asdict(terms),
         )
         return submit, struct.pack(f"<{len(ids)}i", *ids)
 

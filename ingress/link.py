@@ -63,6 +63,7 @@ class AttentionLink:
         self._writer = writer
         self._feeds: dict[str, Feed] = {}
         self._is_lost = False
+        self.wait_s = 0.0  # until all that waits there has begun, as the actor last estimated
 
     @staticmethod
     async def open(endpoint: Endpoint, credentials: Credentials) -> AttentionLink:
@@ -127,6 +128,7 @@ class AttentionLink:
     async def _dispatch_frame(self) -> None:
         message, payload = await _read_frame(self._reader, _SERVING, MAX_EVENTS_BYTES)
         assert isinstance(message, Events), "_SERVING accepts nothing else"
+        self.wait_s = message.wait_s
         events = unpack_events(payload)
         if len(events) != message.num_events:
             raise wire.BadFrame(f"{message.num_events} events announced, {len(events)} came")

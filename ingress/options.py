@@ -12,7 +12,7 @@ Errors: InvalidRequest (ingress/errors.py).
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -24,6 +24,7 @@ MAX_STOP_TOKEN_IDS = 128
 MAX_CHOICES = 16  # of one prompt
 MAX_SALT_CHARS = 128
 MAX_INT32 = 2**31 - 1
+MAX_DEADLINE_S = 86400.0
 
 NOT_SERVED = frozenset(
     (
@@ -116,6 +117,14 @@ class Options(Body):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     cache_salt: Annotated[str, Field(max_length=MAX_SALT_CHARS)] | None = None
+    priority: Annotated[int, Field(ge=-MAX_INT32, le=MAX_INT32)] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S, allow_inf_nan=False)] | None = None
+
+    @property
+    def is_batch(self) -> bool:
+        """Two dialects, two classes: vLLM's priority is later the higher it is, OpenAI's flex yields."""
+        return self.service_tier == "flex" or (self.priority or 0) > 0
 
     @property
     def include_usage(self) -> bool:

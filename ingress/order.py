@@ -35,7 +35,10 @@ SEED_MASK = 2**63 - 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """Prompt i makes the choices i * n to i * n + n - 1; `samplings` has one entry per choice."""
+    """Prompt i makes the choices i * n to i * n + n - 1; `samplings` has one entry per choice.
+
+    deadline_s: from when the whole request is here.
+    """
 
     prompts: tuple[list[int], ...]
     samplings: tuple[Sampling, ...]
@@ -44,6 +47,8 @@ class Order:
     include_usage: bool
     return_token_ids: bool
     cache_salt: str
+    is_batch: bool
+    deadline_s: float | None
     ignored_fields: str
 
     @property
@@ -144,6 +149,8 @@ class OrderDesk:
             include_usage=request.include_usage,
             return_token_ids=bool(request.return_token_ids),
             cache_salt=request.cache_salt or "",
+            is_batch=request.is_batch,
+            deadline_s=request.deadline_s,
             ignored_fields=request.ignored_fields,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actors.messages import FINISH_STOP, TokenEvent
+from actors.messages import FINISH_DEADLINE, FINISH_LENGTH, FINISH_STOP, TokenEvent
 from ingress.stops import StopFinder
 from ingress.tokens import Tokenizer
 
@@ -19,7 +19,8 @@ class Delta:
 
     token_ids: the tokens that count, with `logprobs` and `top` beside them when asked for. num_reasoning:
     how many of them belong to the reasoning. num_cached: on one delta of the choice, how many tokens of its
-    prompt were not computed for it. finish: "stop" or "length" on the last delta of the choice.
+    prompt were not computed for it. finish: "stop" or "length" on the last delta of the choice. is_late: the
+    length is that which the deadline left.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Delta:
     num_reasoning: int = 0
     num_cached: int | None = None
     finish: str | None = None
+    is_late: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +94,7 @@ class Output:
         return stopped
 
     def _delta(self, event: TokenEvent, added: _Added, *, num_tokens: int, finish: str | None) -> Delta:
+        is_late = finish == FINISH_DEADLINE
         return Delta(
             index=self._index,
             content=added.content,
@@ -101,7 +104,8 @@ class Output:
             top=event.top[:num_tokens],
             num_reasoning=added.num_reasoning,
             num_cached=event.num_cached,
-            finish=finish,
+            finish=FINISH_LENGTH if is_late else finish,
+            is_late=is_late,
         )
 
 

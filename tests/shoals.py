@@ -17,6 +17,7 @@ import torch
 from actors.build import local_exchange
 from actors.engine import Engine
 from actors.expert import ExpertServer, HeldExperts, load_held_experts
+from actors.messages import ANY_TERMS, Terms
 from actors.scheduler import SchedulerLimits
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
@@ -168,12 +169,19 @@ def tcp_engine(
 
 
 def generate(
-    engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling | Sequence[Sampling],
+    terms: Sequence[Terms] = (),
 ) -> list[Generated]:
-    """Run the prompts together to their ends, all with the same sampling or each with its own."""
+    """Run the prompts together to their ends, all with the same sampling or each with its own.
+
+    terms: of one after another, and again from the first.
+    """
     told = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
     for i, (prompt, own) in enumerate(zip(prompts, told, strict=True)):
-        assert engine.submit("test", str(i), prompt, [], own) is None
+        on = terms[i % len(terms)] if terms else ANY_TERMS
+        assert engine.submit("test", str(i), prompt, [], own, on) is None
     results = {str(i): Generated([], [], None) for i in range(len(prompts))}
     while engine.has_work:
         for events in engine.step().values():

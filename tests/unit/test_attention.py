@@ -264,6 +264,7 @@ BAD = {
         PROMPT,
         {"sampling": {"max_tokens": 3, "min_tokens": 2, "stop_token_ids": (5000,)}},
     ),
+    "terms of another kind": (PROMPT, {"terms": {"tenant": 5}}),
     "a negative stop token": (
         PROMPT,
         {"sampling": {"max_tokens": 3, "min_tokens": 2, "stop_token_ids": (-1,)}},

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from actors.messages import Terms
 from actors.scheduler import SchedulerLimits
 from model.sampling import Sampling
 from tests.shoals import Generated, generate, local_engine, tcp_engine
@@ -59,6 +60,14 @@ def test_experts_over_sockets_equal_local_ones(
 def test_running_out_of_pages_changes_nothing(tiny_v32: Path, alone: list[Generated]) -> None:
     engine = local_engine(tiny_v32, num_pages=10)
     assert generate(engine, prompts(), GREEDY) == alone
+
+
+def test_whose_turn_it_is_and_who_gives_way_changes_nothing(tiny_v32: Path, alone: list[Generated]) -> None:
+    limits = SchedulerLimits(max_sequences=3, chunk_tokens=32, max_step_tokens=64)
+    engine = local_engine(tiny_v32, num_pages=6, limits=limits)
+    terms = [Terms(is_batch=True), Terms(tenant="a"), Terms(tenant="b")]
+    assert generate(engine, prompts(), GREEDY, terms) == alone
+    assert engine.stats()["preemptions"] > 0
 
 
 def test_a_sequence_resumed_elsewhere_goes_on_with_the_same_tokens(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.messages import FINISH_LENGTH, FINISH_STOP, TokenEvent, pack_events, unpack_events
+from actors.messages import FINISH_LENGTH, FINISH_STOP, Terms, TokenEvent, pack_events, unpack_events
 from ingress.engine import Engine
 from ingress.errors import EngineError, Overloaded
 from ingress.journal import Journal, JournalError
@@ -336,6 +336,7 @@ def test_a_journal_resumes_with_prompt_and_emitted_ids():
     assert (second.num_prompt, second.num_emitted) == (3, 2)
     assert payload == b"".join(value.to_bytes(4, "little") for value in (*PROMPT, 1, 2))
     assert Sampling(**second.sampling) == journal.sampling
+    assert [Terms(**submit.terms).is_promised for submit in (first, second)] == [False, True]
     assert second.request_id != first.request_id
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.messages import Terms
 from actors.pages import PagePool
 from actors.prefix import PrefixCache
 from actors.scheduler import Scheduler, SchedulerLimits, Work
@@ -46,7 +47,7 @@ class Shop:
             sampling=Sampling(max_tokens=max_tokens),
             eos_ids=(),
             max_context=most,
-            cache_salt=salt,
+            terms=Terms(cache_salt=salt),
         )
         self.live.append(sequence)
         self.scheduler.add(sequence)
@@ -91,7 +92,7 @@ class Shop:
         sequence, start = work.sequence, work.sequence.num_computed
         held = [self.slots[page].get(slot) for page in sequence.pages for slot in range(PAGE_TOKENS)]
         reads = [
-            (sequence.cache_salt, hash(tuple(sequence.tokens[: place + 1])))
+            (sequence.terms.page_salt, hash(tuple(sequence.tokens[: place + 1])))
             for place in range(start + work.num_tokens)
         ]
         assert held[:start] == reads[:start], "it reads what it would have written"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from actors.engine import Engine
-from actors.messages import FINISH_ERROR, FINISH_LENGTH, TokenEvent
+from actors.messages import FINISH_ERROR, FINISH_LENGTH, Terms, TokenEvent
 from actors.scheduler import SchedulerLimits
 from actors.sequence import Sequence
 from model.cache import PAGE_TOKENS
@@ -91,7 +91,10 @@ def test_any_mixture_of_hits_is_answered_as_without_a_cache(
 def answers(engine: Engine, asked: Round) -> dict[str, Answer]:
     """Token ids with all that is told of them, by request."""
     for number, (kept, tail, sampling, salt) in enumerate(asked):
-        assert engine.submit("test", str(number), prompt(kept, tail), [], sampling, salt) is None
+        assert (
+            engine.submit("test", str(number), prompt(kept, tail), [], sampling, Terms(cache_salt=salt))
+            is None
+        )
     told: dict[str, Answer] = {str(number): [] for number in range(len(asked))}
     for event in events_of(engine):
         told[event.request_id] += zip(
@@ -212,6 +215,15 @@ def test_pages_that_a_poisoned_sequence_wrote_are_found_by_nobody(tiny_v3: Path)
     healed = events_with(engine, poisoned)
     assert (healed[0].num_cached, healed[-1].finish) == (0, FINISH_LENGTH)
     assert events_with(engine, poisoned)[0].num_cached == 2 * PAGE_TOKENS
+
+
+def test_tenants_share_nothing(kitchens: dict[str, Kitchen]) -> None:
+    engine = kitchens["fp32"].engine()
+    cached = []
+    for tenant, salt in (("a", ""), ("a", ""), ("b", ""), ("", "a"), ("", "")):
+        engine.submit("test", "r", LONG, [], GREEDY, Terms(tenant=tenant, cache_salt=salt))
+        cached.append(events_of(engine)[0].num_cached)
+    assert cached == [0, (len(LONG) - 1) // PAGE_TOKENS * PAGE_TOKENS, 0, 0, 0]
 
 
 def test_a_token_that_spoils_a_prompt_beyond_index_topk_ends_its_own_sequence_alone(tiny_v32: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who runs next: everybody in the end, the oldest always, and no page is ever in doubt."""
+"""Who runs next: everybody in the end, decoding ones in every step, and no page is ever in doubt."""
 
 from __future__ import annotations
 
@@ -8,99 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.pages import PagePool, pages_for
+from actors.messages import Terms
+from actors.pages import PagePool
 from actors.scheduler import Scheduler, SchedulerLimits, Work
-from actors.sequence import Sequence
-from model.cache import PAGE_TOKENS
-from model.sampling import Sampling
-
-TOKEN = 42
-
-
-class Shop:
-    """A scheduler with a model that says TOKEN; every plan is checked against the promises."""
-
-    def __init__(self, num_pages: int, limits: SchedulerLimits) -> None:
-        self.pool = PagePool(num_pages)
-        self.limits = limits
-        self.scheduler = Scheduler(self.pool, limits)
-        self.max_context = self.pool.num_pages * PAGE_TOKENS
-        self.live: list[Sequence] = []  # oldest first
-        self.finished: dict[str, str] = {}
-        self.num_added = 0
-
-    def add(self, num_prompt: int, max_tokens: int) -> Sequence:
-        self.num_added += 1
-        sequence = Sequence(
-            request_id=str(self.num_added),
-            owner=None,
-            tokens=[TOKEN] * min(num_prompt, self.max_context - 1),
-            num_prompt=min(num_prompt, self.max_context - 1),
-            sampling=Sampling(max_tokens=max_tokens),
-            eos_ids=(),
-            max_context=self.max_context,
-        )
-        self.live.append(sequence)
-        self.scheduler.add(sequence)
-        return sequence
-
-    def cancel(self, sequence: Sequence) -> None:
-        self.live.remove(sequence)
-        self.scheduler.remove(sequence)
-        assert sequence.pages == []
-
-    def step(self) -> list[Work]:
-        planned = self.scheduler.plan()
-        self._check_pages()
-        self._check_plan(planned)
-        ending = [work for work in planned if work.reaches_end]
-        for work in planned:
-            work.sequence.num_computed += work.num_tokens
-        for work in ending:
-            reason = work.sequence.append(TOKEN)
-            if reason is not None:
-                self.cancel(work.sequence)
-                self.finished[work.sequence.request_id] = reason
-        return planned
-
-    def run(self) -> None:
-        """To the end, which must come: each step advances the oldest by a token or a chunk at least."""
-        left = sum(
-            len(s.tokens) // self.limits.chunk_tokens + 1 + min(s.sampling.max_tokens, self.max_context)
-            for s in self.live
-        )
-        while self.scheduler.has_work:
-            assert left > 0, "more steps than the sequences need one after another"
-            self.step()
-            left -= 1
-        assert self.pool.num_free == self.pool.num_pages
-        assert not self.live
-
-    def _check_pages(self) -> None:
-        running, waiting = self.scheduler.running, list(self.scheduler.waiting)
-        assert running + waiting == self.live, "age decides who holds pages"
-        owned = [page for sequence in running for page in sequence.pages]
-        assert len(set(owned)) == len(owned)
-        assert len(owned) + self.pool.num_free == self.pool.num_pages
-        assert all(sequence.pages == [] for sequence in waiting)
-        assert len(running) <= self.limits.max_sequences
-
-    def _check_plan(self, planned: list[Work]) -> None:
-        assert len({id(work.sequence) for work in planned}) == len(planned)
-        assert sum(work.num_tokens for work in planned) <= self.limits.max_step_tokens
-        assert bool(planned) == bool(self.live)
-        if self.live:
-            assert self.live[0] in [work.sequence for work in planned], "the oldest always advances"
-        chunk = self.limits.chunk_tokens
-        for work in planned:
-            sequence, start = work.sequence, work.sequence.num_computed
-            end = start + work.num_tokens
-            assert sequence in self.scheduler.running
-            assert work.num_tokens >= 1
-            assert pages_for(end) <= len(sequence.pages)
-            assert start // chunk == (end - 1) // chunk, "a chunk crosses a multiple of the chunk size"
-            assert end % chunk == 0 or end == len(sequence.tokens), "a chunk is cut short of the multiple"
-
+from tests.shop import Shop
 
 LIMITS = st.builds(
     lambda sequences, chunk, spare: SchedulerLimits(
@@ -110,7 +21,8 @@ LIMITS = st.builds(
     st.sampled_from([1, 7, 16, 64, 100]),
     st.integers(0, 150),
 )
-REQUEST = st.tuples(st.integers(1, 400), st.integers(1, 80))
+TERMS = st.builds(Terms, tenant=st.sampled_from("abc"), is_batch=st.booleans())
+REQUEST = st.tuples(st.integers(1, 400), st.integers(1, 80), TERMS)
 
 
 @settings(max_examples=40, deadline=None)
@@ -120,7 +32,7 @@ def test_every_sequence_finishes_however_small_the_pool(num_pages, limits, reque
     sequences = [shop.add(*request) for request in requests]
     shop.run()
     assert len(shop.finished) == len(requests)
-    for sequence, (_, max_tokens) in zip(sequences, requests, strict=True):
+    for sequence, (_, max_tokens, _) in zip(sequences, requests, strict=True):
         assert sequence.num_emitted == min(max_tokens, shop.max_context - sequence.num_prompt)
 
 
@@ -152,7 +64,7 @@ def test_a_stream_of_short_prompts_cannot_hold_up_a_long_one():
         shop.add(5, 30)
     shop.step()
     long = shop.add(640, 3)
-    for _ in range(40):
+    for _ in range(50):
         if long not in shop.live:
             break
         shop.add(5, 30)
@@ -188,16 +100,52 @@ def test_decoding_sequences_get_their_token_every_step_while_a_long_prompt_is_pr
 
 def test_the_youngest_is_sent_back_and_recomputed_from_its_prompt_and_what_it_has_said():
     shop = Shop(4, SchedulerLimits(chunk_tokens=64))  # three pages
-    old, young = shop.add(100, 100), shop.add(20, 100)
+    old = shop.add(100, 100)
+    shop.step()
+    young = shop.add(20, 100)
     while not shop.scheduler.num_preemptions:
         shop.step()
-    assert list(shop.scheduler.waiting) == [young]
+    assert shop.scheduler.sent_back == [young]
     said = young.num_emitted
     assert said > 0
     assert (young.num_computed, young.pages) == (0, [])
     shop.run()
     assert old.num_emitted == 92  # the pool bounds the context: 3 * 64
     assert young.num_emitted == 100
+
+
+def test_batch_is_sent_back_before_a_younger_interactive_one_but_only_once():
+    shop = Shop(4, SchedulerLimits(chunk_tokens=64))  # three pages
+    batch = shop.add(50, 120, Terms(is_batch=True))
+    shop.step()
+    shop.add(50, 60)
+    while not shop.scheduler.num_preemptions:
+        shop.step()
+    assert shop.scheduler.waiting == [batch]
+    while shop.scheduler.waiting:
+        shop.step()
+    young = shop.add(50, 100)
+    while shop.scheduler.num_preemptions == 1:
+        shop.step()
+    assert shop.scheduler.sent_back == [young]
+    shop.run()
+
+
+def test_an_interactive_sequence_takes_the_place_of_batch_and_never_a_place_for_nothing():
+    shop = Shop(40, SchedulerLimits(max_sequences=2, chunk_tokens=64))
+    batch = [shop.add(10, 100, Terms(is_batch=True)) for _ in range(2)]
+    shop.step()
+    shop.add(10, 100)
+    shop.step()
+    assert shop.scheduler.waiting == [batch[1]]
+    shop.add(10, 100)
+    shop.step()
+    assert shop.scheduler.waiting == batch
+    too_long = shop.add(39 * 64 - 1, 1)
+    shop.step()
+    assert too_long in shop.scheduler.waiting
+    assert shop.scheduler.num_preemptions == 2
+    shop.run()
 
 
 def test_whoever_was_sent_back_returns_when_somebody_has_ended_and_not_before():

@@ -65,6 +65,9 @@ COMMON_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": "x"}}, "stream_options.include_usage"),
     ({"ignore_eos": "yes"}, "ignore_eos"),
+    *(({"priority": value}, "priority") for value in (1.5, "high", 2**40)),
+    *(({"service_tier": value}, "service_tier") for value in ("turbo", 1)),
+    *(({"deadline_s": value}, "deadline_s") for value in (0, -1, 1e9, "5", True)),
     ({"logit_bias": {"5": 1}}, "logit_bias"),
     ({"prompt_embeds": "x"}, "prompt_embeds"),
     ({"guided_json": {}, "guided_regex": "a"}, "guided_regex"),
@@ -379,3 +382,22 @@ def test_text_of_completions_begins_with_bos_where_the_tokenizer_says_so(desk: O
     assert complete(adding, prompt=[113]).prompts == ([113],)
     assert adding.tokenize(b'{"prompt":"a"}') == [0, 113]
     assert adding.tokenize(b'{"prompt":"a","add_special_tokens":false}') == [113]
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_batch"),
+    [
+        ({}, False),
+        ({"priority": 0}, False),
+        ({"priority": -5, "service_tier": "priority"}, False),
+        ({"service_tier": "auto"}, False),
+        ({"priority": 3}, True),
+        ({"service_tier": "flex"}, True),
+    ],
+)
+def test_both_dialects_of_priority_name_the_same_two_classes(
+    desk: OrderDesk, fields: dict[str, Any], is_batch: bool
+):
+    for order in (chat(desk, **fields), complete(desk, **fields)):
+        assert order.is_batch is is_batch
+        assert not order.ignored_fields
