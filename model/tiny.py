@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from kernels.fp8 import quantize_blocks, scale_shape
+from kernels.blocks import scale_shape
+from kernels.fp8 import quantize_blocks
 from model.config import ModelConfig
 from model.names import Shape, is_fp8_linear, mtp_copies, mtp_tensors, required_tensors
 

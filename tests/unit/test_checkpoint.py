@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from kernels.fp8 import dequantize_blocks_reference
-from model.checkpoint import Checkpoint, estimate_bytes
+from model.checkpoint import Checkpoint
 from model.config import ModelConfig
+from model.memory import weight_values
 from model.names import (
     attention_tensors,
     expert_tensors,
@@ -127,10 +128,10 @@ def test_without_a_query_latent_there_is_one_query_projection():
 
 def test_estimated_ram_is_that_of_the_tensors():
     config = ModelConfig.from_dict(RELEASED)
-    attention, experts = estimate_bytes(config, torch.bfloat16)
+    attention, experts = weight_values(config)
     needed = required_tensors(config) | mtp_tensors(config)
-    assert attention + experts == 2 * num_values(needed.values())
-    assert experts == 59 * 256 * 3 * 2048 * 7168 * 2
+    assert attention + experts == num_values(needed.values())
+    assert experts == 59 * 256 * 3 * 2048 * 7168
 
 
 # --- whole directories
