@@ -60,11 +60,11 @@ class TinyShape:
 
 
 def presets() -> dict[str, TinyShape]:
-    """By name: "test" 0.8M parameters, "laptop" 6.5M, "bench" 85M."""
+    """By name: "test" 0.6M parameters, "laptop" 6.5M, "bench" 85M."""
     return {
         "test": TinyShape(
             hidden=64,
-            layers=4,
+            layers=3,
             experts=32,
             moe_intermediate=32,
             dense_intermediate=128,
