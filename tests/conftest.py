@@ -9,10 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported, here and in subprocesses
+settings.register_profile("ours", max_examples=50, deadline=None)  # each run draws others
+settings.load_profile("ours")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -25,15 +28,28 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(4, len(os.sched_getaffinity(0))) if is_whole and is_without_ray else 0
 
 
-SLOW_IMPORTS = {  # of transformers and torch._dynamo: seconds, which one process pays for all
+SLOW_IMPORTS = {  # transformers, torch.optim, torch.testing: seconds, which one process pays for all
     "test_config",
     "test_demo_checkpoint",
+    "test_demo_layers",
     "test_demo_precision",
     "test_demo_training",
+    "test_exchange",
+    "test_experts",
+    "test_fp8",
+    "test_gate",
     "test_reference",
+    "test_rope",
+    "test_rows",
     "test_tiny",
     "test_tokens",
 }
+BEGUN_FIRST = ("test_speculation", "test_exactness")  # longest of the others: the end is for small ones
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first, so that processes end at about the same time."""
+    items.sort(key=lambda item: (item.path.stem not in SLOW_IMPORTS, item.path.stem not in BEGUN_FIRST))
 
 
 class FilesTogether(LoadScopeScheduling):

@@ -474,7 +474,7 @@ def laid_out(kinds):
     return entries, reached
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     kinds=st.lists(KINDS, max_size=3), spoil=st.none() | SPOILS, more_bytes=st.sampled_from([0, 0, 0, 1, -1])
 )
@@ -536,7 +536,7 @@ def test_fp8_reads_as_value_times_scale_of_its_block(fp8_source):
     reader = checkpoint.reader()
     weights = [name for name, tensor in stored.items() if tensor.dtype == torch.float8_e4m3fn]
     assert (
-        len(weights) == 4 * 33 * 3 + 3 + 5 * 7
+        len(weights) == 3 * 33 * 3 + 3 + 4 * 7
     )  # experts with shared, the dense layer, attention with indexer
     for name in weights:
         expected = dequantize_blocks_reference(

@@ -28,15 +28,17 @@ from ingress.specials import ASSISTANT, BOS, END_THINK, EOS, THINK, USER, Segmen
 from ingress.tokens import Tokenizer
 from kernels.fp8 import dequantize_blocks
 from model.checkpoint import Checkpoint, CheckpointError
+from model.decoder import Decoder
 from model.sampling import Sampling
 from model.tiny import SCALE
-from tests.shoals import generate, local_engine
+from router.exchange import Exchange
+from tests.shoals import engine_of, generate, local_parts
 from tests.unit.test_reference import RELATIVE, logits_of_every_token, reference, relative
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "demo" / "checkpoint"
 MAX_BYTES = 12_000_000
-NEW = 24
+NEW = 16
 TEXTS = (
     "What are you?",
     "17 + 4805 = 4822; 3 * -9",
@@ -208,16 +210,21 @@ def theirs(transformers: ModuleType, wide: Path) -> Any:
     return model
 
 
-def test_logits_equal_transformers(theirs: Any) -> None:
+@pytest.fixture(scope="module")
+def ours() -> tuple[Decoder, Exchange]:
+    return local_parts(CHECKPOINT)
+
+
+def test_logits_equal_transformers(theirs: Any, ours: tuple[Decoder, Exchange]) -> None:
     ids = prompt_ids()
     assert len(ids) > 64  # index_topk
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0]
     for cuts in ([len(ids)], [64, len(ids)], [*range(len(ids) - 4, len(ids) + 1)]):
-        assert relative(logits_of_every_token(CHECKPOINT, ids, cuts), expected) < RELATIVE
+        assert relative(logits_of_every_token(ours, ids, cuts), expected) < RELATIVE
 
 
-def test_greedy_tokens_equal_transformers_for_24_steps(theirs: Any) -> None:
+def test_greedy_tokens_equal_transformers_for_16_steps(theirs: Any, ours: tuple[Decoder, Exchange]) -> None:
     ids = prompt_ids()
     with torch.no_grad():
         output = theirs.generate(
@@ -229,5 +236,5 @@ def test_greedy_tokens_equal_transformers_for_24_steps(theirs: Any) -> None:
             pad_token_id=2,
         )
     greedy = Sampling(max_tokens=NEW, min_tokens=NEW, temperature=0.0)
-    engine = local_engine(CHECKPOINT, limits=SchedulerLimits(chunk_tokens=64))
+    engine = engine_of(ours, limits=SchedulerLimits(chunk_tokens=64))
     assert generate(engine, [ids], greedy)[0].token_ids == output[0, len(ids) :].tolist()

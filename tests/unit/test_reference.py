@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.build import local_exchange
 from actors.scheduler import SchedulerLimits
 from kernels.fp8 import dequantize_blocks_reference
 from model.batch import Batch, Chunk, build_batch
@@ -21,7 +20,7 @@ from model.load import load_decoder
 from model.sampling import Sampling
 from model.tiny import write_tiny
 from router.exchange import Exchange
-from tests.shoals import CONTEXT, generate, load, local_engine
+from tests.shoals import CONTEXT, generate, local_engine, local_parts
 
 PROMPT = 150  # well past the tiny models' index_topk of 32
 NEW = 48  # into another page
@@ -37,10 +36,10 @@ def prompt_ids() -> list[int]:
     return torch.randint(16, 272, (PROMPT,), generator=torch.Generator().manual_seed(5)).tolist()
 
 
-def logits_of_every_token(directory: Path, token_ids: list[int], cuts: list[int]) -> Tensor:
+def logits_of_every_token(parts: tuple[Decoder, Exchange], token_ids: list[int], cuts: list[int]) -> Tensor:
     """Logits after each token, the sequence computed in chunks that end at `cuts`."""
-    config, decoder, checkpoint = load(directory)
-    exchange = local_exchange(checkpoint.reader(), config, torch.float32, "local")
+    decoder, exchange = parts
+    config = decoder.config
     cache = LatentCache(config, 2 + len(token_ids) // PAGE_TOKENS, torch.float32)
     pages = list(range(1, cache.num_pages))
     rows = []
@@ -83,8 +82,9 @@ def test_logits_equal_transformers_in_prefill_chunks_and_decode(checkpoint: Path
         theirs = model(torch.tensor([ids])).logits[0]
     chunked = [64, 128, PROMPT]
     decoded = [100, *range(101, PROMPT + 1)]
+    parts = local_parts(checkpoint)
     for cuts in ([PROMPT], chunked, decoded):
-        assert relative(logits_of_every_token(checkpoint, ids, cuts), theirs) < RELATIVE
+        assert relative(logits_of_every_token(parts, ids, cuts), theirs) < RELATIVE
 
 
 def test_greedy_tokens_equal_transformers_for_48_steps(checkpoint: Path, model: Any) -> None:
