@@ -75,7 +75,7 @@ class ShoalSpec(BaseModel):
             raise SpecError("\n".join(where + _explain(problem) for problem in error.errors())) from None
 
     @property
-    def torch_dtype_bytes(self) -> int:
+    def value_bytes(self) -> int:
         return 4 if self.dtype == "float32" else 2
 
 

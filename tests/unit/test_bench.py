@@ -276,7 +276,7 @@ def test_the_work_of_our_subprocesses_counts_as_ours() -> None:
     before = cpu_times().own_s
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
-            while cpu_times().own_s < before + 0.5:  # far more than this process needs to look
+            while cpu_times().own_s < before + 0.25:  # far more than this process needs to look
                 time.sleep(0.1)
         finally:
             busy.kill()
@@ -288,7 +288,7 @@ def test_the_work_of_our_subprocesses_counts_as_ours() -> None:
 def test_marks_change_no_token_and_leave_nothing_behind(tiny_v32: Path) -> None:
     import torch
 
-    prompts = make_prompts("profile", count=2, num_tokens=36)
+    prompts = make_prompts("profile", count=1, num_tokens=36)
     sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
     originals = [getattr(owner, name) for owner, name, _ in STAGES]
     expected = generate(local_engine(tiny_v32), prompts, sampling)
