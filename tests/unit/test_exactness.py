@@ -73,9 +73,11 @@ def test_running_out_of_pages_changes_nothing(
     assert generate(engine, prompts(), GREEDY) == alone
 
 
-def test_whose_turn_it_is_and_who_gives_way_changes_nothing(tiny_v32: Path, alone: list[Generated]) -> None:
+def test_whose_turn_it_is_and_who_gives_way_changes_nothing(
+    parts: tuple[Decoder, Exchange], alone: list[Generated]
+) -> None:
     limits = SchedulerLimits(max_sequences=3, chunk_tokens=32, max_step_tokens=64)
-    engine = local_engine(tiny_v32, num_pages=6, limits=limits)
+    engine = engine_of(parts, num_pages=6, limits=limits)
     terms = [Terms(is_batch=True), Terms(tenant="a"), Terms(tenant="b")]
     assert generate(engine, prompts(), GREEDY, terms) == alone
     assert engine.stats()["preemptions"] > 0
