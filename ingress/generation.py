@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from actors.messages import FINISH_DEADLINE, FINISH_LENGTH, FINISH_STOP
-from ingress.engine import Call, Engine
+from ingress.engine_client import Call, EngineClient
 from ingress.errors import EngineError
 from ingress.order import Order
 from ingress.output import Delta, Output
@@ -28,7 +28,7 @@ class Generation:
     """An async context: leaving it, for whatever reason, cancels every sequence that has not ended."""
 
     def __init__(
-        self, engine: Engine, order: Order, tokenizer: Tokenizer, answer_id: str, call: Call
+        self, engine: EngineClient, order: Order, tokenizer: Tokenizer, answer_id: str, call: Call
     ) -> None:
         self._engine = engine
         self._call = call

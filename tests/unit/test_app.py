@@ -20,7 +20,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from ingress.app import create_app
-from ingress.engine import Engine
+from ingress.engine_client import EngineClient
 from ingress.limits import Limits
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
@@ -54,7 +54,7 @@ class Served:
 
     background: Background
     actors: list[LoopbackEngine]
-    engine: Engine
+    engine: EngineClient
     tokenizer: Tokenizer
     http: httpx.Client
 
@@ -86,7 +86,7 @@ def served_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     background = Background()
     actors = [LoopbackEngine(actor_id="attention-0"), LoopbackEngine(actor_id="attention-1")]
     places = [background.run(actor.start()) for actor in actors]
-    engine = Engine(places, token=TOKEN, identity="door-0", patience_s=5.0)
+    engine = EngineClient(places, token=TOKEN, identity="door-0", patience_s=5.0)
     app = create_app(engine=engine, tokenizer=tokenizer, model_name=MODEL, context_tokens=4096, limits=LIMITS)
     with http_server(background, app) as url, httpx.Client(base_url=url, timeout=30, **PLAIN) as http:
         served = Served(background, actors, engine, tokenizer, http)
@@ -252,7 +252,7 @@ def test_a_413_does_not_wait_for_the_body(served: Served):
 
 
 def test_a_body_that_does_not_come_is_a_408(served: Served):
-    engine = Engine([], token=TOKEN, identity="door-3")
+    engine = EngineClient([], token=TOKEN, identity="door-3")
     limits = Limits(body_read_s=0.05)
     app = create_app(
         engine=engine, tokenizer=served.tokenizer, model_name=MODEL, context_tokens=4096, limits=limits
@@ -348,7 +348,7 @@ def test_health_ready_version_and_models(served: Served):
 def test_ready_is_false_and_requests_are_refused_without_an_attention_actor(tmp_path: Path):
     write_byte_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
-    engine = Engine([], token=TOKEN, identity="door-1", patience_s=0.05)
+    engine = EngineClient([], token=TOKEN, identity="door-1", patience_s=0.05)
     app = create_app(engine=engine, tokenizer=tokenizer, model_name=MODEL, context_tokens=4096)
     background = Background()
     with http_server(background, app) as url, httpx.Client(base_url=url, timeout=30, **PLAIN) as http:
@@ -636,7 +636,7 @@ def test_a_client_that_leaves_cancels_its_sequences(served: Served, stream: bool
 def test_a_client_that_stops_reading_loses_its_sequences(served: Served):
     actor = served.actors[0]
     says(served, "x" * 900_000, tokens_per_event=200)
-    engine = Engine([actor.endpoint], token=TOKEN, identity="door-2")
+    engine = EngineClient([actor.endpoint], token=TOKEN, identity="door-2")
     app = create_app(
         engine=engine,
         tokenizer=served.tokenizer,

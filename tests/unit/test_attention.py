@@ -28,7 +28,7 @@ from actors.messages import (
     TokenEvent,
     unpack_events,
 )
-from ingress.engine import Engine as IngressEngine
+from ingress.engine_client import EngineClient
 from ingress.link import Endpoint
 from model.cache import PAGE_TOKENS
 from model.sampling import Sampling
@@ -354,7 +354,7 @@ def test_the_ingress_engine_gets_the_same_text_and_its_cancellation_frees_pages(
     actor: Running, expected: Generated
 ):
     async def scenario() -> None:
-        ingress = IngressEngine([actor.endpoint], token=TOKEN, identity="door-9")
+        ingress = EngineClient([actor.endpoint], token=TOKEN, identity="door-9")
         together = [asyncio.create_task(_collect(ingress, f"r{number}")) for number in range(5)]
         assert await asyncio.gather(*together) == [expected.token_ids] * 5
         async with aclosing(ingress.generate("endless", PROMPT, ENDLESS)) as events:
@@ -370,7 +370,7 @@ def test_the_ingress_engine_gets_the_same_text_and_its_cancellation_frees_pages(
     actor.until_idle()
 
 
-async def _collect(ingress: IngressEngine, name: str) -> list[int]:
+async def _collect(ingress: EngineClient, name: str) -> list[int]:
     return [token async for event in ingress.generate(name, PROMPT, GREEDY) for token in event.token_ids]
 
 

@@ -27,7 +27,7 @@ from bench.serving import _plain_arguments
 from bench.step import MARK, STAGES, marked, shares_of
 from bench.timing import Answer, Round, common_prefix, figures, make_prompts
 from ingress.app import create_app
-from ingress.engine import Engine
+from ingress.engine_client import EngineClient
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from model.sampling import Sampling
@@ -72,7 +72,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
     background = Background()
     actor = LoopbackEngine()
-    engine = Engine([background.run(actor.start())], token=TOKEN, identity="door-0", patience_s=5.0)
+    engine = EngineClient([background.run(actor.start())], token=TOKEN, identity="door-0", patience_s=5.0)
     app = create_app(engine=engine, tokenizer=tokenizer, model_name="tiny", context_tokens=256)
     with http_server(background, app) as url:
         yield Served(url, actor)

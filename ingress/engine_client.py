@@ -47,7 +47,7 @@ class Call:
     deadline_s: float | None = None
 
 
-class Engine:
+class EngineClient:
     """patience_s: how long a sequence waits while no attention actor can be reached.
 
     prefix_cache: whether the actors keep the pages of prompts, so that it matters who has seen one.
