@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import torch
 
+from actors.build import DTYPES
 from cluster.embedded import NAME as EMBEDDED_NAME
 from cluster.embedded import check_embedded, embedded_directory
 from cluster.spec import ShoalSpec, SpecError
 from ingress.specials import TEMPLATE_SPECIALS
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
+from kernels.rows import dtype_of_rows
 from model.cache import bytes_per_token
 from model.checkpoint import Checkpoint, estimate_bytes
 from model.config import ModelConfig
@@ -66,7 +67,7 @@ def examine(spec: ShoalSpec) -> Preflight:
         raise SpecError(
             f"not enough memory: {spec.attention} attention and {spec.experts} expert actors need about "
             f"{needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; "
-            "use fewer actors or replicas, a smaller cache_tokens, or dtype bfloat16"
+            "use fewer actors or replicas, a smaller cache_tokens, or dtype int8"
         )
     name = spec.served_model_name or (directory.name if spec.model else EMBEDDED_NAME)
     return Preflight(
@@ -81,10 +82,10 @@ def examine(spec: ShoalSpec) -> Preflight:
 
 def needed_bytes(spec: ShoalSpec, config: ModelConfig) -> int:
     """Weights, caches and processes of the whole cluster on one machine."""
-    dtype = torch.float32 if spec.dtype == "float32" else torch.bfloat16
+    dtype = DTYPES[spec.dtype]
     attention, routed = estimate_bytes(config, dtype)
     copies = spec.attention if spec.experts == 0 else spec.replicas_per_expert
-    cache = bytes_per_token(config, dtype) * spec.cache_tokens
+    cache = bytes_per_token(config, dtype_of_rows(dtype)) * spec.cache_tokens
     processes = (spec.attention + spec.experts) * PROCESS_BYTES
     return spec.attention * (attention + cache) + copies * routed + processes
 

@@ -33,7 +33,10 @@ class ShoalSpec(BaseModel):
     replicas_per_expert: int = Field(1, ge=1, le=16, description="copies of each expert, on distinct actors")
     ingress: int = Field(1, ge=1, le=64, description="ingress replicas")
     device: Literal["cpu"] = Field("cpu", description="where the model runs")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="weights, activations and cache")
+    dtype: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32",
+        description="weights, activations and cache; int8: operands of products, the rest float32",
+    )
     host: str = Field("127.0.0.1", description="address of the HTTP listener")
     port: int = Field(8000, ge=1, le=65535, description="port of the HTTP listener")
     data_host: str = Field("127.0.0.1", description="address that actors' sockets bind to")
@@ -73,10 +76,6 @@ class ShoalSpec(BaseModel):
         except ValidationError as error:
             where = f"{file}: " if file else ""
             raise SpecError("\n".join(where + _explain(problem) for problem in error.errors())) from None
-
-    @property
-    def torch_dtype_bytes(self) -> int:
-        return 4 if self.dtype == "float32" else 2
 
 
 def cache_directory() -> Path:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from kernels.fp8 import scale_shape
+from kernels.rows import dtype_of_rows
 from model.config import ModelConfig
 from model.fields import ConfigError
 from model.names import (
@@ -139,12 +140,15 @@ class Checkpoint:
 
 
 def estimate_bytes(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
-    """RAM in `dtype` for (attention-side weights, one copy of the routed experts), MTP layers included."""
+    """RAM for (attention-side weights, one copy of the routed experts), MTP layers included.
+
+    With experts of int8 the attention side counts as fp32, which part of it is.
+    """
     attention = num_values((attention_tensors(config) | mtp_attention_tensors(config)).values())
     experts = (
         len(config.routed_layers) * config.num_experts * num_values(expert_tensors(config, 0, 0).values())
     )
-    return attention * dtype.itemsize, experts * dtype.itemsize
+    return attention * dtype_of_rows(dtype).itemsize, experts * dtype.itemsize
 
 
 def _read_index(file: Path) -> dict[str, str]:

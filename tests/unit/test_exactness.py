@@ -85,7 +85,11 @@ def test_a_sequence_resumed_elsewhere_goes_on_with_the_same_tokens(
         assert tokens == whole.token_ids[5:]
 
 
-def test_bf16_batches_equal_each_alone(tiny_v32: Path) -> None:
-    one = local_engine(tiny_v32, torch.bfloat16)
-    expected = [generate(one, [prompt], GREEDY)[0] for prompt in prompts()[:5]]
-    assert generate(local_engine(tiny_v32, torch.bfloat16), prompts()[:5], GREEDY) == expected
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_other_dtypes_equal_each_alone_too(tiny_v32: Path, dtype: torch.dtype) -> None:
+    one, some = local_engine(tiny_v32, dtype), prompts()[:5]
+    expected = [generate(one, [prompt], GREEDY)[0] for prompt in some]
+    limits = SchedulerLimits(chunk_tokens=16)
+    assert generate(local_engine(tiny_v32, dtype, limits=limits), some, GREEDY) == expected
+    with tcp_engine(tiny_v32, 2, 1, dtype) as remote:
+        assert generate(remote, some, GREEDY) == expected
