@@ -64,7 +64,7 @@ def examine(spec: ShoalSpec) -> Preflight:
         raise SpecError(
             f"not enough memory: {spec.attention} attention and {spec.experts} expert actors need about "
             f"{needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; "
-            "use fewer actors or replicas, a smaller cache_tokens, or dtype bfloat16"
+            "use fewer actors or replicas, a smaller cache_tokens, or dtype int8"
         )
     name = spec.served_model_name or (directory.name if spec.model else EMBEDDED_NAME)
     return Preflight(
@@ -82,9 +82,10 @@ def needed_bytes(spec: ShoalSpec, config: ModelConfig) -> int:
     attention, routed = weight_values(config)
     copies = spec.attention if spec.experts == 0 else spec.replicas_per_expert
     cache = cache_values_per_token(config) * spec.cache_tokens
-    values = spec.attention * (attention + cache) + copies * routed
+    values = spec.attention * (attention + cache) * spec.value_bytes
+    experts = copies * routed * spec.expert_value_bytes
     processes = (spec.attention + spec.experts) * PROCESS_BYTES
-    return values * spec.value_bytes + processes
+    return values + experts + processes
 
 
 def write_checkpoint(directory: Path, preset: str, seed: int) -> ModelConfig:

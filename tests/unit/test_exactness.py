@@ -98,8 +98,11 @@ def test_a_sequence_resumed_elsewhere_goes_on_with_the_same_tokens(
         assert tokens == whole.token_ids[4:]
 
 
-def test_bf16_batches_equal_each_alone(tiny_v32: Path) -> None:
-    some, narrow = prompts()[:5], local_parts(tiny_v32, torch.bfloat16)
-    one = engine_of(narrow)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_other_dtypes_equal_each_alone_too(tiny_v32: Path, dtype: torch.dtype) -> None:
+    some, parts = prompts()[:5], local_parts(tiny_v32, dtype)
+    one = engine_of(parts)
     expected = [generate(one, [prompt], GREEDY)[0] for prompt in some]
-    assert generate(engine_of(narrow), some, GREEDY) == expected
+    assert generate(engine_of(parts, limits=SchedulerLimits(chunk_tokens=16)), some, GREEDY) == expected
+    with tcp_engine(tiny_v32, 2, 1, dtype) as remote:
+        assert generate(remote, some, GREEDY) == expected

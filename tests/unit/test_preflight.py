@@ -100,6 +100,13 @@ def test_more_copies_need_more_memory(checkpoint: Path) -> None:
     assert local < one < two
 
 
+def test_fewer_bytes_per_weight_need_less_memory(checkpoint: Path) -> None:
+    config = examine(ShoalSpec(model=str(checkpoint))).config
+    wide = needed_bytes(ShoalSpec(dtype="float32"), config)
+    assert needed_bytes(ShoalSpec(dtype="bfloat16"), config) < wide
+    assert needed_bytes(ShoalSpec(dtype="int8"), config) < wide
+
+
 def test_a_missing_directory_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere': no such directory"):
         examine(ShoalSpec(model=str(tmp_path / "nowhere")))
