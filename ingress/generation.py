@@ -74,7 +74,7 @@ class Generation:
         sequence_id = f"{self._answer_id}-{choice}"
         prompt_ids, sampling = self._order.prompt_of(choice), self._order.samplings[choice]
         # A request is refused as a whole or not at all: its first sequence asks for all.
-        terms = replace(self._call.terms, is_promised=choice > 0)
+        terms = replace(self._call.terms, is_promised=choice > 0, num_together=len(self._order.samplings))
         call = replace(self._call, terms=terms)
         async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling, call)) as events:
             async for event in events:
