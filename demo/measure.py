@@ -48,6 +48,14 @@ class Read:
     choices_LBTK: NDArray[np.uint8]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Glance:
+    """choices_LNTK: experts of N rows, sorted per token. exact: by task, share of the answers known."""
+
+    choices_LNTK: NDArray[np.uint8]
+    exact: Mapping[str, float]
+
+
 @dataclass(slots=True)
 class _Tally:
     loss: float = 0.0
@@ -99,10 +107,15 @@ class Examiner:
             tokens += int(written.sum())
         return right / tokens
 
-    def choices(self, network: Network, attention: Attention) -> NDArray[np.uint8]:
-        """Experts of one fixed batch per task, sorted per token: what `changed_share` compares."""
+    def glance(self, network: Network, attention: Attention) -> Glance:
+        """One fixed batch per task: quick enough to be looked at while training goes on."""
         reads = [_read(network, batch, attention, None) for batch in self._one_per_task()]
-        return np.concatenate([np.sort(read.choices_LBTK, -1) for read in reads], 1)
+        exact = {}
+        for read in reads:
+            known = [one for _, _, one in _answers(read)]
+            exact[read.batch.samples[0].task] = sum(known) / len(known)
+        choices = np.concatenate([np.sort(read.choices_LBTK, -1) for read in reads], 1)
+        return Glance(choices_LNTK=choices, exact=exact)
 
     def _one_per_task(self) -> list[Batch]:
         return list({batch.samples[0].task: batch for batch in reversed(self._mixed)}.values())
@@ -139,7 +152,8 @@ def _read(network: Network, batch: Batch, attention: Attention, topk: int | None
     device = network.parameters["model.norm.weight"].device
     tokens = torch.from_numpy(batch.tokens_BT).to(device)
     documents = torch.from_numpy(batch.documents_BT).to(device)
-    packed = Packed(tokens_BT=tokens, documents_BT=documents)
+    positions = torch.from_numpy(batch.positions_BT).to(device)
+    packed = Packed(tokens_BT=tokens, documents_BT=documents, positions_BT=positions)
     passed = network.forward(packed, attention=attention, topk=topk)
     logits = network.logits(passed.hidden_BTD)
     best = logits.argmax(-1)

@@ -77,6 +77,11 @@ def training(section: Section, inputs: Inputs) -> None:
     }
     lines(path, "Losses over training", shown, axes=("million tokens", "loss, nats"), log="y")
     final = run.final
+    if final.learned:
+        path = section.plot("learned", "Held-out answers exact to the token, over training")
+        million = [one["step"] * run.tokens / run.steps / 1e6 for one in final.learned]
+        learned = {name: (million, [100 * one[name] for one in final.learned]) for name in final.tasks}
+        lines(path, "Held-out answers exact to the token", learned, axes=("million tokens", "%"))
     section.say(
         f"At the end: loss {final.loss:.4f}, MTP loss {final.mtp_loss:.4f}; "
         f"on held-out samples {final.validation_loss:.4f}."

@@ -57,6 +57,7 @@ class Final:
 
     exact_match: answers predicted token by token, of held-out samples; familiar: of new ones of the trained
     kinds. routing_change: (step, share of the choices that differ from those of the step before in the list).
+    learned: on the way, the step and by task the share of one batch's held-out answers known to the token.
     """
 
     loss: float
@@ -66,6 +67,7 @@ class Final:
     expert_load: Table
     experts_by_task: Mapping[str, Table]
     routing_change: tuple[tuple[int, float], ...]
+    learned: tuple[Mapping[str, float], ...]
     topk_sweep: tuple[TopkPoint, ...]
     exact_match: Mapping[str, Score]
     exact_match_familiar: Mapping[str, Score]
@@ -141,6 +143,7 @@ def _final(fields: Fields) -> Final:
         expert_load=_load(fields),
         experts_by_task={name: by_task.table(name) for name in by_task.values},
         routing_change=tuple(_changes(fields)),
+        learned=tuple(_learned(fields)),
         topk_sweep=tuple(_points(fields)),
         exact_match={name: _score(one) for name, one in fields.each("exact_match")},
         exact_match_familiar={name: _score(one) for name, one in fields.each("exact_match_familiar")},
@@ -164,6 +167,11 @@ def _load(fields: Fields) -> Table:
 
 def _changes(fields: Fields) -> Iterator[tuple[int, float]]:
     return ((one.count("step"), one.number("share")) for one in fields.items("routing_change"))
+
+
+def _learned(fields: Fields) -> Iterator[Mapping[str, float]]:
+    for one in fields.items("learned"):
+        yield {name: one.number(name) for name in one.values}
 
 
 def _points(fields: Fields) -> Iterator[TopkPoint]:

@@ -7,86 +7,46 @@ nothing of the arithmetic.
 from __future__ import annotations
 
 import csv
-import json
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
 
 from demo.attention import Attention
 from demo.corpus import Source, draw, generator
 from demo.design import VOCAB_SIZE, demo_config_json
 from demo.export import write_checkpoint, write_record
-from demo.measure import ROWS, Examiner, changed_share
+from demo.measure import ROWS, Examiner
 from demo.network import Network
 from demo.parameters import make_parameters
 from demo.precision import Arithmetic, Precision
+from demo.progress import (
+    CURVES,
+    ForeignState,
+    History,
+    Run,
+    command_line,
+    resume,
+    rows_until,
+    save,
+    write_figures,
+)
 from demo.settings import Settings
 from demo.trainer import Trainer
 from demo.vocabulary import vocabulary_text, write_vocabulary
 from model.config import ModelConfig
 from model.tiny import config_json, presets
 
-CURVES = (
-    *("step", "tokens", "phase", "loss", "answer_loss", "mtp_loss", "index_kl", "load_max_over_mean"),
-    *("load_mean_max_over_mean", "lr", "tokens_per_s", "seconds"),
-)
 LOG_STEPS = 20
-PLACES = ("--results", "--export", "--state")
-PROBES = 12  # times that routing is compared with what it was
+PROBES = 12  # times that the run is looked at on its way
 VOCABULARY_SAMPLES = {"demo": 6000, "test": 200}
-
-
-@dataclass(slots=True)
-class Run:
-    """A trainer with its clock and its files."""
-
-    trainer: Trainer
-    examiner: Examiner
-    curves: Any
-    file: TextIO
-    seconds: float = 0.0
-    routing: list[dict[str, float]] = field(default_factory=list)
-    last_choices: Any = None
-
-    def log(self, since_s: float, steps: int) -> float:
-        """Write a row of the curves; returns the loss."""
-        trainer, settings = self.trainer, self.trainer.settings
-        means = trainer.read()
-        elapsed = time.monotonic() - since_s
-        self.seconds += elapsed
-        tokens = settings.rows * settings.length
-        step = trainer.step
-        losses = (means.loss, means.answer_loss, means.mtp_loss, means.index_kl)
-        values = (*losses, means.worst_load, means.mean_load)
-        self.curves.writerow(
-            [
-                *(step, step * tokens, settings.phase(step - 1)),
-                *(f"{value:.5f}" for value in values),
-                *(f"{settings.lr(step - 1):.6f}", round(steps * tokens / elapsed), f"{self.seconds:.1f}"),
-            ]
-        )
-        self.file.flush()
-        return means.loss
-
-    def probe(self) -> None:
-        """Compare the routing of fixed batches with the last time."""
-        phase = self.trainer.settings.phase(self.trainer.step - 1)
-        choices = self.examiner.choices(self.trainer.network, "sparse" if phase == "sparse" else "dense")
-        if self.last_choices is not None:
-            share = changed_share(self.last_choices, choices)
-            self.routing.append({"step": self.trainer.step, "share": share})
-        self.last_choices = choices
 
 
 def train(
@@ -128,7 +88,7 @@ def train(
     )
     trainer = Trainer(settings, _network(settings, torch.device(device)))
     try:
-        seconds, routing = _resume(trainer, state)
+        history = resume(trainer, state)
     except ForeignState as error:  # before a file is touched
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -137,20 +97,18 @@ def train(
     numbers = range(VOCABULARY_SAMPLES[shape])
     texts = [vocabulary_text(draw(generator(0, "vocabulary", number), "train")) for number in numbers]
     write_vocabulary(vocabulary, texts, VOCAB_SIZE)
-    with _run(trainer, vocabulary, results, exam_batches) as run:
-        run.seconds, run.routing = seconds, routing
-        source = Source(directory=vocabulary, seed=seed, split="train", rows=rows, length=length)
+    with _run(trainer, history, vocabulary, results, exam_batches) as run:
+        context = trainer.network.config.max_position_embeddings
+        source = Source(
+            directory=vocabulary, seed=seed, split="train", rows=rows, length=length, context=context
+        )
         _loop(run, source, workers, state, save_steps)
         attention: Attention = "sparse" if sparse else "dense"
         final = run.examiner.examine(trainer.network, attention)
         final["tokens_right"] = _tokens_right(run, attention)
-    _write_figures(results, run, final)
+    write_figures(results, run, final)
     if export is not None:
         _export(export, run, vocabulary)
-
-
-class ForeignState(ValueError):  # noqa: N818 - named for what happened, as the rest of the tree
-    """The state to resume from is that of a run with other settings."""
 
 
 def _tokens_right(run: Run, attention: Attention) -> dict[str, float]:
@@ -160,9 +118,7 @@ def _tokens_right(run: Run, attention: Attention) -> dict[str, float]:
     any other: only the weights, read elsewhere, tell (docs/log.md).
     """
     network = run.trainer.network
-    plain = Network(
-        network.config, network.parameters, Arithmetic(precision="fp32"), run.trainer.settings.length
-    )
+    plain = Network(network.config, network.parameters, Arithmetic(precision="fp32"))
     return {
         "as_trained": run.examiner.tokens_right(network, attention),
         "as_served": run.examiner.tokens_right(plain, attention),
@@ -176,7 +132,7 @@ def _export(directory: Path, run: Run, vocabulary: Path) -> None:
     shutil.copytree(vocabulary, partial)
     settings = run.trainer.settings
     write_checkpoint(partial, _config_json(settings.shape), run.trainer.network.parameters)
-    write_record(partial, command=_command(), seed=settings.seed)
+    write_record(partial, command=command_line(), seed=settings.seed)
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
 
@@ -192,29 +148,23 @@ def _network(settings: Settings, device: torch.device) -> Network:
     config = ModelConfig.from_dict(_config_json(settings.shape))
     parameters = make_parameters(config, settings.seed, device)
     arithmetic = Arithmetic(precision=settings.precision, compiled=device.type == "cuda")
-    return Network(config, parameters, arithmetic, settings.length)
+    return Network(config, parameters, arithmetic)
 
 
 @contextmanager
-def _run(trainer: Trainer, vocabulary: Path, results: Path, exam_batches: int) -> Iterator[Run]:
+def _run(
+    trainer: Trainer, history: History, vocabulary: Path, results: Path, exam_batches: int
+) -> Iterator[Run]:
     settings = trainer.settings
     rows = min(ROWS, settings.rows)
     examiner = Examiner(vocabulary, seed=7, length=settings.length, batches=exam_batches, rows=rows)
     path = results / f"run-{settings.name}.csv"
-    kept = _rows_until(path, trainer.step)
+    kept = rows_until(path, trainer.step)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CURVES)
         writer.writerows(kept)
-        yield Run(trainer=trainer, examiner=examiner, curves=writer, file=file)
-
-
-def _rows_until(path: Path, step: int) -> list[list[str]]:
-    """What a resumed run has logged so far; nothing for a fresh one."""
-    if step == 0 or not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [row for row in list(csv.reader(file))[1:] if int(row[0]) <= step]
+        yield Run(trainer=trainer, examiner=examiner, curves=writer, file=file, history=history)
 
 
 def _loop(run: Run, source: Source, workers: int, state: Path | None, save_steps: int) -> None:
@@ -232,78 +182,13 @@ def _loop(run: Run, source: Source, workers: int, state: Path | None, save_steps
                 progress.update(task, completed=step, description=f"{settings.name} loss {loss:.3f}")
                 if not sys.stderr.isatty() and step % (10 * LOG_STEPS) == 0:
                     phase = settings.phase(step - 1)
-                    done = f"{step}/{settings.steps} {phase} loss {loss:.3f} {run.seconds:.0f} s"
+                    done = f"{step}/{settings.steps} {phase} loss {loss:.3f} {run.history.seconds:.0f} s"
                     typer.echo(f"{settings.name} {done}", err=True)
                 if step * PROBES // settings.steps != (step - LOG_STEPS) * PROBES // settings.steps:
                     run.probe()
                 if state is not None and (step == settings.steps or step % save_steps < LOG_STEPS):
-                    _save(run, state)
+                    save(run, state)
                 since_s, since_step = time.monotonic(), step
-
-
-def _save(run: Run, state: Path) -> None:
-    """State of the run; the JSON is written last, so a save that was cut short is not resumed from."""
-    state.mkdir(parents=True, exist_ok=True)
-    (state / "state.json").unlink(missing_ok=True)
-    save_file(
-        {name: value.contiguous() for name, value in run.trainer.state().items()}, state / "state.safetensors"
-    )
-    saved = {
-        "step": run.trainer.step,
-        "seconds": run.seconds,
-        "routing": run.routing,
-        "settings": asdict(run.trainer.settings),
-    }
-    (state / "state.json").write_text(json.dumps(saved) + "\n", encoding="utf-8")
-
-
-def _resume(trainer: Trainer, state: Path | None) -> tuple[float, list[dict[str, float]]]:
-    """Seconds trained and routing compared so far."""
-    if state is None or not (state / "state.json").exists():
-        return 0.0, []
-    saved = json.loads((state / "state.json").read_text(encoding="utf-8"))
-    wanted = asdict(trainer.settings)
-    if saved["settings"] != wanted:
-        different = sorted(name for name in wanted if saved["settings"].get(name) != wanted[name])
-        raise ForeignState(f"{state} holds another run ({', '.join(different)} differ): give another --state")
-    trainer.restore(load_file(state / "state.safetensors"), saved["step"])
-    return saved["seconds"], saved["routing"]
-
-
-def _write_figures(results: Path, run: Run, final: dict[str, Any]) -> None:
-    settings = run.trainer.settings
-    with (results / f"run-{settings.name}.csv").open(encoding="utf-8") as file:
-        last = list(csv.DictReader(file))[-1]
-    is_cuda = torch.cuda.is_available()
-    figures = {
-        "name": settings.name,
-        "seed": settings.seed,
-        "command": _command(),
-        "steps": settings.steps,
-        "tokens": settings.steps * settings.rows * settings.length,
-        "seconds": round(run.seconds, 1),
-        "device": torch.cuda.get_device_name() if is_cuda else "CPU",
-        "settings": asdict(settings),
-        "final": {
-            "loss": float(last["loss"]),
-            "mtp_loss": float(last["mtp_loss"]),
-            "routing_change": run.routing,
-        }
-        | final,
-    }
-    path = results / f"run-{settings.name}.json"
-    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-
-
-def _command() -> str:
-    """What was asked for, but for where on a machine it was put."""
-    words, kept = iter(sys.argv[1:]), []
-    for word in words:
-        if word in PLACES:
-            next(words, None)
-        else:
-            kept.append(word)
-    return "python -m demo.train " + shlex.join(kept)
 
 
 if __name__ == "__main__":

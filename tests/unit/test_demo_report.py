@@ -52,6 +52,7 @@ def made_up_run(name: str, **final: Any) -> dict[str, Any]:
             "load_max_over_mean": [1.0] * LAYERS,
             "experts_by_task": dict.fromkeys(TASKS, even),
             "routing_change": [{"step": 50, "share": 0.25}, {"step": 100, "share": 0.125}],
+            "learned": [{"step": step, **dict.fromkeys(TASKS, step / 100)} for step in (50, 100)],
             "topk_sweep": [
                 {"topk": 0, "perplexity": 1.8, "needle_accuracy": 1.0},
                 {"topk": TOPK, "perplexity": 1.81, "needle_accuracy": 0.95},

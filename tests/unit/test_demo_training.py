@@ -63,7 +63,7 @@ def short(**changes: Any) -> Settings:
 def fresh(settings: Settings) -> Trainer:
     config = ModelConfig.from_dict(RAW)
     parameters = make_parameters(config, settings.seed, torch.device("cpu"))
-    return Trainer(settings, Network(config, parameters, Arithmetic(precision="fp32"), LENGTH))
+    return Trainer(settings, Network(config, parameters, Arithmetic(precision="fp32")))
 
 
 def batch(seed: int) -> Batch:
@@ -71,7 +71,10 @@ def batch(seed: int) -> Batch:
     tokens = np.random.default_rng(seed).integers(0, VOCAB_SIZE, (ROWS, LENGTH))
     documents = np.array([[1] * 15 + [2] * 14 + [0] * 3, [3] * 20 + [4] * 9 + [0] * 3])
     weights = (documents > 0).astype(np.float32)
-    return Batch(tokens_BT=tokens, documents_BT=documents, weights_BT=weights, samples=())
+    positions = np.broadcast_to(np.arange(LENGTH), tokens.shape).copy()
+    return Batch(
+        tokens_BT=tokens, documents_BT=documents, positions_BT=positions, weights_BT=weights, samples=()
+    )
 
 
 def snapshot(trainer: Trainer) -> Parameters:
@@ -353,7 +356,7 @@ def test_tasks_that_no_row_can_hold_are_left_out(vocabulary: Path) -> None:
     final = examiner.examine(perfect, "dense")
     assert "about" in final["exact_match"]
     assert "tool" not in final["exact_match"]
-    choices = examiner.choices(perfect, "dense")
+    choices = examiner.glance(perfect, "dense").choices_LNTK
     assert choices.shape == (2, len(final["exact_match"]), 96, 8)
 
 
@@ -433,6 +436,8 @@ def test_a_resumed_run_writes_all_curves_and_the_figures_that_the_report_reads(f
     assert len(figures.final.expert_load) == 4
     assert all(sum(layer) == pytest.approx(1.0) for layer in figures.final.expert_load)
     assert [step for step, _ in figures.final.routing_change] == [4]  # the resumed run compares anew
+    assert [one["step"] for one in figures.final.learned] == [2, 4, 6]
+    assert all(0.0 <= one["about"] <= 1.0 for one in figures.final.learned)
     assert curves["seconds"] == sorted(curves["seconds"])
     with (finished / "results" / "run-small.csv").open(encoding="utf-8") as file:
         assert [row["phase"] for row in csv.DictReader(file)] == ["dense", "dense", "sparse"]
@@ -454,11 +459,11 @@ def test_a_run_that_was_cut_and_resumed_trained_on_every_batch_once(finished: Pa
     settings = Settings(name="small", shape="test", steps=6, rows=1, length=64, precision="fp32")
     config = ModelConfig.from_file(finished / "export" / "config.json")
     parameters = make_parameters(config, 1, torch.device("cpu"))
-    unbroken = Trainer(settings, Network(config, parameters, Arithmetic(precision="fp32"), 64))
+    unbroken = Trainer(settings, Network(config, parameters, Arithmetic(precision="fp32")))
     source = Source(directory=finished / "export", seed=1, split="train", rows=1, length=64)
     for made in source.batches(0, 6, workers=0):
         unbroken.train(made)
-    saved = load_file(finished / "state" / "state.safetensors")
+    saved = load_file(finished / "state" / "step-6.safetensors")
     resumed = {name: saved[f"parameters/{name}"] for name in parameters}
     assert moved(snapshot(unbroken), resumed) == set()
 

@@ -293,7 +293,7 @@ def test_drafts_are_drawn_from_what_training_computes(
     assert 0 < accepted(engine) < engine.counters.drafted[0] < 50
     config = Checkpoint.open(CHECKPOINT).config
     parameters = as_stored(CHECKPOINT, make_parameters(config, 0, torch.device("cpu")))
-    network = Network(config, parameters, Arithmetic(precision="fp32"), 1024)
+    network = Network(config, parameters, Arithmetic(precision="fp32"))
     tokens = torch.tensor([sequence.tokens])
     packed = Packed(tokens_BT=tokens, documents_BT=torch.ones_like(tokens))
     with torch.no_grad():
