@@ -14,7 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demo.corpus import MIXTURE, PROMPT_WEIGHT, Batch, Encoder, Source, draw, generator
+from demo.corpus import (
+    LEAST_LEAPING,
+    MIXTURE,
+    PROMPT_WEIGHT,
+    Batch,
+    Encoder,
+    Source,
+    draw,
+    generator,
+    leaping,
+)
 from demo.tasks import TASKS, task_named
 from demo.vocabulary import MAX_COMMON, common_words, vocabulary_text, write_vocabulary
 from demo.words import name
@@ -57,6 +67,7 @@ def is_same(one: Batch, other: Batch) -> bool:
     return (
         np.array_equal(one.tokens_BT, other.tokens_BT)
         and np.array_equal(one.documents_BT, other.documents_BT)
+        and np.array_equal(one.positions_BT, other.positions_BT)
         and np.array_equal(one.weights_BT, other.weights_BT)
     )
 
@@ -105,6 +116,40 @@ def test_samples_stand_whole_and_side_by_side_with_their_weights(source: Source,
     assert not batch.weights_BT[is_padding].any()
     assert not (is_padding[:, :-1] & ~is_padding[:, 1:]).any()  # padding is at the ends alone
     assert batch.documents_BT.max() == len(batch.samples)
+
+
+def test_positions_count_from_the_start_of_each_document(batch: Batch) -> None:
+    for number in range(1, len(batch.samples) + 1):
+        own = batch.positions_BT[batch.documents_BT == number]
+        assert own.tolist() == list(range(len(own)))
+
+
+def test_leaps_change_positions_of_long_documents_and_nothing_else(directory: Path, batch: Batch) -> None:
+    wide = Source(directory=directory, seed=5, split="train", rows=2, length=768, context=4096).batch(7)
+    assert np.array_equal(wide.tokens_BT, batch.tokens_BT)
+    assert np.array_equal(wide.weights_BT, batch.weights_BT)
+    leapt = np.unique(batch.documents_BT[wide.positions_BT != batch.positions_BT])
+    sizes = np.bincount(batch.documents_BT.ravel())
+    assert len(leapt)
+    assert (sizes[leapt] >= LEAST_LEAPING).all()
+    assert wide.positions_BT.max() < 4096
+
+
+@given(seed=st.integers(0, 2**32), size=st.integers(1, 1024))
+def test_positions_with_leaps_increase_and_stay_within_the_context(seed: int, size: int) -> None:
+    positions = leaping(Random(seed), size, 4096)
+    assert len(positions) == size
+    assert positions[-1] < 4096
+    assert positions[0] >= 0
+    assert (np.diff(positions) >= 1).all()
+    if size < LEAST_LEAPING:
+        assert positions.tolist() == list(range(size))
+
+
+def test_every_second_long_document_leaps_and_some_as_far_as_the_context() -> None:
+    ends = [int(leaping(Random(seed), 900, 4096)[-1]) for seed in range(400)]
+    assert 100 < sum(end > 899 for end in ends) < 300
+    assert max(ends) > 4000
 
 
 def test_rows_are_full(source: Source, batch: Batch) -> None:

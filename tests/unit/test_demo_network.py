@@ -81,15 +81,22 @@ def tokens() -> Tensor:
 
 
 def passed(config: ModelConfig, parameters: Parameters, tokens_BT: Tensor, documents_BT: Tensor) -> Passed:
-    network = Network(config, parameters, Arithmetic(precision="fp32"), 1024)
+    network = Network(config, parameters, Arithmetic(precision="fp32"))
     with torch.no_grad():
         return network.forward(Packed(tokens_BT=tokens_BT, documents_BT=documents_BT), attention="sparse")
+
+
+def passed_densely(config: ModelConfig, parameters: Parameters) -> Tensor:
+    network = Network(config, parameters, Arithmetic(precision="fp32"))
+    packed = Packed(tokens_BT=tokens(), documents_BT=torch.ones(1, LENGTH, dtype=torch.int64))
+    with torch.no_grad():
+        return network.forward(packed, attention="dense").hidden_BTD
 
 
 def test_the_checkpoint_serves_the_logits_that_were_trained(
     config: ModelConfig, stored: Parameters, directory: Path
 ) -> None:
-    network = Network(config, stored, Arithmetic(precision="fp32"), 1024)
+    network = Network(config, stored, Arithmetic(precision="fp32"))
     out = passed(config, stored, tokens(), torch.ones(1, LENGTH, dtype=torch.int64))
     trained = network.logits(out.hidden_BTD)[0]
     served = logits_of_every_token(local_parts(directory), tokens()[0].tolist(), [64, 128, LENGTH])
@@ -119,10 +126,27 @@ def test_documents_of_a_packed_row_do_not_see_each_other(config: ModelConfig, pa
     assert relative(packed.mtp_BTD[:, 40:-1], alone.mtp_BTD[:, :-1]) < 1e-4  # the last reads one token ahead
 
 
+def test_a_token_sees_how_far_others_are_and_not_where_they_stand(
+    config: ModelConfig, parameters: Parameters
+) -> None:
+    def at(positions: Tensor) -> Tensor:
+        network = Network(config, parameters, Arithmetic(precision="fp32"))
+        ones = torch.ones(1, LENGTH, dtype=torch.int64)
+        packed = Packed(tokens_BT=tokens(), documents_BT=ones, positions_BT=positions[None])
+        with torch.no_grad():
+            return network.forward(packed, attention="dense").hidden_BTD
+
+    plain = passed_densely(config, parameters)
+    places = torch.arange(LENGTH)
+    assert torch.equal(at(places), plain)
+    assert relative(at(places + 7), plain) < 1e-4
+    assert relative(at(places + 7 * (places > 20)), plain) > 1e-2
+
+
 def test_the_gradient_of_the_index_loss_reaches_only_the_indexers(
     config: ModelConfig, parameters: Parameters
 ) -> None:
-    network = Network(config, parameters, Arithmetic(precision="fp32"), 1024)
+    network = Network(config, parameters, Arithmetic(precision="fp32"))
     packed = Packed(tokens_BT=tokens()[:, :80], documents_BT=torch.ones(1, 80, dtype=torch.int64))
     network.forward(packed, attention="warmup").index_loss.backward()  # type: ignore[no-untyped-call]
     moved = {name for name, value in parameters.items() if value.grad is not None and bool(value.grad.any())}
@@ -134,7 +158,7 @@ def test_the_gradient_of_the_index_loss_reaches_only_the_indexers(
 def test_every_parameter_but_indexers_and_biases_gets_a_gradient_from_the_two_losses(
     config: ModelConfig, parameters: Parameters
 ) -> None:
-    network = Network(config, parameters, Arithmetic(precision="fp32"), 1024)
+    network = Network(config, parameters, Arithmetic(precision="fp32"))
     packed = Packed(tokens_BT=tokens(), documents_BT=torch.ones(1, LENGTH, dtype=torch.int64))
     out = network.forward(packed, attention="dense")
     (

@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from collections import Counter, deque
-from itertools import pairwise
+from itertools import combinations, pairwise
 from random import Random
 
 import pytest
@@ -18,11 +18,13 @@ from demo import (
     about_topics,
     arithmetic,
     arithmetic_words,
+    lexicon,
     needle,
     phrases,
     sql_words,
     tool_calls,
     tool_words,
+    words,
 )
 from demo.tasks import TASKS, task_named
 from demo.words import split_of
@@ -311,7 +313,34 @@ def test_held_out_ways_are_new_combinations_of_words_that_training_has_for_the_s
     assert len(train) == len(set(train)) >= 8
     assert held_out
     assert not set(train) & set(held_out)
-    assert {word for words in held_out for word in words} <= {word for words in train for word in words}
+    assert combined(held_out, 1) <= combined(train, 1)
+
+
+def combined(ways, parts):
+    return {pair for words in ways for pair in combinations(sorted(set(words)), parts)}
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [tool_words.REQUESTS, needle.QUESTIONS, arithmetic_words.BARE, *sql_words.TEMPLATES.values()],
+    ids=lambda patterns: patterns[0][:20],
+)
+def test_two_words_of_a_held_out_way_stand_together_in_training_too(patterns):
+    train, held_out = (
+        [phrases.words_of(way) for way in ways_of(patterns, split)] for split in ("train", "held_out")
+    )
+    assert combined(held_out, 2) <= combined(train, 2)
+
+
+def test_made_up_words_are_syllables_blends_and_any_letters_but_never_words_of_sql():
+    for split in ("train", "held_out"):
+        rng = Random(split)
+        made = [words.word(rng, split) for _ in range(3000)]
+        assert all(words.split_of(word) == split for word in made)
+        assert not set(made) & set(lexicon.RESERVED.split())
+        assert 100 < sum(not set(word) & set("aeiou") for word in made) < 300  # no syllable, no blend
+        heads = tuple({word[:3] for word in words.of_split(lexicon.THINGS, split)})
+        assert sum(word.startswith(heads) for word in made) > 350
 
 
 def test_a_pattern_stands_for_every_combination_of_its_choices():

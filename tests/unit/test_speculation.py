@@ -303,7 +303,7 @@ def test_drafts_are_drawn_from_what_training_computes(
     assert len(seen) > (told.max_tokens - 10) / 2 - 3  # no fewer if all had held
     config = Checkpoint.open(checkpoint).config
     parameters = as_stored(checkpoint, make_parameters(config, 0, torch.device("cpu")))
-    network = Network(config, parameters, Arithmetic(precision="fp32"), 1024)
+    network = Network(config, parameters, Arithmetic(precision="fp32"))
     tokens = torch.tensor([sequence.tokens])
     packed = Packed(tokens_BT=tokens, documents_BT=torch.ones_like(tokens))
     with torch.no_grad():
