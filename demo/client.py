@@ -65,6 +65,7 @@ class Client:
             "max_tokens": max_tokens,
             "temperature": 0,
             "chat_template_kwargs": {"thinking": thinking},
+            "service_tier": "flex",  # nobody waits: rather late than refused
         }
         if tools:
             body |= {"tools": list(tools), "return_token_ids": True}

@@ -212,6 +212,9 @@ def _same_conditions(section: Section, one: Run, other: Run) -> None:
         section.say(
             f"Runs {one.name} and {other.name}: the same seed ({one.seed}) and {one.tokens:,} tokens."
         )
+    for run in (one, other):
+        if run.remark:
+            section.say(f"Run {run.name}: {run.remark}.")
 
 
 def _sha256(path: Path) -> str:

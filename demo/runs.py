@@ -75,7 +75,7 @@ class Final:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """One training run."""
+    """One training run. remark: what whoever compares it should know; written by hand."""
 
     name: str
     seed: int
@@ -86,6 +86,7 @@ class Run:
     device: str
     settings: Mapping[str, Any]
     final: Final
+    remark: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +113,7 @@ def read_run(results: Path, name: str) -> Run:
         device=fields.text("device"),
         settings=fields.under("settings").values,
         final=_final(fields.under("final")),
+        remark=str(fields.values.get("remark", "")),
     )
 
 

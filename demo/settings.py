@@ -25,7 +25,7 @@ class Settings:
     name: str = "main"
     shape: str = "demo"  # "test": a model that trains in seconds, for rehearsals
     seed: int = 1
-    steps: int = 39_300
+    steps: int = 28_000
     rows: int = 16
     length: int = TRAIN_TOKENS
     precision: Precision = "fp8"
