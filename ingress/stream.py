@@ -1,7 +1,7 @@
 """An answer on its way to the client, whole or as server-sent events.
 
 Runs an order for as long as the client listens: when it leaves, or reads nothing for too long, every
-sequence is cancelled. Knows nothing of the shapes it writes (ingress/completion.py).
+sequence is cancelled. Knows nothing of the shapes it writes (ingress/answer.py).
 
 Errors before the first byte are raised; later ones become an event of the stream, which always ends in
 [DONE].
@@ -19,7 +19,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ingress.completion import Answer, Usage, joined
+from ingress.answer import Answer, Json, Usage, joined
 from ingress.errors import RequestError, error_fields, internal_error
 from ingress.generation import Generation
 from ingress.limits import Limits
@@ -100,17 +100,23 @@ async def _deliver_stream(delivery: Delivery, sender: _Sender) -> None:
 
 async def _stream_deltas(delivery: Delivery, sender: _Sender) -> None:
     answer, usage = delivery.answer, Usage.of(delivery.order)
+
+    async def send(chunks: list[Json]) -> None:
+        if delivery.order.continuous_usage:
+            chunks = [{**chunk, "usage": usage.fields()} for chunk in chunks]
+        await sender.send(b"".join(map(_event, chunks)))
+
     async with delivery.generation as generation:
         while not generation.is_done:
-            delta = await _next_delta(generation, delivery.limits.keep_alive_s)
+            delta = await _next_delta(generation, sender.silence_left_s)
             if not sender.has_started:
                 await sender.start(STREAM_HEADERS)
-                await sender.send(b"".join(map(_event, answer.opening())))
-            if delta is None:
+                await send(answer.opening())
+            if delta is not None:
+                usage.add(delta)
+                await send(answer.chunks(delta))
+            if not sender.silence_left_s:  # whether nothing came or nothing of it could be told yet
                 await sender.send(KEEP_ALIVE)
-                continue
-            usage.add(delta)
-            await sender.send(b"".join(map(_event, answer.chunks(delta))))
     if delivery.order.include_usage:
         await sender.send(_event(answer.usage(usage)))
 
@@ -161,7 +167,15 @@ class _Sender:
         self.has_started = False
         self._ignored_fields = delivery.order.ignored_fields
         self._patience_s = delivery.limits.send_s
+        self._keep_alive_s = delivery.limits.keep_alive_s
         self._send = send
+        self._sent_at_s = asyncio.get_running_loop().time()
+
+    @property
+    def silence_left_s(self) -> float:
+        """How much longer nothing may be sent."""
+        silent_s = asyncio.get_running_loop().time() - self._sent_at_s
+        return max(0.0, self._keep_alive_s - silent_s)
 
     async def start(self, headers: dict[str, str]) -> None:
         self.has_started = True
@@ -172,6 +186,7 @@ class _Sender:
 
     async def send(self, data: bytes, *, is_last: bool = False) -> None:
         if data or is_last:
+            self._sent_at_s = asyncio.get_running_loop().time()
             await self._pass_on({"type": "http.response.body", "body": data, "more_body": not is_last})
 
     async def _pass_on(self, message: dict[str, Any]) -> None:

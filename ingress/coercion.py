@@ -1,0 +1,103 @@
+"""A parameter's text as a JSON value of the type wanted.
+
+A model writes strings as they are and all else as JSON, and says which; its tool's schema has the last word.
+Only the outermost type is looked at: what is inside an object is JSON already. Knows nothing of DSML.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+Types = frozenset[str]
+
+ANYTHING: Types = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
+MAX_DEPTH = 16  # of references and choices that are followed
+PYTHON_SPELLINGS = {"True": True, "False": False, "None": None}
+
+
+def types_of(schema: Any, root: Any, depth: int = 0) -> Types:
+    """The JSON types that `schema`, a part of `root`, lets a value have; all where it does not say."""
+    if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
+        return ANYTHING
+    if isinstance(schema.get("$ref"), str):
+        return types_of(_pointed_at(schema["$ref"], root), root, depth + 1)
+    if "type" in schema:
+        named = schema["type"]
+        return frozenset([named] if isinstance(named, str) else named)
+    if "const" in schema:
+        return _types_of_value(schema["const"])
+    if isinstance(schema.get("enum"), list):
+        return frozenset().union(*map(_types_of_value, schema["enum"]))
+    for keyword in ("anyOf", "oneOf"):
+        if isinstance(schema.get(keyword), list):
+            return frozenset().union(*(types_of(one, root, depth + 1) for one in schema[keyword]))
+    return ANYTHING
+
+
+def coerced(text: str, types: Types, *, is_string: bool | None) -> Any:
+    """`text` as a value; is_string: what the model says it is, None where it does not.
+
+    A string stays one wherever the schema allows it. What fits no type stays what the model said.
+    """
+    if is_string is None:
+        is_string = "string" in types and types != ANYTHING
+    if is_string and "string" in types:
+        return text
+    try:
+        value = _parsed(text)
+    except ValueError:
+        return text
+    for fitted in (value, _as_integer(value)):
+        if _types_of_value(fitted) & types:
+            return fitted
+    return text if is_string or "string" in types else value
+
+
+def _parsed(text: str) -> Any:
+    """JSON (or a constant in Python's spelling) that can be written again; raises ValueError."""
+    stripped = text.strip()
+    if stripped in PYTHON_SPELLINGS:
+        return PYTHON_SPELLINGS[stripped]
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
+
+
+def _as_integer(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _types_of_value(value: Any) -> Types:
+    match value:
+        case None:
+            return frozenset(("null",))
+        case bool():
+            return frozenset(("boolean",))
+        case int():
+            return frozenset(("integer", "number"))
+        case float():
+            return frozenset(("number",))
+        case str():
+            return frozenset(("string",))
+        case list():
+            return frozenset(("array",))
+        case _:
+            return frozenset(("object",))
+
+
+def _pointed_at(reference: str, root: Any) -> Any:
+    """The schema at `reference`, such as #/$defs/name; None where there is none."""
+    node = root
+    for part in reference.removeprefix("#").split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
