@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 Types = frozenset[str]
 
@@ -61,8 +61,8 @@ def _parsed(text: str) -> Any:
     if stripped in PYTHON_SPELLINGS:
         return PYTHON_SPELLINGS[stripped]
     try:
-        value = json.loads(text, parse_constant=_refuse)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # no NaN, no half character
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value
@@ -97,7 +97,3 @@ def _pointed_at(reference: str, root: Any) -> Any:
         name = part.replace("~1", "/").replace("~0", "~")
         node = node.get(name) if isinstance(node, Mapping) else None
     return node
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")

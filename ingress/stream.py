@@ -112,11 +112,11 @@ async def _stream_deltas(delivery: Delivery, sender: _Sender) -> None:
             if not sender.has_started:
                 await sender.start(STREAM_HEADERS)
                 await send(answer.opening())
-            if delta is not None:
-                usage.add(delta)
-                await send(answer.chunks(delta))
-            if not sender.silence_left_s:  # whether nothing came or nothing of it could be told yet
+            if delta is None:
                 await sender.send(KEEP_ALIVE)
+                continue
+            usage.add(delta)
+            await send(answer.chunks(delta))
     if delivery.order.include_usage:
         await sender.send(_event(answer.usage(usage)))
 
@@ -173,7 +173,7 @@ class _Sender:
 
     @property
     def silence_left_s(self) -> float:
-        """How much longer nothing may be sent."""
+        """How much longer nothing may be sent, whether nothing is made or nothing of it can be told yet."""
         silent_s = asyncio.get_running_loop().time() - self._sent_at_s
         return max(0.0, self._keep_alive_s - silent_s)
 

@@ -256,7 +256,7 @@ def test_a_real_engine_is_asked_as_well(
 # The client before endpoints that are not Shoal
 
 
-def endpoint(message: dict[str, Any] | None) -> FastAPI:
+def endpoint(message: dict[str, Any] | None, **choice: Any) -> FastAPI:
     """Answers every chat with `message`, or with HTTP 500."""
     app = FastAPI()
 
@@ -269,7 +269,7 @@ def endpoint(message: dict[str, Any] | None) -> FastAPI:
         if message is None:
             return Response("out of order", status_code=500)
         usage = {"prompt_tokens": 1, "completion_tokens": 1}
-        return {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": usage}
+        return {"choices": [{"message": message, "finish_reason": "tool_calls", **choice}], "usage": usage}
 
     return app
 
@@ -293,6 +293,21 @@ def test_parsed_tool_calls_are_judged_like_the_text_that_they_stand_for(
     broken = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{"}}
     reply = reply_of(background, {"content": "so", "tool_calls": [broken]}, question.sample)
     assert reply.text == reply.written == "so"
+
+
+def test_a_call_that_the_endpoint_does_not_understand_is_wrong(
+    background: Background, calls: list[Question]
+) -> None:
+    """However well it was written."""
+    app = endpoint({"content": "no call"}, token_ids=[1])
+
+    @app.post("/detokenize")
+    async def detokenize() -> dict[str, str]:
+        return {"prompt": written_call(calls[0])}
+
+    assert calls[0].task.is_right(calls[0].sample, written_call(calls[0]))
+    with http_server(background, app) as url:
+        assert not ask(url, calls[:1], max_tokens=9, console=QUIET)[1][0].is_right
 
 
 def test_an_endpoint_that_fails_is_named_in_its_words(background: Background, calls: list[Question]) -> None:

@@ -135,10 +135,11 @@ def test_the_cut_of_the_events_changes_no_call(
         assert whole.reasoning + whole.content == tokenizer.decode(ids)
 
 
-def test_bytes_that_a_tag_cuts_off_are_no_character(tokenizer):
-    options = OutputOptions(parameter_types={})
-    ids = (*encoded(tokenizer, "\u00e9")[:1], tokenizer.special_id("｜DSML｜"), *encoded(tokenizer, "x"))
-    assert joined(deltas(tokenizer, [ids], options, FINISH_STOP)).content == "\ufffdx"
+def test_a_tag_cuts_a_character_in_two(tokenizer):
+    first, second = encoded(tokenizer, "\u00e9")
+    ids = (first, tokenizer.special_id("｜DSML｜"), second)
+    made = joined(deltas(tokenizer, [ids], OutputOptions(parameter_types={}), FINISH_STOP))
+    assert made.content == "\ufffd\ufffd"
 
 
 @given(ids_lists, st.lists(st.integers(0, 99), max_size=8))
