@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ingress.errors import RequestError, error_fields
 from ingress.order import Order
 from ingress.output import Delta
 
@@ -55,8 +56,12 @@ class Usage:
             known = self.cached_of_prompt.get(prompt, delta.num_cached)
             self.cached_of_prompt[prompt] = min(known, delta.num_cached)
 
+    @property
+    def num_cached(self) -> int:
+        return sum(self.cached_of_prompt.values())
+
     def fields(self) -> Json:
-        num_cached = sum(self.cached_of_prompt.values())
+        num_cached = self.num_cached
         return {
             "prompt_tokens": self.num_prompt,
             "completion_tokens": self.num_completion,
@@ -69,7 +74,9 @@ class Usage:
 
 
 class Answer(Protocol):
-    """How one endpoint writes its answer."""
+    """How one endpoint writes its answer. end: the data of the last event, if there is one more."""
+
+    end: str
 
     def opening(self) -> list[Json]:
         """The chunks before any token."""
@@ -77,11 +84,29 @@ class Answer(Protocol):
     def chunks(self, delta: Delta) -> list[Json]:
         """The chunks for one delta: none, what it adds, the finish."""
 
-    def usage(self, usage: Usage) -> Json:
-        """The chunk after every finish."""
+    def closing(self, usage: Usage) -> list[Json]:
+        """The chunks after every finish."""
 
     def whole(self, deltas: Sequence[Delta], usage: Usage) -> Json:
         """The answer at once, from one joined delta per choice."""
+
+    def name(self, chunk: Json) -> str | None:
+        """Of the event that carries `chunk`."""
+
+    def failure(self, error: RequestError) -> Json:
+        """The chunk that ends a stream in an error."""
+
+
+class OpenAIAnswer:
+    """Streams as OpenAI's: events without names, one more to end them."""
+
+    end = "[DONE]"
+
+    def name(self, _: Json) -> None:
+        return None
+
+    def failure(self, error: RequestError) -> Json:
+        return dict(error_fields(error))
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:
@@ -98,6 +123,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         num_reasoning=sum(delta.num_reasoning for delta in deltas),
         finish=deltas[-1].finish,
         is_late=deltas[-1].is_late,
+        stop_string=deltas[-1].stop_string,
     )
 
 

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from actors.messages import Terms
-from ingress.answer import Heading
+from ingress.answer import Answer, Heading
 from ingress.body import read_body
 from ingress.chat_answer import ChatAnswer
 from ingress.engine_client import Call, EngineClient
@@ -29,6 +29,7 @@ from ingress.errors import Overloaded, install_handlers
 from ingress.generation import Generation
 from ingress.guard import RequestGuard
 from ingress.limits import Limits
+from ingress.messages_answer import MessagesAnswer
 from ingress.order import Order, OrderDesk
 from ingress.probe import one_token
 from ingress.stream import AnswerResponse, Delivery
@@ -76,6 +77,9 @@ def _routes(door: Door) -> Iterator[tuple[str, str, Callable[..., Awaitable[Resp
         yield "POST", f"{prefix}/completions", door.complete
         yield "GET", f"{prefix}/models", door.models
         yield "GET", f"{prefix}/models/{{name:path}}", door.model
+    for prefix in ("/v1", "/anthropic/v1"):
+        yield "POST", f"{prefix}/messages", door.message
+        yield "POST", f"{prefix}/messages/count_tokens", door.count_tokens
     yield "POST", "/tokenize", door.tokenize
     yield "POST", "/detokenize", door.detokenize
     yield "GET", "/tokenizer_info", door.tokenizer_info
@@ -103,6 +107,14 @@ class Door:
         order = await self._read(request, self._desk.completion)
         heading = self._heading("cmpl")
         return self._deliver(request, order, heading, TextAnswer(heading, order, self._desk.tokenizer))
+
+    async def message(self, request: Request) -> Response:
+        order = await self._read(request, self._desk.messages)
+        heading = self._heading("msg")
+        return self._deliver(request, order, heading, MessagesAnswer(heading, order))
+
+    async def count_tokens(self, request: Request) -> Response:
+        return _json({"input_tokens": await self._read(request, self._desk.count_tokens)})
 
     async def tokenize(self, request: Request) -> Response:
         ids = await self._read(request, self._desk.tokenize)
@@ -153,9 +165,7 @@ class Door:
             return understand(body)
         return await asyncio.to_thread(understand, body)
 
-    def _deliver(
-        self, request: Request, order: Order, heading: Heading, answer: ChatAnswer | TextAnswer
-    ) -> Response:
+    def _deliver(self, request: Request, order: Order, heading: Heading, answer: Answer) -> Response:
         if self._engine.open_sequences + len(order.samplings) > self._limits.open_sequences:
             raise Overloaded(
                 f"{self._engine.open_sequences} sequences are under way, the most served at once is "
@@ -211,7 +221,9 @@ def _tenant(request: Request) -> str:
     who do not.
     """
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
+    if scheme.lower() != "bearer":
+        key = request.headers.get("x-api-key", "")  # where clients of Anthropic's API put it
+    if not key.strip():
         return ""
     return hashlib.sha256(key.strip().encode("latin-1")).hexdigest()[:TENANT_CHARS]
 

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from ingress.answer import Heading, Json, Usage, finish_fields, shows_anything, wants_logprobs
+from ingress.answer import Heading, Json, OpenAIAnswer, Usage, finish_fields, shows_anything, wants_logprobs
 from ingress.dsml import ToolCall
 from ingress.logprobs import chat_logprobs
 from ingress.order import Order
@@ -18,7 +18,7 @@ from ingress.output import Delta
 from ingress.tokens import Tokenizer
 
 
-class ChatAnswer:
+class ChatAnswer(OpenAIAnswer):
     """POST /v1/chat/completions."""
 
     def __init__(self, heading: Heading, order: Order, tokenizer: Tokenizer) -> None:
@@ -44,8 +44,9 @@ class ChatAnswer:
             chunks.append(self._chunk(delta.index, {}, **finish_fields(delta)))
         return chunks
 
-    def usage(self, usage: Usage) -> Json:
-        return {**self._heading.fields("chat.completion.chunk"), "choices": [], "usage": usage.fields()}
+    def closing(self, usage: Usage) -> list[Json]:
+        last = {**self._heading.fields("chat.completion.chunk"), "choices": [], "usage": usage.fields()}
+        return [last] if self._order.include_usage else []
 
     def whole(self, deltas: Sequence[Delta], usage: Usage) -> Json:
         answer = self._heading.fields("chat.completion")

@@ -51,6 +51,7 @@ class CallParser:
         self._unread: deque[str] = deque()
         self._is_over = False
         self._held: list[str] = []  # read, not yet known to be text
+        self._has_opened = False  # whether a tag was begun with the first mark that is held
         self._found: list[str | ToolCall] = []
         self._reading = self._read()
         next(self._reading)
@@ -83,6 +84,7 @@ class CallParser:
         while (char := (yield from self._next())) != END:
             if char == MARK and self._held[-2:-1] == ["<"]:
                 self._release(len(self._held) - _opening(self._held[:-1]) - 1)
+                self._has_opened = True
                 return True
             self._release(len(self._held) - _opening(self._held))
         self._release(len(self._held))
@@ -134,6 +136,7 @@ class CallParser:
                 raise _Broken
             arguments[key] = coerced(value, types.get(key, ANYTHING), is_string=is_string)
         self._held.clear()
+        self._has_opened = False
         self._found.append(ToolCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False)))
 
     def _quoted(self) -> Generator[None, None, str]:
@@ -208,9 +211,9 @@ class CallParser:
             self._found.append(text)
 
     def _give_up(self) -> None:
-        """What is held is no call. Its first mark is text now; what follows it may yet open another tag."""
+        """What is held is no call. The mark that it began with is text; what follows may open another tag."""
         held = self._held
-        count = held.index(MARK) + 1 if MARK in held else 0
+        count = held.index(MARK) + 1 if self._has_opened else 0
         self._unread.extendleft(reversed([char for char in held[count:] if char != END]))
         del held[count:]
         self._release(count)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.messages import Sampling
@@ -18,6 +18,7 @@ from ingress.body import parse_object
 from ingress.dsml import parameter_types
 from ingress.encoding import encode_messages, opens_reasoning
 from ingress.errors import ContextTooLong, InvalidRequest, ModelNotFound
+from ingress.messages_request import CountRequest, MessagesRequest
 from ingress.options import Options
 from ingress.output import OutputOptions
 from ingress.schema import (
@@ -79,7 +80,21 @@ class OrderDesk:
     add_bos: bool
 
     def chat(self, body: bytes) -> Order:
-        request = parse_body(parse_object(body), ChatRequest)
+        return self._chat(parse_body(parse_object(body), ChatRequest))
+
+    def messages(self, body: bytes) -> Order:
+        """Of a request to Anthropic's Messages API."""
+        request = parse_body(parse_object(body), MessagesRequest)
+        order = self._chat(parse_body(request.as_chat(), ChatRequest))
+        return replace(order, ignored_fields=request.ignored_fields)
+
+    def count_tokens(self, body: bytes) -> int:
+        """Of the prompt that `messages` would make."""
+        request = parse_body(parse_object(body), CountRequest)
+        self.check_model(request.model)
+        return len(self._prompt_ids(_segments(parse_body(request.as_chat(), ChatRequest))))
+
+    def _chat(self, request: ChatRequest) -> Order:
         self.check_model(request.model)
         segments = _segments(request)
         return self._order(

@@ -26,6 +26,7 @@ class Delta:
     them when asked for. num_reasoning: how many of them belong to the reasoning. num_cached: on one delta of
     the choice, how many tokens of its prompt were not computed for it. finish: "stop", "length" or
     "tool_calls" on the last delta of the choice. is_late: the length is that which the deadline left.
+    stop_string: the one that ended it.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Delta:
     num_cached: int | None = None
     finish: str | None = None
     is_late: bool = False
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +132,7 @@ class Output:
             num_cached=event.num_cached,
             finish=FINISH_LENGTH if is_late else finish,
             is_late=is_late,
+            stop_string=self._section.stop_string,
         )
 
 
@@ -170,6 +173,11 @@ class _Section:
         types = options.parameter_types if has_calls else None
         self._parser = None if types is None else CallParser(types)
         self._mark_id = tokenizer.special_id(DSML.text)
+
+    @property
+    def stop_string(self) -> str | None:
+        """The one that was found."""
+        return self._finder.found
 
     def push(self, token_id: int, *, is_searched: bool) -> _Piece:
         if self._parser is None:

@@ -3,8 +3,8 @@
 Runs an order for as long as the client listens: when it leaves, or reads nothing for too long, every
 sequence is cancelled. Knows nothing of the shapes it writes (ingress/answer.py).
 
-Errors before the first byte are raised; later ones become an event of the stream, which always ends in
-[DONE].
+Errors before the first byte are raised; later ones become an event of the stream, which always ends as its
+dialect does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ingress.answer import Answer, Json, Usage, joined
-from ingress.errors import RequestError, error_fields, internal_error
+from ingress.errors import RequestError, internal_error
 from ingress.generation import Generation
 from ingress.limits import Limits
 from ingress.order import Order
@@ -28,7 +28,6 @@ from ingress.output import Delta
 
 logger = logging.getLogger(__name__)
 
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -88,14 +87,15 @@ async def _deliver_stream(delivery: Delivery, sender: _Sender) -> None:
     try:
         await _stream_deltas(delivery, sender)
     except RequestError as error:
-        await _end_with_error(sender, error)
+        await _end_with_error(delivery, sender, error)
     except ClientGone:
         raise
     except Exception as error:  # a stream must end in words, whatever went wrong
         if sender.has_started:
             logger.exception("request %s failed in its stream", delivery.request_id)
-        await _end_with_error(sender, error)
-    await sender.send(DONE, is_last=True)
+        await _end_with_error(delivery, sender, error)
+    end = delivery.answer.end
+    await sender.send(f"data: {end}\n\n".encode() if end else b"", is_last=True)
 
 
 async def _stream_deltas(delivery: Delivery, sender: _Sender) -> None:
@@ -104,7 +104,7 @@ async def _stream_deltas(delivery: Delivery, sender: _Sender) -> None:
     async def send(chunks: list[Json]) -> None:
         if delivery.order.continuous_usage:
             chunks = [{**chunk, "usage": usage.fields()} for chunk in chunks]
-        await sender.send(b"".join(map(_event, chunks)))
+        await sender.send(b"".join(_event(chunk, answer.name(chunk)) for chunk in chunks))
 
     async with delivery.generation as generation:
         while not generation.is_done:
@@ -117,8 +117,7 @@ async def _stream_deltas(delivery: Delivery, sender: _Sender) -> None:
                 continue
             usage.add(delta)
             await send(answer.chunks(delta))
-    if delivery.order.include_usage:
-        await sender.send(_event(answer.usage(usage)))
+    await send(answer.closing(usage))
 
 
 async def _next_delta(generation: Generation, patience_s: float) -> Delta | None:
@@ -130,12 +129,13 @@ async def _next_delta(generation: Generation, patience_s: float) -> Delta | None
         return None
 
 
-async def _end_with_error(sender: _Sender, error: Exception) -> None:
+async def _end_with_error(delivery: Delivery, sender: _Sender, error: Exception) -> None:
     """As an event if the stream has begun; else it is raised, and answered with a status of its own."""
     if not sender.has_started:
         raise error
-    shown = error if isinstance(error, RequestError) else internal_error(sender.request_id)
-    await sender.send(_event(error_fields(shown)))
+    shown = error if isinstance(error, RequestError) else internal_error(delivery.request_id)
+    failure = delivery.answer.failure(shown)
+    await sender.send(_event(failure, delivery.answer.name(failure)))
 
 
 async def _while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
@@ -163,7 +163,6 @@ class _Sender:
     """The way to the client: what is sent, and whether anything was."""
 
     def __init__(self, delivery: Delivery, send: Send) -> None:
-        self.request_id = delivery.request_id
         self.has_started = False
         self._ignored_fields = delivery.order.ignored_fields
         self._patience_s = delivery.limits.send_s
@@ -197,8 +196,9 @@ class _Sender:
             raise ClientGone from None
 
 
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + _json(value) + b"\n\n"
+def _event(value: Json, name: str | None) -> bytes:
+    named = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return named + b"data: " + _json(value) + b"\n\n"
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ingress.answer import Heading, Json, Usage, finish_fields, shows_anything, wants_logprobs
+from ingress.answer import Heading, Json, OpenAIAnswer, Usage, finish_fields, shows_anything, wants_logprobs
 from ingress.logprobs import text_logprobs
 from ingress.order import Order
 from ingress.output import Delta
 from ingress.tokens import Tokenizer
 
 
-class TextAnswer:
+class TextAnswer(OpenAIAnswer):
     """POST /v1/completions."""
 
     def __init__(self, heading: Heading, order: Order, tokenizer: Tokenizer) -> None:
@@ -39,8 +39,9 @@ class TextAnswer:
             chunks.append(self._chunk(delta.index, "", **finish_fields(delta)))
         return chunks
 
-    def usage(self, usage: Usage) -> Json:
-        return {**self._heading.fields("text_completion"), "choices": [], "usage": usage.fields()}
+    def closing(self, usage: Usage) -> list[Json]:
+        last = {**self._heading.fields("text_completion"), "choices": [], "usage": usage.fields()}
+        return [last] if self._order.include_usage else []
 
     def whole(self, deltas: Sequence[Delta], usage: Usage) -> Json:
         answer = self._heading.fields("text_completion")

@@ -198,6 +198,9 @@ def test_calls_before_the_damage_stand():
     found = parsed(marked(F.removesuffix("\n</｜DSML｜function_calls>") + " then\n" + F))
     assert calls_of(found) == [F_CALL, F_CALL]
     assert text_of(found) == " then"
+    found = parsed(marked(F.removesuffix("\n</｜DSML｜function_calls>") + "\n\n" + F))
+    assert found == [found[0], found[0]]
+    assert calls_of(found) == [F_CALL, F_CALL]
 
 
 def test_a_call_comes_with_its_last_character():
