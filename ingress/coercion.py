@@ -13,27 +13,35 @@ from typing import Any
 Types = frozenset[str]
 
 ANYTHING: Types = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
-MAX_DEPTH = 16  # of references and choices that are followed
+MAX_VALUES = 1000  # of an enum that are looked at
 PYTHON_SPELLINGS = {"True": True, "False": False, "None": None}
 
 
-def types_of(schema: Any, root: Any, depth: int = 0) -> Types:
+def types_of(schema: Any, root: Any) -> Types:
     """The JSON types that `schema`, a part of `root`, lets a value have; all where it does not say."""
-    if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
-        return ANYTHING
-    if isinstance(schema.get("$ref"), str):
-        return types_of(_pointed_at(schema["$ref"], root), root, depth + 1)
-    if "type" in schema:
-        named = schema["type"]
-        return frozenset([named] if isinstance(named, str) else named)
-    if "const" in schema:
-        return _types_of_value(schema["const"])
-    if isinstance(schema.get("enum"), list):
-        return frozenset().union(*map(_types_of_value, schema["enum"]))
-    for keyword in ("anyOf", "oneOf"):
-        if isinstance(schema.get(keyword), list):
-            return frozenset().union(*(types_of(one, root, depth + 1) for one in schema[keyword]))
-    return ANYTHING
+    found: set[str] = set()
+    seen: set[int] = set()  # references may go in circles, and choices multiply
+    pending = [schema]
+    while pending:
+        node = pending.pop()
+        if not isinstance(node, Mapping):
+            return ANYTHING
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node.get("$ref"), str):
+            pending.append(_pointed_at(node["$ref"], root))
+        elif "type" in node:
+            kinds = node["type"] if isinstance(node["type"], list) else [node["type"]]
+            found.update(kind for kind in kinds if isinstance(kind, str))
+        elif "const" in node or isinstance(node.get("enum"), list):
+            values = [node["const"]] if "const" in node else node["enum"][:MAX_VALUES]
+            found.update(*map(_types_of_value, values))
+        elif choices := node.get("anyOf") or node.get("oneOf"):
+            pending += choices if isinstance(choices, list) else [None]
+        else:
+            return ANYTHING
+    return frozenset(found) or ANYTHING
 
 
 def coerced(text: str, types: Types, *, is_string: bool | None) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ingress.coercion import ANYTHING, Types, coerced, types_of
+from ingress.coercion import coerced, types_of
 
 MARK = "\udc00"  # half a surrogate pair: UTF-8 cannot carry it, so no decoded text holds it
 END = ""  # read once no more will come
@@ -35,19 +35,18 @@ class ToolCall:
     arguments: str
 
 
-ParameterTypes = Mapping[str, Mapping[str, Types]]  # function -> parameter -> the types it may have
+Schemas = Mapping[str, Any]  # function -> the JSON schema of its parameters
 
 
-def parameter_types(functions: Sequence[Mapping[str, Any]]) -> ParameterTypes:
-    """What the schemas of these functions say of each parameter."""
-    return {function["name"]: _types(function.get("parameters")) for function in functions}
+def schemas_of(functions: Sequence[Mapping[str, Any]]) -> Schemas:
+    return {function["name"]: function.get("parameters") for function in functions}
 
 
 class CallParser:
     """Text in, text and calls out. One per choice."""
 
-    def __init__(self, types: ParameterTypes) -> None:
-        self._types = types
+    def __init__(self, schemas: Schemas) -> None:
+        self._schemas = schemas
         self._unread: deque[str] = deque()
         self._is_over = False
         self._held: list[str] = []  # read, not yet known to be text
@@ -120,7 +119,7 @@ class CallParser:
         """From the name on to the end of the call."""
         name = yield from self._quoted()
         yield from self._literal(">")
-        types = self._types.get(name, {})
+        schema = self._schemas.get(name)
         arguments: dict[str, Any] = {}
         while True:
             yield from self._space()
@@ -134,7 +133,8 @@ class CallParser:
             value = yield from self._value()
             if key in arguments:
                 raise _Broken
-            arguments[key] = coerced(value, types.get(key, ANYTHING), is_string=is_string)
+            types = types_of(_parameter(schema, key), schema)
+            arguments[key] = coerced(value, types, is_string=is_string)
         self._held.clear()
         self._has_opened = False
         self._found.append(ToolCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False)))
@@ -231,8 +231,7 @@ def _opening(held: Sequence[str]) -> int:
     return count
 
 
-def _types(parameters: Any) -> Mapping[str, Types]:
-    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-    if not isinstance(properties, Mapping):
-        return {}
-    return {name: types_of(schema, parameters) for name, schema in properties.items()}
+def _parameter(schema: Any, name: str) -> Any:
+    """What `schema` says of one parameter; None where it says nothing."""
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    return properties.get(name) if isinstance(properties, Mapping) else None

@@ -15,7 +15,7 @@ from typing import Any
 
 from actors.messages import Sampling
 from ingress.body import parse_object
-from ingress.dsml import parameter_types
+from ingress.dsml import schemas_of
 from ingress.encoding import encode_messages, opens_reasoning
 from ingress.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from ingress.messages_request import CountRequest, MessagesRequest
@@ -104,7 +104,7 @@ class OrderDesk:
             output=OutputOptions(
                 **_output_fields(request),
                 starts_in_reasoning=opens_reasoning(segments),
-                parameter_types=parameter_types(request.functions) if request.functions else None,
+                schemas=schemas_of(request.functions) if request.functions else None,
                 is_one_call=request.parallel_tool_calls is False,
             ),
         )

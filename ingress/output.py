@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actors.messages import FINISH_DEADLINE, FINISH_LENGTH, FINISH_STOP, TokenEvent
-from ingress.dsml import MARK, CallParser, ParameterTypes, ToolCall
+from ingress.dsml import MARK, CallParser, Schemas, ToolCall
 from ingress.specials import DSML, END_THINK
 from ingress.stops import StopFinder
 from ingress.tokens import Tokenizer
@@ -48,15 +48,15 @@ class OutputOptions:
     """stops: strings that end the text and are not shown, looked for from token `min_tokens` on.
 
     silent_stop_ids: tokens that end the sequence and are not shown. starts_in_reasoning: the prompt left
-    <think> open. parameter_types: of the tools that may be called, None where there are none: then nothing
-    is a call. is_one_call: the first call ends the choice.
+    <think> open. schemas: of the tools that may be called, None where there are none: then nothing is a
+    call. is_one_call: the first call ends the choice.
     """
 
     stops: tuple[str, ...] = ()
     min_tokens: int = 0
     silent_stop_ids: frozenset[int] = frozenset()
     starts_in_reasoning: bool = False
-    parameter_types: ParameterTypes | None = None
+    schemas: Schemas | None = None
     is_one_call: bool = False
 
 
@@ -170,8 +170,8 @@ class _Section:
     def __init__(self, tokenizer: Tokenizer, options: OutputOptions, *, has_calls: bool) -> None:
         self._text = tokenizer.detokenizer()
         self._finder = StopFinder(options.stops)
-        types = options.parameter_types if has_calls else None
-        self._parser = None if types is None else CallParser(types)
+        schemas = options.schemas if has_calls else None
+        self._parser = None if schemas is None else CallParser(schemas)
         self._mark_id = tokenizer.special_id(DSML.text)
 
     @property

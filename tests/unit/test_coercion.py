@@ -26,10 +26,11 @@ SCHEMAS: dict[str, Any] = {
     "reference": {"$ref": "#/$defs/count"},
     "nowhere": {"$ref": "#/$defs/missing"},
     "circle": {"$ref": "#/$defs/circle"},
+    "no type": {"$ref": "#/$defs/five"},  # it points at what nobody checked
     "anything": {},
     "true": True,
 }
-ROOT = {"$defs": {"count": {"type": "integer"}, "circle": {"$ref": "#/$defs/circle"}}}
+ROOT = {"$defs": {"count": {"type": "integer"}, "five": {"type": 5}, "circle": {"$ref": "#/$defs/circle"}}}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,16 @@ def test_a_string_stays_what_it_is_where_it_may_be_one(text):
         assert coerced(text, types_of(SCHEMAS[schema], ROOT), is_string=True) == text
 
 
+def test_choices_that_lead_back_to_themselves_are_looked_at_once():
+    """Followed one by one these would be a hundred to the power of the depth."""
+    schema: dict[str, Any] = {"anyOf": [{"$ref": "#"}] * 100 + [{"type": "integer"}]}
+    assert types_of(schema, schema) == {"integer"}
+    nested: dict[str, Any] = {"type": "string"}
+    for _ in range(5000):
+        nested = {"oneOf": [nested, nested]}
+    assert types_of(nested, nested) == {"string"}
+
+
 def test_a_schema_that_does_not_say_allows_anything():
-    for schema in ("anything", "true", "nowhere", "circle"):
+    for schema in ("anything", "true", "nowhere", "circle", "no type"):
         assert types_of(SCHEMAS[schema], ROOT) == ANYTHING

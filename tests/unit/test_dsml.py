@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingress.dsml import MARK, CallParser, ToolCall, parameter_types
+from ingress.dsml import MARK, CallParser, ToolCall, schemas_of
 from ingress.encoding import encode_history
 from ingress.specials import DSML, EOS, Special
 
@@ -29,7 +29,7 @@ def marked(text: str) -> str:
 
 def parsed(*pieces: str, functions: list[dict[str, Any]] = FUNCTIONS) -> list[str | ToolCall]:
     """Everything that comes out, texts beside each other joined."""
-    parser = CallParser(parameter_types(functions))
+    parser = CallParser(schemas_of(functions))
     found = [one for piece in pieces for one in parser.push(piece)] + parser.close()
     joined: list[str | ToolCall] = []
     for is_text, run in itertools.groupby(found, key=lambda one: isinstance(one, str)):
@@ -215,7 +215,7 @@ def test_the_schema_of_each_tool_decides_on_types():
         {"name": name, "parameters": {"type": "object", "properties": {"v": {"type": kind}}}}
         for name, kind in (("number", "integer"), ("text", "string"))
     ]
-    parser = CallParser(parameter_types(functions))
+    parser = CallParser(schemas_of(functions))
     text = block(*(f'name="{name}">\n' + parameter("v", "7") for name in ("number", "text", "unknown")))
     assert calls_of(parser.push(marked(text))) == [
         ("number", {"v": 7}),

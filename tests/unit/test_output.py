@@ -122,7 +122,7 @@ def test_the_cut_of_the_events_changes_no_call(
     options = OutputOptions(
         stops=tuple(stops),
         starts_in_reasoning=starts_in_reasoning,
-        parameter_types={},
+        schemas={},
         is_one_call=is_one_call,
     )
     ids = spelled(tokenizer, text)
@@ -138,7 +138,7 @@ def test_the_cut_of_the_events_changes_no_call(
 def test_a_tag_cuts_a_character_in_two(tokenizer):
     first, second = encoded(tokenizer, "\u00e9")
     ids = (first, tokenizer.special_id("｜DSML｜"), second)
-    made = joined(deltas(tokenizer, [ids], OutputOptions(parameter_types={}), FINISH_STOP))
+    made = joined(deltas(tokenizer, [ids], OutputOptions(schemas={}), FINISH_STOP))
     assert made.content == "\ufffd\ufffd"
 
 
