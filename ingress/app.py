@@ -32,6 +32,7 @@ from ingress.limits import Limits
 from ingress.messages_answer import MessagesAnswer
 from ingress.order import Order, OrderDesk
 from ingress.probe import one_token
+from ingress.responses_answer import ResponsesAnswer
 from ingress.stream import AnswerResponse, Delivery
 from ingress.text_answer import TextAnswer
 from ingress.tokens import Tokenizer
@@ -77,6 +78,7 @@ def _routes(door: Door) -> Iterator[tuple[str, str, Callable[..., Awaitable[Resp
         yield "POST", f"{prefix}/completions", door.complete
         yield "GET", f"{prefix}/models", door.models
         yield "GET", f"{prefix}/models/{{name:path}}", door.model
+    yield "POST", "/v1/responses", door.respond
     for prefix in ("/v1", "/anthropic/v1"):
         yield "POST", f"{prefix}/messages", door.message
         yield "POST", f"{prefix}/messages/count_tokens", door.count_tokens
@@ -112,6 +114,11 @@ class Door:
         order = await self._read(request, self._desk.messages)
         heading = self._heading("msg")
         return self._deliver(request, order, heading, MessagesAnswer(heading, order))
+
+    async def respond(self, request: Request) -> Response:
+        order, told = await self._read(request, self._desk.responses)
+        heading = self._heading("resp")
+        return self._deliver(request, order, heading, ResponsesAnswer(heading, told))
 
     async def count_tokens(self, request: Request) -> Response:
         return _json({"input_tokens": await self._read(request, self._desk.count_tokens)})

@@ -21,6 +21,7 @@ from ingress.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from ingress.messages_request import CountRequest, MessagesRequest
 from ingress.options import Options
 from ingress.output import OutputOptions
+from ingress.responses_request import ResponsesRequest
 from ingress.schema import (
     ChatRequest,
     CompletionRequest,
@@ -87,6 +88,12 @@ class OrderDesk:
         request = parse_body(parse_object(body), MessagesRequest)
         order = self._chat(parse_body(request.as_chat(), ChatRequest))
         return replace(order, ignored_fields=request.ignored_fields)
+
+    def responses(self, body: bytes) -> tuple[Order, dict[str, Any]]:
+        """Of a request to OpenAI's Responses API, with what the answer repeats of it."""
+        request = parse_body(parse_object(body), ResponsesRequest)
+        order = self._chat(parse_body(request.as_chat(), ChatRequest))
+        return replace(order, ignored_fields=request.ignored_fields), request.told()
 
     def count_tokens(self, body: bytes) -> int:
         """Of the prompt that `messages` would make."""

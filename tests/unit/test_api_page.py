@@ -14,7 +14,7 @@ from tests.unit.api_page import MODEL, URL, Example, examples
 from tests.unit.app_server import MODEL as SERVED_MODEL
 from tests.unit.app_server import Served, says, spelled
 
-CHANGING = {"created"}  # keys whose value is never the same
+CHANGING = {"created", "created_at"}  # keys whose value is never the same
 
 
 def sent(served: Served, command: str) -> httpx.Response:

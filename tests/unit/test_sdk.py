@@ -95,6 +95,30 @@ def test_tools_are_called_in_a_stream_as_without(
     assert client.chat.completions.create(**{**asked, "messages": following}).choices
 
 
+def test_responses_are_at_home_too(served: Served, client: openai.OpenAI):
+    says(served, spelled(served.tokenizer, CALLS), tokens_per_event=7)
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "input": "sums?",
+        "tools": [{"type": "function", **TOOL["function"]}],
+    }
+    response = client.responses.create(**asked)
+    assert response.output_text == "Two sums."
+    calls = [item for item in response.output if item.type == "function_call"]
+    assert [json.loads(call.arguments) for call in calls] == ARGUMENTS
+    with client.responses.stream(**asked) as stream:  # the SDK's own putting together
+        final = stream.get_final_response()
+    assert final.output_text == "Two sums."
+    assert [json.loads(item.arguments) for item in final.output[1:]] == ARGUMENTS
+    results = [{"type": "function_call_output", "call_id": c.call_id, "output": "3"} for c in calls]
+    following = [
+        {"role": "user", "content": "sums?"},
+        *(item.to_dict() for item in response.output),
+        *results,
+    ]
+    assert client.responses.create(**{**asked, "input": following}).status == "completed"
+
+
 def test_reasoning_comes_where_clients_of_deepseek_look(served: Served, client: openai.OpenAI):
     says(served, spelled(served.tokenizer, "let me see</think>yes"))
     asked: dict[str, Any] = {**CHAT, "max_tokens": 50, "extra_body": {"thinking": {"type": "enabled"}}}
