@@ -13,6 +13,7 @@ is a string. What breaks the grammar is text from there on, without the token: n
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ingress.coercion import coerced, types_of
 MARK = "\udc00"  # half a surrogate pair: UTF-8 cannot carry it, so no decoded text holds it
 END = ""  # read once no more will come
 NEWLINES_BEFORE = 2  # of a block; they belong to it
+PLAIN = re.compile(f"[^\\n<{MARK}]*")  # what cannot begin a tag
 
 Reading = Generator[None, None, None]
 
@@ -51,12 +53,15 @@ class CallParser:
         self._is_over = False
         self._held: list[str] = []  # read, not yet known to be text
         self._has_opened = False  # whether a tag was begun with the first mark that is held
+        self._is_text = False  # whether no tag is under way
         self._found: list[str | ToolCall] = []
         self._reading = self._read()
         next(self._reading)
 
     def push(self, text: str) -> list[str | ToolCall]:
         """What `text` completes, in order."""
+        if self._is_text and not self._held and PLAIN.fullmatch(text):
+            return [text] if text else []  # nearly always
         self._unread.extend(text)
         next(self._reading)
         return self._take()
@@ -80,10 +85,11 @@ class CallParser:
 
     def _text(self) -> Generator[None, None, bool]:
         """Up to and including what opens a tag; False at the end."""
+        self._is_text = True
         while (char := (yield from self._next())) != END:
             if char == MARK and self._held[-2:-1] == ["<"]:
                 self._release(len(self._held) - _opening(self._held[:-1]) - 1)
-                self._has_opened = True
+                self._has_opened, self._is_text = True, False
                 return True
             self._release(len(self._held) - _opening(self._held))
         self._release(len(self._held))

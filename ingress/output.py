@@ -89,10 +89,11 @@ class Output:
     def _push_token(self, token_id: int, added: _Added, *, is_last: bool, finish: str | None) -> bool:
         """Whether the choice ends here: at a stop string, or at the one call that is wanted."""
         if self._in_reasoning and token_id == self._end_think:
-            stopped = self._close_section(added)
+            if self._close_section(added):
+                return True
             self._in_reasoning = False
             self._section = self._new_section()
-            return stopped
+            return False
         if is_last and finish == FINISH_STOP and token_id in self._options.silent_stop_ids:
             return False
         is_searched = self._num_tokens >= self._options.min_tokens

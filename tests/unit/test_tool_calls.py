@@ -203,6 +203,18 @@ def test_every_token_of_a_call_is_counted_and_told(served: Served):
     assert chunks[-1]["usage"] == whole["usage"]
 
 
+@pytest.mark.parametrize("drop_after", [3, 60, 200])
+def test_a_call_survives_the_loss_of_the_actor_that_writes_it(served: Served, drop_after: int):
+    writes(served, "so" + block(PARIS, ROME), tokens_per_event=3)
+    for actor in served.actors:
+        actor.drop_after = drop_after
+    chunks = served.chunks(CHATS, ASK)
+    assert any(actor.drop_after is None for actor in served.actors)  # it did happen
+    assert [arguments for _, arguments in functions(calls_in(chunks))] == [PARIS_ARGUMENTS, ROME_ARGUMENTS]
+    assert streamed(chunks)[0] == ("", "so", [], "tool_calls")
+    served.until(lambda: len(served.engine._candidates()) == 2)
+
+
 def test_text_is_streamed_until_a_call_begins(served: Served):
     writes(served, "one two" + block(ROME))
     chunks = served.chunks(CHATS, ASK)
