@@ -165,7 +165,7 @@ def test_what_the_encoder_writes_is_read_back_exactly(content, made):
     ],
 )
 def test_a_sound_call_is_found_whatever_is_around_it(text, wanted):
-    found = parsed(marked(text))
+    found = parsed(*marked(text))
     assert calls_of(found) == [F_CALL]
     assert text_of(found) == wanted
 
@@ -195,7 +195,7 @@ def test_a_damaged_call_is_text(damaged):
 
 
 def test_calls_before_the_damage_stand():
-    found = parsed(marked(F.removesuffix("\n</｜DSML｜function_calls>") + " then\n" + F))
+    found = parsed(*marked(F.removesuffix("\n</｜DSML｜function_calls>") + " then\n" + F))
     assert calls_of(found) == [F_CALL, F_CALL]
     assert text_of(found) == " then"
     found = parsed(marked(F.removesuffix("\n</｜DSML｜function_calls>") + "\n\n" + F))
