@@ -126,7 +126,7 @@ def test_a_call_cut_off_by_the_limit_is_text_of_a_length(served: Served):
 
 
 def test_ids_of_calls_are_unique(served: Served):
-    writes(served, block(PARIS, ROME))
+    writes(served, block(PARIS, ROME), tokens_per_event=50)
     whole = served.answer(CHATS, {**ASK, "n": 3})
     chunks = served.chunks(CHATS, {**ASK, "n": 3})
     ids = [call["id"] for choice in whole["choices"] for call in choice["message"]["tool_calls"]]
@@ -135,7 +135,7 @@ def test_ids_of_calls_are_unique(served: Served):
 
 
 def test_one_call_at_most_where_parallel_calls_are_not_wanted(served: Served):
-    writes(served, "ab" + block(PARIS, ROME) + "x" * 2000, pause_s=0.0005)
+    writes(served, "ab" + block(PARIS, ROME) + "x" * 2000, tokens_per_event=8, pause_s=0.002)
     body = {**ASK, "parallel_tool_calls": False, "stop": ["abc"], "max_tokens": 2500}
     choice = served.answer(CHATS, body)["choices"][0]
     assert choice["message"]["content"] == "ab"
