@@ -101,9 +101,10 @@ def _add(messages: list[Json], item: Json, where: str) -> None:
     """One more item: reasoning, text and calls of one turn are one message."""
     match item.get("type", "message"):
         case "message":
-            role, text = ROLES.get(item.get("role", "")), _text(item.get("content"), f"{where}.content")
-            if role is None:
+            said = item.get("role")
+            if not isinstance(said, str) or said not in ROLES:
                 raise InvalidRequest(f"role must be one of {', '.join(ROLES)}", param=f"{where}.role")
+            role, text = ROLES[said], _text(item.get("content"), f"{where}.content")
             has_begun = (
                 role == "assistant" and messages and messages[-1].keys() == {"role", "reasoning_content"}
             )
