@@ -3,9 +3,8 @@
 Any OpenAI endpoint will do; what only Shoal tells (the ids of the tokens) is used where it comes. Knows
 nothing of tasks and of what is right.
 
-Whether the text of a tool call shows its special tokens depends on the server and on the tokenizer's flags.
-So a reply to a request with tools is put together again: from parsed `tool_calls`, else from the token ids,
-else it is the content as it came.
+A reply to a request with tools has two texts: what the endpoint understood, its parsed `tool_calls` in DSML
+again, and what the model wrote, from the token ids. An endpoint mends what it can; a judge need not.
 
 Errors: EndpointError.
 """
@@ -34,9 +33,14 @@ class EndpointError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """One assistant message. text: after the reasoning, a tool call in DSML, without the end of sentence."""
+    """One assistant message, after the reasoning and without the end of sentence.
+
+    text: what the endpoint understood, its tool calls in DSML. written: what the model wrote; the same where
+    the endpoint does not tell.
+    """
 
     text: str
+    written: str
     reasoning: str
     prompt_tokens: int
     tokens: int
@@ -72,22 +76,18 @@ class Client:
         answer = await self._post("/v1/chat/completions", body)
         with _as_promised():
             choice, usage = answer["choices"][0], answer["usage"]
+            text = _understood(choice["message"])
             return Reply(
-                text=await self._text(choice, with_tools=bool(tools), thinking=thinking),
+                text=text,
+                written=await self._written(choice["token_ids"], thinking) if "token_ids" in choice else text,
                 reasoning=choice["message"].get("reasoning_content") or "",
                 prompt_tokens=usage["prompt_tokens"],
                 tokens=usage["completion_tokens"],
                 finish_reason=choice["finish_reason"],
             )
 
-    async def _text(self, choice: Mapping[str, Any], *, with_tools: bool, thinking: bool) -> str:
-        message = choice["message"]
-        content: str = message["content"] or ""
-        if message.get("tool_calls"):
-            return calls_as_text(content, message["tool_calls"])
-        if not with_tools or "token_ids" not in choice:
-            return content
-        body = {"model": self.model, "tokens": choice["token_ids"]}
+    async def _written(self, token_ids: Sequence[int], thinking: bool) -> str:
+        body = {"model": self.model, "tokens": list(token_ids)}
         whole: str = (await self._post("/detokenize", body))["prompt"]
         answered = whole.partition(END_THINK.text)[2] if thinking else whole
         return answered.removesuffix(EOS.text)
@@ -123,6 +123,11 @@ def calls_as_text(content: str, calls: Sequence[Mapping[str, Any]]) -> str:
     except PromptError:
         return content
     return text.partition(END_THINK.text)[2].removesuffix(EOS.text)
+
+
+def _understood(message: Mapping[str, Any]) -> str:
+    content: str = message["content"] or ""
+    return calls_as_text(content, message["tool_calls"]) if message.get("tool_calls") else content
 
 
 @contextmanager

@@ -136,13 +136,14 @@ async def _reply(client: Client, sample: Sample, max_tokens: int) -> Reply:
 
 
 def _judged(question: Question, sample: Sample, reply: Reply, facts: Mapping[str, Fact]) -> Outcome:
+    """Right is only what the model wrote well and the endpoint understood: neither makes up for the other."""
     return Outcome(
         task=sample.task,
-        is_right=question.task.is_right(sample, reply.text),
+        is_right=all(question.task.is_right(sample, text) for text in {reply.text, reply.written}),
         thinking=sample.thinking,
         facts={**sample.facts, **facts},
         question=clipped(next(m["content"] for m in reversed(sample.messages) if m["role"] == "user")),
-        text=clipped(reply.text),
+        text=clipped(reply.written),
         wanted=clipped(_written(sample)),
         prompt_tokens=reply.prompt_tokens,
         tokens=reply.tokens,

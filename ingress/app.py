@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -21,18 +21,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from actors.messages import Terms
+from ingress.answer import Answer, Heading
 from ingress.body import read_body
-from ingress.completion import ChatAnswer, Heading, TextAnswer
+from ingress.chat_answer import ChatAnswer
 from ingress.engine_client import Call, EngineClient
 from ingress.errors import Overloaded, install_handlers
 from ingress.generation import Generation
 from ingress.guard import RequestGuard
 from ingress.limits import Limits
+from ingress.messages_answer import MessagesAnswer
 from ingress.order import Order, OrderDesk
+from ingress.probe import one_token
+from ingress.responses_answer import ResponsesAnswer
 from ingress.stream import AnswerResponse, Delivery
+from ingress.text_answer import TextAnswer
 from ingress.tokens import Tokenizer
 
 TENANT_CHARS = 32
+PREFIXES = ("/v1", "", "/beta")  # OpenAI's place, DeepSeek's, and DeepSeek's for prefixes and suffixes
 
 T = TypeVar("T")
 
@@ -61,19 +67,28 @@ def create_app(
     app = FastAPI(title="Shoal", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     install_handlers(app)
     app.add_middleware(RequestGuard)
-    for method, path, handler in (
-        ("POST", "/v1/chat/completions", door.chat),
-        ("POST", "/v1/completions", door.complete),
-        ("GET", "/v1/models", door.models),
-        ("GET", "/v1/models/{name:path}", door.model),
-        ("POST", "/tokenize", door.tokenize),
-        ("POST", "/detokenize", door.detokenize),
-        ("GET", "/health", door.health),
-        ("GET", "/ready", door.ready),
-        ("GET", "/version", door.version),
-    ):
+    for method, path, handler in _routes(door):
         app.add_api_route(path, handler, methods=[method], response_class=Response)
     return app
+
+
+def _routes(door: Door) -> Iterator[tuple[str, str, Callable[..., Awaitable[Response]]]]:
+    for prefix in PREFIXES:
+        yield "POST", f"{prefix}/chat/completions", door.chat
+        yield "POST", f"{prefix}/completions", door.complete
+        yield "GET", f"{prefix}/models", door.models
+        yield "GET", f"{prefix}/models/{{name:path}}", door.model
+    yield "POST", "/v1/responses", door.respond
+    for prefix in ("/v1", "/anthropic/v1"):
+        yield "POST", f"{prefix}/messages", door.message
+        yield "POST", f"{prefix}/messages/count_tokens", door.count_tokens
+    yield "POST", "/tokenize", door.tokenize
+    yield "POST", "/detokenize", door.detokenize
+    yield "GET", "/tokenizer_info", door.tokenizer_info
+    yield "GET", "/health", door.health
+    yield "GET", "/ready", door.ready
+    yield "GET", "/load", door.load
+    yield "GET", "/version", door.version
 
 
 class Door:
@@ -95,12 +110,28 @@ class Door:
         heading = self._heading("cmpl")
         return self._deliver(request, order, heading, TextAnswer(heading, order, self._desk.tokenizer))
 
+    async def message(self, request: Request) -> Response:
+        order = await self._read(request, self._desk.messages)
+        heading = self._heading("msg")
+        return self._deliver(request, order, heading, MessagesAnswer(heading, order))
+
+    async def respond(self, request: Request) -> Response:
+        order, told = await self._read(request, self._desk.responses)
+        heading = self._heading("resp")
+        return self._deliver(request, order, heading, ResponsesAnswer(heading, told))
+
+    async def count_tokens(self, request: Request) -> Response:
+        return _json({"input_tokens": await self._read(request, self._desk.count_tokens)})
+
     async def tokenize(self, request: Request) -> Response:
         ids = await self._read(request, self._desk.tokenize)
         return _json({"count": len(ids), "max_model_len": self._desk.context_tokens, "tokens": ids})
 
     async def detokenize(self, request: Request) -> Response:
         return _json({"prompt": await self._read(request, self._desk.detokenize)})
+
+    async def tokenizer_info(self) -> Response:
+        return _json(self._desk.tokenizer_info())
 
     async def models(self) -> Response:
         return _json({"object": "list", "data": [self._model()]})
@@ -109,8 +140,10 @@ class Door:
         self._desk.check_model(name)
         return _json(self._model())
 
-    async def health(self) -> Response:
-        """Liveness: this process answers."""
+    async def health(self, generate: bool = False) -> Response:
+        """Liveness: this process answers; with generate=1, and the engine makes a token."""
+        if generate:
+            await one_token(self._engine)
         return Response(status_code=200)
 
     async def ready(self) -> Response:
@@ -118,6 +151,16 @@ class Door:
         if not await self._engine.ready():
             raise Overloaded("no attention actor is connected", retry_after_s=self._engine.wait_s)
         return _json({"status": "ready"})
+
+    async def load(self) -> Response:
+        """How much is under way here, and the least wait at an attention actor."""
+        return _json(
+            {
+                "server_load": self._engine.open_sequences,
+                "max_server_load": self._limits.open_sequences,
+                "wait_s": self._engine.wait_s,
+            }
+        )
 
     async def version(self) -> Response:
         return _json({"version": _version()})
@@ -129,9 +172,7 @@ class Door:
             return understand(body)
         return await asyncio.to_thread(understand, body)
 
-    def _deliver(
-        self, request: Request, order: Order, heading: Heading, answer: ChatAnswer | TextAnswer
-    ) -> Response:
+    def _deliver(self, request: Request, order: Order, heading: Heading, answer: Answer) -> Response:
         if self._engine.open_sequences + len(order.samplings) > self._limits.open_sequences:
             raise Overloaded(
                 f"{self._engine.open_sequences} sequences are under way, the most served at once is "
@@ -187,7 +228,9 @@ def _tenant(request: Request) -> str:
     who do not.
     """
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
+    if scheme.lower() != "bearer":
+        key = request.headers.get("x-api-key", "")  # where clients of Anthropic's API put it
+    if not key.strip():
         return ""
     return hashlib.sha256(key.strip().encode("latin-1")).hexdigest()[:TENANT_CHARS]
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -35,6 +35,18 @@ MAX_MESSAGE_CHARS = 1500  # twice that as escaped JSON: the whole answer stays u
 MAX_PARAM_CHARS = 200
 MAX_FAULTS = 10
 MAX_FAULT_CHARS = 140
+MESSAGE_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+MESSAGE_KINDS = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class RequestError(Exception):
@@ -154,9 +166,19 @@ def error_fields(error: RequestError) -> dict[str, dict[str, str | None]]:
     }
 
 
-def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+def message_error_fields(error: RequestError) -> dict[str, Any]:
+    """The same in the shape of Anthropic's Messages API."""
+    kind = MESSAGE_KINDS.get(error.http_status, "api_error")
+    return {"type": "error", "error": {"type": kind, "message": _clip(error.message, MAX_MESSAGE_CHARS)}}
+
+
+def error_response(
+    error: RequestError, headers: Mapping[str, str] | None = None, *, path: str = ""
+) -> Response:
+    """In the shape that clients of `path` know."""
+    fields = message_error_fields if path.endswith(MESSAGE_PATHS) else error_fields
     return Response(
-        json.dumps(error_fields(error)),
+        json.dumps(fields(error)),
         status_code=error.http_status,
         headers={**error.headers, **(headers or {})},
         media_type="application/json",
@@ -188,9 +210,9 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
-async def _on_request_error(_: Request, error: Exception) -> Response:
+async def _on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError), "registered for RequestError"
-    return error_response(error)
+    return error_response(error, path=request.scope["path"])
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
@@ -204,7 +226,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return error_response(NotFound(f"nothing is served at {where}"))
     if error.status_code == 405:
-        return error_response(MethodNotAllowed(f"{where}: this path has no such method"), error.headers)
+        refused = MethodNotAllowed(f"{where}: this path has no such method")
+        return error_response(refused, error.headers, path=request.scope["path"])
     if error.status_code >= 500:
         return error_response(EngineError("internal error"), error.headers)
     return error_response(InvalidRequest(str(error.detail)), error.headers)

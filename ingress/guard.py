@@ -46,7 +46,8 @@ class RequestGuard:
         except Exception:  # the last line: a fault of ours must not show its text to a client
             logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if not started:
-                await error_response(internal_error(request_id))(scope, receive, send_named)
+                failed = error_response(internal_error(request_id), path=scope["path"])
+                await failed(scope, receive, send_named)
 
 
 def _request_id(given: str | None) -> str:

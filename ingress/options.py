@@ -32,9 +32,7 @@ NOT_SERVED = frozenset(
         "audio",
         "bad_words",
         "chat_template",
-        "continue_final_message",
         "documents",
-        "echo",
         "function_call",
         "functions",
         "guided_choice",
@@ -45,7 +43,6 @@ NOT_SERVED = frozenset(
         "prompt_embeds",
         "prompt_logprobs",
         "structured_outputs",
-        "suffix",
         "use_beam_search",
     )
 )
@@ -91,6 +88,7 @@ class Body(BaseModel):
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class Options(Body):
@@ -129,6 +127,11 @@ class Options(Body):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Usage so far in every chunk; as in vLLM, only where usage is wanted at all."""
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     def wanted_tokens(self) -> int | None:

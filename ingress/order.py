@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from actors.messages import Sampling
 from ingress.body import parse_object
+from ingress.dsml import schemas_of
 from ingress.encoding import encode_messages, opens_reasoning
 from ingress.errors import ContextTooLong, InvalidRequest, ModelNotFound
+from ingress.messages_request import CountRequest, MessagesRequest
 from ingress.options import Options
 from ingress.output import OutputOptions
+from ingress.responses_request import ResponsesRequest
 from ingress.schema import (
     ChatRequest,
     CompletionRequest,
+    Conversation,
     DetokenizeRequest,
     TokenizeRequest,
     parse_body,
 )
-from ingress.specials import BOS, Segment
-from ingress.tokens import Tokenizer, UnencodableText
+from ingress.specials import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE, Segment
+from ingress.tokens import Tokenizer, TokenizerError
 from ingress.values import PromptError
 
 MAX_SEQUENCES = 1024  # of one request: prompts times n
@@ -37,7 +42,8 @@ SEED_MASK = 2**63 - 1
 class Order:
     """Prompt i makes the choices i * n to i * n + n - 1; `samplings` has one entry per choice.
 
-    deadline_s: from when the whole request is here.
+    echoes: the text of each prompt, where it is to be repeated. deadline_s: from when the whole request is
+    here.
     """
 
     prompts: tuple[list[int], ...]
@@ -45,6 +51,8 @@ class Order:
     output: OutputOptions
     is_stream: bool
     include_usage: bool
+    continuous_usage: bool
+    echoes: tuple[str, ...] = ()
     return_token_ids: bool
     cache_salt: str
     is_batch: bool
@@ -73,21 +81,51 @@ class OrderDesk:
     add_bos: bool
 
     def chat(self, body: bytes) -> Order:
-        request = parse_body(parse_object(body), ChatRequest)
+        return self._chat(parse_body(parse_object(body), ChatRequest))
+
+    def messages(self, body: bytes) -> Order:
+        """Of a request to Anthropic's Messages API."""
+        request = parse_body(parse_object(body), MessagesRequest)
+        order = self._chat(parse_body(request.as_chat(), ChatRequest))
+        return replace(order, ignored_fields=request.ignored_fields)
+
+    def responses(self, body: bytes) -> tuple[Order, dict[str, Any]]:
+        """Of a request to OpenAI's Responses API, with what the answer repeats of it."""
+        request = parse_body(parse_object(body), ResponsesRequest)
+        order = self._chat(parse_body(request.as_chat(), ChatRequest))
+        return replace(order, ignored_fields=request.ignored_fields), request.told()
+
+    def count_tokens(self, body: bytes) -> int:
+        """Of the prompt that `messages` would make."""
+        request = parse_body(parse_object(body), CountRequest)
+        self.check_model(request.model)
+        return len(self._prompt_ids(_segments(parse_body(request.as_chat(), ChatRequest))))
+
+    def _chat(self, request: ChatRequest) -> Order:
         self.check_model(request.model)
         segments = _segments(request)
         return self._order(
             request,
             [self._prompt_ids(segments)],
             num_logprobs=request.num_logprobs,
-            starts_in_reasoning=opens_reasoning(segments),
+            output=OutputOptions(
+                **_output_fields(request),
+                starts_in_reasoning=opens_reasoning(segments),
+                schemas=schemas_of(request.functions) if request.functions else None,
+                is_one_call=request.parallel_tool_calls is False,
+            ),
         )
 
     def completion(self, body: bytes) -> Order:
         request = parse_body(parse_object(body), CompletionRequest)
         self.check_model(request.model)
-        prompts = [self._completion_ids(prompt) for prompt in request.prompt]
-        return self._order(request, prompts, num_logprobs=request.logprobs, starts_in_reasoning=False)
+        return self._order(
+            request,
+            [self._completion_ids(prompt, request.suffix) for prompt in request.prompt],
+            num_logprobs=request.logprobs,
+            output=OutputOptions(**_output_fields(request)),
+            echoes=tuple(map(self._as_text, request.prompt)) if request.echo else (),
+        )
 
     def tokenize(self, body: bytes) -> list[int]:
         request = parse_body(parse_object(body), TokenizeRequest)
@@ -105,6 +143,19 @@ class OrderDesk:
             self.check_model(request.model)
         return self.tokenizer.decode(self._checked_ids(request.tokens, param="tokens"), keep_special=True)
 
+    def tokenizer_info(self) -> dict[str, Any]:
+        """What a client needs to count tokens as we do. There is no chat template: the format is code."""
+        return {
+            "vocab_size": self.tokenizer.vocab_size,
+            "model_max_length": self.context_tokens,
+            "add_bos_token": self.add_bos,
+            "bos_token": BOS.text,
+            "bos_token_id": self.tokenizer.special_id(BOS.text),
+            "eos_token": EOS.text,
+            "eos_token_id": self.tokenizer.special_id(EOS.text),
+            "chat_template": None,
+        }
+
     def check_model(self, name: str) -> None:
         if name != self.model_name:
             raise ModelNotFound(
@@ -117,13 +168,13 @@ class OrderDesk:
         prompts: list[list[int]],
         *,
         num_logprobs: int | None,
-        starts_in_reasoning: bool,
+        output: OutputOptions,
+        echoes: tuple[str, ...] = (),
     ) -> Order:
         n = request.n or 1
         if len(prompts) * n > MAX_SEQUENCES:
             raise InvalidRequest(f"{len(prompts)} prompts times n = {n}: at most {MAX_SEQUENCES}", param="n")
-        stop_ids = tuple(request.stop_token_ids or ())
-        if any(token_id >= self.tokenizer.vocab_size for token_id in stop_ids):
+        if any(token_id >= self.tokenizer.vocab_size for token_id in output.silent_stop_ids):
             raise InvalidRequest(
                 f"a token id is not below {self.tokenizer.vocab_size}", param="stop_token_ids"
             )
@@ -139,14 +190,11 @@ class OrderDesk:
         return Order(
             prompts=tuple(prompts),
             samplings=tuple(samplings),
-            output=OutputOptions(
-                stops=request.stop,
-                min_tokens=request.min_tokens or 0,
-                silent_stop_ids=frozenset(stop_ids),
-                starts_in_reasoning=starts_in_reasoning,
-            ),
+            output=output,
             is_stream=bool(request.stream),
             include_usage=request.include_usage,
+            continuous_usage=request.continuous_usage,
+            echoes=echoes,
             return_token_ids=bool(request.return_token_ids),
             cache_salt=request.cache_salt or "",
             is_batch=request.is_batch,
@@ -166,22 +214,27 @@ class OrderDesk:
             )
         return room if wanted is None else wanted
 
-    def _completion_ids(self, prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, str):
+    def _completion_ids(self, prompt: str | list[int], suffix: str | None) -> list[int]:
+        if not isinstance(prompt, str):
+            return self._checked_ids(prompt)
+        if not suffix:
             return self._text_ids(prompt, add_bos=self.add_bos)
-        return self._checked_ids(prompt)
+        # Fill in the middle, as DeepSeek's models were trained on it.
+        segments: list[Segment] = [FIM_BEGIN, prompt, FIM_HOLE, suffix, FIM_END]
+        return self._prompt_ids([BOS, *segments] if self.add_bos else segments, param="suffix")
 
     def _text_ids(self, text: str, *, add_bos: bool) -> list[int]:
-        try:
-            return self.tokenizer.encode_prompt([BOS, text] if add_bos else [text])
-        except UnencodableText as error:
-            raise InvalidRequest(str(error), param="prompt") from None
+        return self._prompt_ids([BOS, text] if add_bos else [text], param="prompt")
 
-    def _prompt_ids(self, segments: Sequence[Segment]) -> list[int]:
+    def _prompt_ids(self, segments: Sequence[Segment], param: str = "messages") -> list[int]:
+        """Raises InvalidRequest, also where this model's vocabulary lacks what the request needs."""
         try:
             return self.tokenizer.encode_prompt(segments)
-        except UnencodableText as error:
-            raise InvalidRequest(str(error), param="messages") from None
+        except TokenizerError as error:
+            raise InvalidRequest(str(error), param=param) from None
+
+    def _as_text(self, prompt: str | list[int]) -> str:
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt, keep_special=True)
 
     def _checked_ids(self, ids: list[int], param: str = "prompt") -> list[int]:
         if ids and not 0 <= min(ids) <= max(ids) < self.tokenizer.vocab_size:
@@ -189,13 +242,22 @@ class OrderDesk:
         return ids
 
 
-def _segments(request: ChatRequest | TokenizeRequest) -> list[Segment]:
+def _segments(request: Conversation) -> list[Segment]:
     try:
         return encode_messages(
-            request.messages or [], thinking=request.wants_thinking, tools=request.prompt_tools
+            request.prompt_messages, thinking=request.wants_thinking, tools=request.prompt_tools
         )
     except PromptError as error:
         raise InvalidRequest(str(error), param=error.param) from None
+
+
+def _output_fields(request: Options) -> dict[str, Any]:
+    """What every kind of answer is shown by."""
+    return {
+        "stops": request.stop,
+        "min_tokens": request.min_tokens or 0,
+        "silent_stop_ids": frozenset(request.stop_token_ids or ()),
+    }
 
 
 def _sampling(request: Options, *, max_tokens: int, seed: int, num_logprobs: int | None) -> Sampling:

@@ -19,6 +19,9 @@ from ingress.tools import check_tool_choice, check_tools
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 1024
 MAX_TOP_LOGPROBS = 20
+Messages = Annotated[
+    list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+]  # their inside: ingress/turns.py
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 
 
@@ -61,36 +64,85 @@ class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
 
 
-class ChatRequest(Options):
-    prompt_field: ClassVar[str] = "messages"
+class Conversation(Body):
+    """What makes a chat's prompt."""
 
-    messages: Annotated[
-        list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    ]  # their inside: ingress/turns.py
-    max_completion_tokens: Count | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    messages: Messages | None = None
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     chat_template_kwargs: TemplateSwitches | None = None
     thinking: Thinking | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    continue_final_message: bool | None = None
 
     @property
-    def wanted_tokens(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def wants_thinking(self) -> bool:
-        """The three dialects as one flag; `_check_chat` has seen that they agree."""
-        return any(self._thinking_votes())
+    def prompt_messages(self) -> list[dict[str, Any]]:
+        """continue_final_message is vLLM's way to say what DeepSeek says by the message's own `prefix`."""
+        messages = self.messages or []
+        if not self.continue_final_message:
+            return messages
+        return [*messages[:-1], {**messages[-1], "prefix": True}]
 
     @property
     def prompt_tools(self) -> list[dict[str, Any]] | None:
         """The tools that the model is to see: none where none may be called."""
         return None if self.tool_choice == "none" else self.tools
+
+    @property
+    def functions(self) -> list[dict[str, Any]]:
+        """All that may be called, those that a message brings along included."""
+        if self.tool_choice == "none":
+            return []
+        brought = [tool for _, message in self._bringing_tools() for tool in message["tools"]]
+        return [tool["function"] for tool in [*(self.tools or []), *brought]]
+
+    @property
+    def wants_thinking(self) -> bool:
+        """The three dialects as one flag; `_check_conversation` has seen that they agree."""
+        return any(self._thinking_votes())
+
+    @model_validator(mode="after")
+    def _check_conversation(self) -> Self:
+        if len(set(self._thinking_votes())) > 1:
+            raise InvalidRequest("thinking is switched both on and off", param="thinking")
+        for index, message in enumerate(self.messages or []):
+            if message.get("content") is None and message.get("role") != "assistant":
+                raise InvalidRequest("content is missing", param=f"messages[{index}].content")
+        for index, message in self._bringing_tools():
+            check_tools(message["tools"], f"messages[{index}].tools")
+        check_tools(self.tools)
+        check_tool_choice(self.tool_choice, self.tools)
+        return self
+
+    def _bringing_tools(self) -> list[tuple[int, dict[str, Any]]]:
+        """The format's own way to give tools: in a message."""
+        return [
+            (index, message)
+            for index, message in enumerate(self.messages or [])
+            if message.get("role") in ("system", "developer") and message.get("tools") is not None
+        ]
+
+    def _thinking_votes(self) -> list[bool]:
+        switches = self.chat_template_kwargs
+        votes = [switches.thinking, switches.enable_thinking] if switches is not None else []
+        votes.append(None if self.thinking is None else self.thinking.type == "enabled")
+        votes.append(None if self.reasoning_effort is None else self.reasoning_effort != "none")
+        return [vote for vote in votes if vote is not None]
+
+
+class ChatRequest(Conversation, Options):
+    prompt_field: ClassVar[str] = "messages"
+
+    messages: Messages
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def num_logprobs(self) -> int | None:
@@ -106,27 +158,15 @@ class ChatRequest(Options):
                 param="response_format",
                 code="unsupported_parameter",
             )
-        if len(set(self._thinking_votes())) > 1:
-            raise InvalidRequest("thinking is switched both on and off", param="thinking")
-        for index, message in enumerate(self.messages):
-            if message.get("content") is None and message.get("role") != "assistant":
-                raise InvalidRequest("content is missing", param=f"messages[{index}].content")
-        check_tools(self.tools)
-        check_tool_choice(self.tool_choice, self.tools)
         return self
-
-    def _thinking_votes(self) -> list[bool]:
-        switches = self.chat_template_kwargs
-        votes = [switches.thinking, switches.enable_thinking] if switches is not None else []
-        votes.append(None if self.thinking is None else self.thinking.type == "enabled")
-        votes.append(None if self.reasoning_effort is None else self.reasoning_effort != "none")
-        return [vote for vote in votes if vote is not None]
 
 
 class CompletionRequest(Options):
     prompt: Annotated[list[Any], BeforeValidator(_prompts)]  # list[str] or list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -136,33 +176,28 @@ class CompletionRequest(Options):
     def _check_completion(self) -> Self:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise InvalidRequest("best_of is not supported: only where it equals n", param="best_of")
+        if self.echo and self.logprobs is not None:
+            raise InvalidRequest(
+                "logprobs of an echoed prompt are not supported yet: leave out echo or logprobs",
+                param="echo",
+                code="unsupported_parameter",
+            )
+        if self.suffix and not all(isinstance(prompt, str) for prompt in self.prompt):
+            raise InvalidRequest("suffix needs a prompt of text, not of token ids", param="suffix")
         return self
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(Conversation):
     """Text or a chat, never both."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    tools: list[Any] | None = None
-    chat_template_kwargs: TemplateSwitches | None = None
     add_special_tokens: bool | None = None
-
-    @property
-    def wants_thinking(self) -> bool:
-        switches = self.chat_template_kwargs
-        return switches is not None and bool(switches.thinking or switches.enable_thinking)
-
-    @property
-    def prompt_tools(self) -> list[dict[str, Any]] | None:
-        return self.tools
 
     @model_validator(mode="after")
     def _check_tokenize(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequest("give either prompt or messages", param="prompt")
-        check_tools(self.tools)
         return self
 
 

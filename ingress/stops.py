@@ -14,6 +14,7 @@ class StopFinder:
     def __init__(self, stops: Sequence[str]) -> None:
         self._matchers = [_Matcher(stop) for stop in stops]
         self._held = ""
+        self.found: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """(text that is safe to show, whether a stop string was found: then what follows it is dropped)."""
@@ -22,10 +23,11 @@ class StopFinder:
         for end in range(shown_at + 1, len(buffer) + 1):
             for matcher in self._matchers:
                 matcher.feed(buffer[end - 1])
-            found = [len(matcher.stop) for matcher in self._matchers if matcher.is_complete]
+            found = [matcher.stop for matcher in self._matchers if matcher.is_complete]
             if found:
                 self._held = ""
-                return buffer[: end - max(found)], True
+                self.found = max(found, key=len)
+                return buffer[: end - len(self.found)], True
         held = max((matcher.matched for matcher in self._matchers), default=0)
         self._held = buffer[len(buffer) - held :]
         return buffer[: len(buffer) - held], False

@@ -1,10 +1,10 @@
 """An answer on its way to the client, whole or as server-sent events.
 
 Runs an order for as long as the client listens: when it leaves, or reads nothing for too long, every
-sequence is cancelled. Knows nothing of the shapes it writes (ingress/completion.py).
+sequence is cancelled. Knows nothing of the shapes it writes (ingress/answer.py).
 
-Errors before the first byte are raised; later ones become an event of the stream, which always ends in
-[DONE].
+Errors before the first byte are raised; later ones become an event of the stream, which always ends as its
+dialect does.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ingress.completion import Answer, Usage, joined
-from ingress.errors import RequestError, error_fields, internal_error
+from ingress.answer import Answer, Json, Usage, joined
+from ingress.errors import RequestError, internal_error
 from ingress.generation import Generation
 from ingress.limits import Limits
 from ingress.order import Order
@@ -28,7 +28,6 @@ from ingress.output import Delta
 
 logger = logging.getLogger(__name__)
 
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -88,31 +87,37 @@ async def _deliver_stream(delivery: Delivery, sender: _Sender) -> None:
     try:
         await _stream_deltas(delivery, sender)
     except RequestError as error:
-        await _end_with_error(sender, error)
+        await _end_with_error(delivery, sender, error)
     except ClientGone:
         raise
     except Exception as error:  # a stream must end in words, whatever went wrong
         if sender.has_started:
             logger.exception("request %s failed in its stream", delivery.request_id)
-        await _end_with_error(sender, error)
-    await sender.send(DONE, is_last=True)
+        await _end_with_error(delivery, sender, error)
+    end = delivery.answer.end
+    await sender.send(f"data: {end}\n\n".encode() if end else b"", is_last=True)
 
 
 async def _stream_deltas(delivery: Delivery, sender: _Sender) -> None:
     answer, usage = delivery.answer, Usage.of(delivery.order)
+
+    async def send(chunks: list[Json]) -> None:
+        if delivery.order.continuous_usage:
+            chunks = [{**chunk, "usage": usage.fields()} for chunk in chunks]
+        await sender.send(b"".join(_event(chunk, answer.name(chunk)) for chunk in chunks))
+
     async with delivery.generation as generation:
         while not generation.is_done:
-            delta = await _next_delta(generation, delivery.limits.keep_alive_s)
+            delta = await _next_delta(generation, sender.silence_left_s)
             if not sender.has_started:
                 await sender.start(STREAM_HEADERS)
-                await sender.send(b"".join(map(_event, answer.opening())))
+                await send(answer.opening())
             if delta is None:
                 await sender.send(KEEP_ALIVE)
                 continue
             usage.add(delta)
-            await sender.send(b"".join(map(_event, answer.chunks(delta))))
-    if delivery.order.include_usage:
-        await sender.send(_event(answer.usage(usage)))
+            await send(answer.chunks(delta))
+    await send(answer.closing(usage))
 
 
 async def _next_delta(generation: Generation, patience_s: float) -> Delta | None:
@@ -124,12 +129,13 @@ async def _next_delta(generation: Generation, patience_s: float) -> Delta | None
         return None
 
 
-async def _end_with_error(sender: _Sender, error: Exception) -> None:
+async def _end_with_error(delivery: Delivery, sender: _Sender, error: Exception) -> None:
     """As an event if the stream has begun; else it is raised, and answered with a status of its own."""
     if not sender.has_started:
         raise error
-    shown = error if isinstance(error, RequestError) else internal_error(sender.request_id)
-    await sender.send(_event(error_fields(shown)))
+    shown = error if isinstance(error, RequestError) else internal_error(delivery.request_id)
+    failure = delivery.answer.failure(shown)
+    await sender.send(_event(failure, delivery.answer.name(failure)))
 
 
 async def _while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
@@ -157,11 +163,18 @@ class _Sender:
     """The way to the client: what is sent, and whether anything was."""
 
     def __init__(self, delivery: Delivery, send: Send) -> None:
-        self.request_id = delivery.request_id
         self.has_started = False
         self._ignored_fields = delivery.order.ignored_fields
         self._patience_s = delivery.limits.send_s
+        self._keep_alive_s = delivery.limits.keep_alive_s
         self._send = send
+        self._sent_at_s = asyncio.get_running_loop().time()
+
+    @property
+    def silence_left_s(self) -> float:
+        """How much longer nothing may be sent, whether nothing is made or nothing of it can be told yet."""
+        silent_s = asyncio.get_running_loop().time() - self._sent_at_s
+        return max(0.0, self._keep_alive_s - silent_s)
 
     async def start(self, headers: dict[str, str]) -> None:
         self.has_started = True
@@ -172,6 +185,7 @@ class _Sender:
 
     async def send(self, data: bytes, *, is_last: bool = False) -> None:
         if data or is_last:
+            self._sent_at_s = asyncio.get_running_loop().time()
             await self._pass_on({"type": "http.response.body", "body": data, "more_body": not is_last})
 
     async def _pass_on(self, message: dict[str, Any]) -> None:
@@ -182,8 +196,9 @@ class _Sender:
             raise ClientGone from None
 
 
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + _json(value) + b"\n\n"
+def _event(value: Json, name: str | None) -> bytes:
+    named = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return named + b"data: " + _json(value) + b"\n\n"
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -13,11 +13,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ingress.specials import ASSISTANT, BOS, DSML, END_THINK, EOS, THINK, USER
+from ingress.specials import (
+    ASSISTANT,
+    BOS,
+    DSML,
+    END_THINK,
+    EOS,
+    FIM_BEGIN,
+    FIM_END,
+    FIM_HOLE,
+    THINK,
+    USER,
+)
 from ingress.tokens import byte_alphabet
 
 PAD = "<｜▁pad▁｜>"
-FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 NUM_SPECIALS = 16  # so that the vocabulary, 272, is a multiple of 16
 
 
@@ -42,7 +52,9 @@ def _specials() -> list[str]:
         THINK.text,
         END_THINK.text,
         DSML.text,
-        *FIM_TOKENS,
+        FIM_BEGIN.text,
+        FIM_HOLE.text,
+        FIM_END.text,
     ]
     return named + [f"<｜place▁holder▁no▁{rank}｜>" for rank in range(NUM_SPECIALS - len(named))]
 

@@ -25,14 +25,16 @@ NAMED_SCHEMAS = frozenset(("properties", "patternProperties", "$defs", "definiti
 PLAIN_VALUES = frozenset(("enum", "const", "default", "examples", "example"))
 
 
-def check_tools(tools: list[Any] | None) -> None:
+def check_tools(tools: Any, where: str = "tools") -> None:
     """Raises InvalidRequest for what OpenAI's `tools` may not be."""
     if tools is None:
         return
+    if not isinstance(tools, list):
+        raise InvalidRequest("tools must be a list", param=where)
     if not 0 < len(tools) <= MAX_TOOLS:
-        raise InvalidRequest(f"tools has {len(tools)} entries: 1 to {MAX_TOOLS}", param="tools")
+        raise InvalidRequest(f"tools has {len(tools)} entries: 1 to {MAX_TOOLS}", param=where)
     for index, tool in enumerate(tools):
-        _check_tool(tool, f"tools[{index}]")
+        _check_tool(tool, f"{where}[{index}]")
 
 
 def check_tool_choice(choice: str | dict[str, Any] | None, tools: list[Any] | None) -> None:

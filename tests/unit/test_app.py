@@ -3,138 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import json
-import os
 import re
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from jsonschema import Draft202012Validator
 
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.limits import Limits
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
-from tests.unit.loopback_engine import (
-    TOKEN,
-    Background,
-    LoopbackEngine,
-    hashed,
-    http_server,
-    saying,
+from tests.unit.app_server import (
+    CHAT,
+    LIMITS,
+    MODEL,
+    PLAIN,
+    TEXT,
+    Served,
+    check_error,
+    events_of,
+    says,
+    streamed,
+    validate,
 )
-
-MODEL = "org/tiny"
-SCHEMAS = Path(
-    os.environ.get("SHOAL_OPENAI_SCHEMAS", Path(__file__).parents[3] / "shared/openai/schemas.json")
-)
-CHAT = {
-    "model": MODEL,
-    "messages": [{"role": "user", "content": "hello"}],
-    "max_tokens": 12,
-    "temperature": 0,
-}
-TEXT = {"model": MODEL, "prompt": "hello", "max_tokens": 12, "temperature": 0}
-PLAIN: dict[str, Any] = {"verify": False, "trust_env": False}  # no certificates: loading them takes 0.1 s
-LIMITS = Limits(body_bytes=1 << 20, keep_alive_s=0.15, open_sequences=64)
-
-
-@dataclass
-class Served:
-    """One application and its two attention actors, all on real sockets."""
-
-    background: Background
-    actors: list[LoopbackEngine]
-    engine: EngineClient
-    tokenizer: Tokenizer
-    http: httpx.Client
-
-    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return self.http.post(path, json=body, **options)
-
-    def answer(self, path: str, body: Any) -> dict[str, Any]:
-        response = self.post(path, body)
-        assert response.status_code == 200, response.text
-        return response.json()
-
-    def chunks(self, path: str, body: Any) -> list[dict[str, Any]]:
-        return events_of(self.post(path, {**body, "stream": True}))
-
-    def until(self, condition) -> None:
-        async def wait() -> None:
-            async with asyncio.timeout(30):
-                while not condition():
-                    await asyncio.sleep(0.002)
-
-        self.background.run(wait())
-
-
-@pytest.fixture(scope="module")
-def served_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    directory = tmp_path_factory.mktemp("tokenizer")
-    write_byte_tokenizer(directory)
-    tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
-    background = Background()
-    actors = [LoopbackEngine(actor_id="attention-0"), LoopbackEngine(actor_id="attention-1")]
-    places = [background.run(actor.start()) for actor in actors]
-    engine = EngineClient(places, token=TOKEN, identity="door-0", patience_s=5.0)
-    app = create_app(engine=engine, tokenizer=tokenizer, model_name=MODEL, context_tokens=4096, limits=LIMITS)
-    with http_server(background, app) as url, httpx.Client(base_url=url, timeout=30, **PLAIN) as http:
-        served = Served(background, actors, engine, tokenizer, http)
-        served.until(lambda: len(engine._candidates()) == 2)
-        yield served
-    for actor in actors:
-        background.run(actor.stop())
-    background.close()
-
-
-@pytest.fixture
-def served(served_once: Served) -> Iterator[Served]:
-    yield served_once
-    for actor in served_once.actors:
-        actor.next_id, actor.tokens_per_event, actor.pause_s = hashed, 1, 0.0
-        actor.drop_after, actor.fail, actor.mute = None, False, False
-        actor.cancelled.clear()
-        actor.submits.clear()
-
-
-def events_of(response: httpx.Response) -> list[dict[str, Any]]:
-    """The chunks of a stream, which must be well-formed to the last byte."""
-    assert response.status_code == 200, response.text
-    assert response.headers["content-type"].startswith("text/event-stream")
-    assert response.headers["cache-control"] == "no-cache"
-    assert response.headers["x-accel-buffering"] == "no"
-    frames = response.content.decode("ascii").split("\n\n")
-    assert frames[-2:] == ["data: [DONE]", ""]
-    return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2] if not frame.startswith(":")]
-
-
-def says(served: Served, text: str, **settings: Any) -> None:
-    for actor in served.actors:
-        actor.next_id = saying(text)
-        for name, value in settings.items():
-            setattr(actor, name, value)
-
-
-def check_error(response: httpx.Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/json"
-    assert len(response.content) < 4096
-    assert response.json().keys() == {"error"}
-    error = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert error["message"]
-    return error
-
+from tests.unit.loopback_engine import TOKEN, Background, http_server
 
 # Errors
 
@@ -382,37 +281,6 @@ def test_tokenize_and_detokenize_are_inverse(served: Served):
 # Shapes
 
 
-def validate(value: Any, name: str) -> None:
-    """`value` against OpenAI's own schema; `nullable` there means what OpenAPI 3.0 says."""
-    if not SCHEMAS.exists():
-        pytest.skip(f"OpenAI's schemas are not at {SCHEMAS} (SHOAL_OPENAI_SCHEMAS names another place)")
-    is_open = (
-        name == "CreateCompletionResponse"
-        and value["choices"]
-        and value["choices"][0]["finish_reason"] is None
-    )
-    validator_of(name, bool(is_open)).validate(value)
-
-
-@functools.cache
-def validator_of(name: str, is_open: bool) -> Draft202012Validator:
-    """is_open: a piece of a stream whose choice has no finish_reason yet."""
-    root = _nullable(json.loads(SCHEMAS.read_text()))
-    if is_open:
-        choice = root["components"]["schemas"][name]["properties"]["choices"]["items"]
-        choice["properties"]["finish_reason"] = {"type": "null"}  # the schema forgets its own stream
-    return Draft202012Validator({**root, "$ref": f"#/components/schemas/{name}"})
-
-
-def _nullable(node: Any) -> Any:
-    if isinstance(node, list):
-        return [_nullable(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    plain = {key: _nullable(value) for key, value in node.items() if key != "nullable"}
-    return {"anyOf": [plain, {"type": "null"}]} if node.get("nullable") is True else plain
-
-
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"n": 3, "seed": 5, "temperature": 1},
@@ -496,21 +364,6 @@ def test_without_include_usage_no_chunk_speaks_of_usage(served: Served):
 
 
 # The same text, however it comes
-
-
-def streamed(chunks: list[dict[str, Any]]) -> dict[int, tuple[str, str, list[int], str | None]]:
-    """Per choice: reasoning, text, token ids, finish."""
-    told: dict[int, tuple[str, str, list[int], str | None]] = {}
-    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
-        reasoning, text, ids, finish = told.get(choice["index"], ("", "", [], None))
-        delta = choice.get("delta", {})
-        told[choice["index"]] = (
-            reasoning + delta.get("reasoning_content", ""),
-            text + (delta.get("content", "") if "delta" in choice else choice["text"]),
-            ids + choice.get("token_ids", []),
-            choice["finish_reason"] or finish,
-        )
-    return told
 
 
 @pytest.mark.parametrize("tokens_per_event", [1, 3, 50])
@@ -662,33 +515,6 @@ def test_a_silent_engine_makes_a_stream_say_that_it_lives(served: Served):
             actor.mute = False
         rest = [line for line in lines if line and not line.startswith(":")]
     assert rest[-1] == "data: [DONE]"
-
-
-# The SDK
-
-
-def test_the_openai_sdk_is_at_home(served: Served):
-    import openai
-
-    client = openai.OpenAI(base_url=f"{served.http.base_url}/v1", api_key="none", max_retries=0)
-    with client:
-        assert [model.id for model in client.models.list()] == [MODEL]
-        chat = client.chat.completions.create(**CHAT, logprobs=True, top_logprobs=2)
-        text = chat.choices[0].message.content
-        assert len(chat.choices[0].logprobs.content) == chat.usage.completion_tokens == 12
-        stream = client.chat.completions.create(**CHAT, stream=True, stream_options={"include_usage": True})
-        chunks = list(stream)
-        assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
-        assert chunks[-1].usage == chat.usage
-        whole = client.completions.create(**TEXT)
-        pieces = client.completions.create(**TEXT, stream=True)
-        assert "".join(piece.choices[0].text for piece in pieces) == whole.choices[0].text
-        with pytest.raises(openai.NotFoundError) as missing:
-            client.completions.create(**{**TEXT, "model": "other"})
-        assert missing.value.code == "model_not_found"
-        with pytest.raises(openai.BadRequestError) as refused:
-            client.chat.completions.create(**{**CHAT, "temperature": 5})
-        assert (refused.value.param, refused.value.type) == ("temperature", "invalid_request_error")
 
 
 def test_many_clients_at_once_get_their_own_answers(served: Served):

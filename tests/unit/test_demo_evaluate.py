@@ -43,6 +43,7 @@ from ingress.app import create_app
 from ingress.encoding import encode_history, encode_messages
 from ingress.engine_client import EngineClient
 from ingress.link import Endpoint
+from ingress.specials import DSML, Segment
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from tests.shoals import CONTEXT, local_engine
@@ -144,7 +145,10 @@ def test_the_reference_answers_are_right_in_every_group(served: Served, exam: li
     assert [one.text for one in outcomes if not one.is_right] == []
     assert {one.facts["part"] for one in outcomes if one.task == "tool"} == set(PARTS)
     assert {one.thinking for one in outcomes if one.task == "arithmetic"} == {True, False}
-    assert all(one.finish_reason == "stop" and one.tokens > 0 for one in outcomes)
+    called = {one.finish_reason for one in outcomes if one.facts.get("part") == CALL}
+    assert called == {"tool_calls"}  # the endpoint has parsed them
+    assert {one.finish_reason for one in outcomes if one.task != "tool"} == {"stop"}
+    assert all(one.tokens > 0 for one in outcomes)
 
 
 def test_nonsense_is_wrong_in_every_group(served: Served, exam: list[Question]) -> None:
@@ -173,6 +177,28 @@ def test_a_call_with_special_tokens_spelled_as_text_is_wrong(served: Served, cal
     served.actor.next_id = saying(written.replace("\uff5cDSML\uff5c", ""))
     outcomes = ask(served.url, calls[:1], max_tokens=400, console=QUIET)[1]
     assert not any(one.is_right for one in outcomes)
+
+
+def test_a_call_that_only_the_endpoint_mends_is_wrong(served: Served, calls: list[Question]) -> None:
+    """A number written as a string: the schema makes it a number, but the model did not write one."""
+    question = next(one for one in calls if 'string="false"' in written_call(one))
+    says = served.tokenizer.encode_prompt(call_segments(written_call(question)))
+    served.actor.next_id = saying(says)
+    assert ask(served.url, [question], max_tokens=400, console=QUIET)[1][0].is_right
+    mended = written_call(question).replace('string="false"', 'string="true"')
+    served.actor.next_id = saying(served.tokenizer.encode_prompt(call_segments(mended)))
+    outcome = ask(served.url, [question], max_tokens=400, console=QUIET)[1][0]
+    assert (outcome.finish_reason, outcome.is_right) == ("tool_calls", False)
+
+
+def written_call(question: Question) -> str:
+    return calls_as_text("", question.sample.answer["tool_calls"])
+
+
+def call_segments(text: str) -> list[Segment]:
+    """The text with the token of the calls in its places."""
+    parts = [part for piece in text.split(DSML.text) for part in (DSML, piece)]
+    return parts[1:]
 
 
 def test_questions_are_the_same_for_a_seed_and_other_ones_for_another() -> None:
@@ -230,7 +256,7 @@ def test_a_real_engine_is_asked_as_well(
 # The client before endpoints that are not Shoal
 
 
-def endpoint(message: dict[str, Any] | None) -> FastAPI:
+def endpoint(message: dict[str, Any] | None, **choice: Any) -> FastAPI:
     """Answers every chat with `message`, or with HTTP 500."""
     app = FastAPI()
 
@@ -243,7 +269,7 @@ def endpoint(message: dict[str, Any] | None) -> FastAPI:
         if message is None:
             return Response("out of order", status_code=500)
         usage = {"prompt_tokens": 1, "completion_tokens": 1}
-        return {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": usage}
+        return {"choices": [{"message": message, "finish_reason": "tool_calls", **choice}], "usage": usage}
 
     return app
 
@@ -266,7 +292,22 @@ def test_parsed_tool_calls_are_judged_like_the_text_that_they_stand_for(
     assert question.task.is_right(question.sample, reply.text)
     broken = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{"}}
     reply = reply_of(background, {"content": "so", "tool_calls": [broken]}, question.sample)
-    assert reply.text == "so"
+    assert reply.text == reply.written == "so"
+
+
+def test_a_call_that_the_endpoint_does_not_understand_is_wrong(
+    background: Background, calls: list[Question]
+) -> None:
+    """However well it was written."""
+    app = endpoint({"content": "no call"}, token_ids=[1])
+
+    @app.post("/detokenize")
+    async def detokenize() -> dict[str, str]:
+        return {"prompt": written_call(calls[0])}
+
+    assert calls[0].task.is_right(calls[0].sample, written_call(calls[0]))
+    with http_server(background, app) as url:
+        assert not ask(url, calls[:1], max_tokens=9, console=QUIET)[1][0].is_right
 
 
 def test_an_endpoint_that_fails_is_named_in_its_words(background: Background, calls: list[Question]) -> None:

@@ -1,4 +1,6 @@
-"""Text, reasoning and stop strings: the cut of the events must not show."""
+"""Text, reasoning, tool calls and stop strings: the cut of the events must not show."""
+
+# ruff: noqa: RUF001 - the special tokens are spelled with bars that are not ASCII
 
 from __future__ import annotations
 
@@ -10,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.messages import FINISH_LENGTH, FINISH_STOP, TokenEvent
-from ingress.completion import joined
+from ingress.answer import joined
 from ingress.output import Delta, Output, OutputOptions
 from ingress.stops import StopFinder
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
+from tests.unit.app_server import spelled
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,54 @@ def test_the_cut_of_the_events_changes_nothing(
     whole = joined(deltas(tokenizer, [tuple(ids)], options, finish))
     pieces = [tuple(piece) for piece in cut(ids, places)]
     assert joined(deltas(tokenizer, pieces, options, finish)) == whole
+
+
+INVOKE = '<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="a" string="true">ab\u00e9</｜DSML｜parameter>\n'
+FRAGMENTS = (
+    "ab",
+    "\n\n",
+    "<",
+    "</think>",
+    "｜DSML｜",
+    "\u00e9",
+    INVOKE,
+    INVOKE + "</｜DSML｜invoke>",
+    "</｜DSML｜invoke>",
+)
+
+
+@given(
+    st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=8).map("".join),
+    st.lists(st.sampled_from(["a", "b\u00e9", "\n", "\n\n", "</"]), max_size=2),
+    st.lists(st.integers(0, 999), max_size=8),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([FINISH_STOP, FINISH_LENGTH]),
+)
+def test_the_cut_of_the_events_changes_no_call(
+    tokenizer, text, stops, places, starts_in_reasoning, is_one_call, finish
+):
+    options = OutputOptions(
+        stops=tuple(stops),
+        starts_in_reasoning=starts_in_reasoning,
+        schemas={},
+        is_one_call=is_one_call,
+    )
+    ids = spelled(tokenizer, text)
+    whole = joined(deltas(tokenizer, [tuple(ids)], options, finish))
+    assert joined(deltas(tokenizer, [tuple(piece) for piece in cut(ids, places)], options, finish)) == whole
+    assert joined(deltas(tokenizer, [(token_id,) for token_id in ids], options, finish)) == whole
+    assert whole.finish != "stop" or not whole.calls
+    assert len(whole.calls) <= 1 or not is_one_call
+    if not whole.calls and not stops:
+        assert whole.reasoning + whole.content == tokenizer.decode(ids)
+
+
+def test_a_tag_cuts_a_character_in_two(tokenizer):
+    first, second = encoded(tokenizer, "\u00e9")
+    ids = (first, tokenizer.special_id("｜DSML｜"), second)
+    made = joined(deltas(tokenizer, [ids], OutputOptions(schemas={}), FINISH_STOP))
+    assert made.content == "\ufffd\ufffd"
 
 
 @given(ids_lists, st.lists(st.integers(0, 99), max_size=8))

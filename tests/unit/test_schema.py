@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ingress.errors import ContextTooLong, InvalidRequest, ModelNotFound, RequestError, error_response
 from ingress.order import Order, OrderDesk
@@ -64,6 +66,10 @@ COMMON_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"stream": 1}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": "x"}}, "stream_options.include_usage"),
+    (
+        {"stream": True, "stream_options": {"continuous_usage_stats": 1}},
+        "stream_options.continuous_usage_stats",
+    ),
     ({"ignore_eos": "yes"}, "ignore_eos"),
     *(({"priority": value}, "priority") for value in (1.5, "high", 2**40)),
     *(({"service_tier": value}, "service_tier") for value in ("turbo", 1)),
@@ -100,6 +106,10 @@ CHAT_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": 3}, "logprobs"),
     ({"tools": []}, "tools"),
     ({"tools": "x"}, "tools"),
+    ({"messages": [{"role": "system", "content": "", "tools": []}, *USER]}, "messages[0].tools"),
+    ({"messages": [{"role": "system", "content": "", "tools": "x"}, *USER]}, "messages[0].tools"),
+    ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
+    ({"continue_final_message": True}, "messages[0].prefix"),
     ({"tools": [TOOL] * 129}, "tools"),
     ({"tools": [{"type": "retrieval", "function": {"name": "f"}}]}, "tools[0].type"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
@@ -137,8 +147,10 @@ COMPLETION_FAULTS: list[tuple[dict[str, Any], str]] = [
     *(({"prompt": value}, "prompt") for value in ([-1], [10**9], [272], [[1], [272]], [True], ["a"] * 1025)),
     ({"logprobs": 6}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
-    ({"echo": True}, "echo"),
-    ({"suffix": "x"}, "suffix"),
+    ({"echo": True, "logprobs": 1}, "echo"),
+    ({"echo": "yes"}, "echo"),
+    ({"suffix": "x", "prompt": [1]}, "suffix"),
+    ({"suffix": 5}, "suffix"),
     ({"best_of": 5}, "best_of"),
     ({"prompt": ["a"] * 100, "n": 16}, "n"),
 ]
@@ -182,6 +194,117 @@ def test_a_body_that_is_no_sound_json_object_is_refused(desk: OrderDesk, body: b
         with pytest.raises(InvalidRequest) as refused:
             understand(body)
         assert len(error_response(refused.value).body) < 4096
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+SCHEMA = {"type": "object", "properties": {"a": {"anyOf": [{"type": "integer"}, {"$ref": "#"}]}}}
+SOUND: dict[str, dict[str, Any]] = {
+    "chat": {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": "s", "tools": [TOOL]},
+            *USER,
+            {"role": "assistant", "content": None, "reasoning_content": "r", "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "t"}]},
+        ],
+        "tool_choice": "none",
+        "thinking": {"type": "enabled"},
+        "chat_template_kwargs": {"thinking": True},
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "stop": ["x"],
+    },
+    "completion": {"model": "m", "prompt": ["a"], "suffix": "b", "echo": True, "stop_token_ids": [20]},
+    "messages": {
+        "model": "m",
+        "max_tokens": 5,
+        "system": [{"type": "text", "text": "s"}],
+        "messages": [
+            *USER,
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "r", "signature": ""},
+                    {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text", "text": "t"}]},
+                    {"type": "text", "text": "u"},
+                ],
+            },
+        ],
+        "tools": [{"name": "f", "description": "d", "input_schema": SCHEMA}],
+        "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+        "thinking": {"type": "enabled", "budget_tokens": 9},
+        "stop_sequences": ["x"],
+    },
+    "responses": {
+        "model": "m",
+        "instructions": "i",
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "u"}]},
+            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "r"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "t"},
+        ],
+        "tools": [{"type": "function", "name": "f", "parameters": SCHEMA}],
+        "tool_choice": "auto",
+        "reasoning": {"effort": "low"},
+        "text": {"format": {"type": "text"}},
+    },
+}
+
+
+def places(value: Any) -> list[tuple[Any, ...]]:
+    """The way to every part of a body."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [way for key, item in items for way in [(key,), *((key, *rest) for rest in places(item))]]
+
+
+def replaced(value: Any, way: tuple[Any, ...], junk: Any) -> Any:
+    copy = value.copy()
+    copy[way[0]] = replaced(value[way[0]], way[1:], junk) if way[1:] else junk
+    return copy
+
+
+WAYS = [(kind, way) for kind, body in SOUND.items() for way in places(body)]
+JUNK: list[Any] = [
+    None,
+    True,
+    -1,
+    2**70,
+    0.5,
+    "",
+    "\ud800",
+    "\0",
+    [],
+    {},
+    [[]],
+    [{}],
+    {"": {}},
+    {"type": []},
+    [None],
+]
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_a_sound_body_is_understood(desk: OrderDesk, kind: str):
+    wide = OrderDesk(tokenizer=desk.tokenizer, model_name="m", context_tokens=8192, add_bos=False)
+    assert getattr(wide, kind)(json.dumps(SOUND[kind]).encode())
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(WAYS), st.sampled_from(JUNK))
+def test_whatever_one_part_of_a_body_is_it_is_understood_or_refused(desk: OrderDesk, place, junk):
+    kind, way = place
+    wide = OrderDesk(tokenizer=desk.tokenizer, model_name="m", context_tokens=8192, add_bos=False)
+    try:
+        getattr(wide, kind)(json.dumps(replaced(SOUND[kind], way, junk)).encode())
+    except RequestError as refused:
+        assert len(error_response(refused).body) < 4096
 
 
 @pytest.mark.parametrize("number", ["1e309", "-1e309", "1" + "0" * 400, "1" * 4000])

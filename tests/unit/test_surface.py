@@ -1,0 +1,162 @@
+"""The routes and fields around the answers: every client finds what it looks for."""
+
+# ruff: noqa: RUF001 - the special tokens are spelled with bars that are not ASCII
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingress.errors import InvalidRequest
+from ingress.order import OrderDesk
+from ingress.tokenizer_file import write_byte_tokenizer
+from ingress.tokens import Tokenizer
+from tests.unit.app_server import CHAT, MODEL, TEXT, Served, check_error, says, spelled, streamed, validate
+
+CHATS, TEXTS = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.mark.parametrize("prefix", ["", "/beta"])
+def test_deepseeks_places_answer_like_openais(served: Served, prefix: str):
+    for path, body in (("/chat/completions", CHAT), ("/completions", TEXT)):
+        wanted = served.answer(f"/v1{path}", body)["choices"]
+        assert served.answer(f"{prefix}{path}", body)["choices"] == wanted
+        assert served.http.get(f"{prefix}{path}").status_code == 405
+    for path in ("/models", f"/models/{MODEL}"):
+        assert served.http.get(f"{prefix}{path}").json() == served.http.get(f"/v1{path}").json()
+
+
+def test_a_prefix_is_continued_in_both_dialects(served: Served):
+    question, begun = CHAT["messages"][0], {"role": "assistant", "content": "Once upon"}
+    deepseek = {**CHAT, "messages": [question, {**begun, "prefix": True}], "return_token_ids": True}
+    vllm = {**deepseek, "messages": [question, begun], "continue_final_message": True}
+    answers = [served.answer("/beta/chat/completions", body) for body in (deepseek, vllm)]
+    assert answers[0]["prompt_token_ids"] == answers[1]["prompt_token_ids"]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    assert answers[0]["prompt_token_ids"][-4:] == served.tokenizer.encode_text("upon")
+    check_error(served.post(CHATS, {**CHAT, "messages": [question, begun]}), 400)
+
+
+@pytest.mark.parametrize("prompt", ["h\u00e9llo", [120, 120, 3]], ids=["text", "ids"])
+def test_an_echo_repeats_each_prompt_and_costs_no_tokens(served: Served, prompt: Any):
+    plain = served.answer(TEXTS, {**TEXT, "prompt": [prompt, prompt], "n": 2, "seed": 3})
+    body = {**TEXT, "prompt": [prompt, prompt], "n": 2, "seed": 3, "echo": True}
+    echoed = served.answer(TEXTS, body)
+    text = prompt if isinstance(prompt, str) else served.tokenizer.decode(prompt, keep_special=True)
+    assert [one["text"] for one in echoed["choices"]] == [text + one["text"] for one in plain["choices"]]
+    assert echoed["usage"] == plain["usage"]
+    chunks = served.chunks(TEXTS, body)
+    assert [streamed(chunks)[index][1] for index in range(4)] == [one["text"] for one in echoed["choices"]]
+
+
+def test_echoes_and_usage_in_every_chunk_are_openais(served: Served):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    for chunk in served.chunks(TEXTS, {**TEXT, "echo": True, "stream_options": options}):
+        validate(chunk, "CreateCompletionResponse")
+    for chunk in served.chunks(CHATS, {**CHAT, "stream_options": options}):
+        validate(chunk, "CreateChatCompletionStreamResponse")
+
+
+def test_logprobs_of_an_echo_are_refused(served: Served):
+    error = check_error(served.post(TEXTS, {**TEXT, "echo": True, "logprobs": 1}), 400)
+    assert (error["param"], error["code"]) == ("echo", "unsupported_parameter")
+
+
+def test_a_suffix_makes_the_prompt_that_fills_the_middle(served: Served):
+    body = {**TEXT, "prompt": "def f(", "suffix": "):\n", "return_token_ids": True}
+    answer = served.answer("/beta/completions", body)
+    specials = [served.tokenizer.special_id(f"<｜fim▁{name}｜>") for name in ("begin", "hole", "end")]
+    before, after = (served.tokenizer.encode_text(text) for text in ("def f(", "):\n"))
+    wanted = [specials[0], *before, specials[1], *after, specials[2]]
+    assert answer["choices"][0]["prompt_token_ids"] == wanted
+    check_error(served.post(TEXTS, {**TEXT, "prompt": [[20]], "suffix": "x"}), 400)
+    assert served.answer(TEXTS, {**TEXT, "suffix": ""})["choices"] == served.answer(TEXTS, TEXT)["choices"]
+
+
+def test_what_a_vocabulary_lacks_is_refused_by_the_field_that_needs_it(tmp_path: Path):
+    write_byte_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    for name in ("fim▁hole", "DSML"):
+        file.write_text(file.read_text(encoding="utf-8").replace(name, name[::-1]), encoding="utf-8")
+    desk = OrderDesk(
+        tokenizer=Tokenizer.from_file(file), model_name=MODEL, context_tokens=8192, add_bos=False
+    )
+    with pytest.raises(InvalidRequest) as refused:
+        desk.completion(json.dumps({**TEXT, "suffix": "x"}).encode())
+    assert refused.value.param == "suffix"
+    tool = {"type": "function", "function": {"name": "f"}}
+    with pytest.raises(InvalidRequest) as refused:
+        desk.chat(json.dumps({**CHAT, "tools": [tool]}).encode())
+    assert refused.value.param == "messages"
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHATS, CHAT), (TEXTS, TEXT)])
+def test_usage_may_come_with_every_chunk(served: Served, path: str, body: dict[str, Any]):
+    says(served, "one two three", tokens_per_event=2)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = served.chunks(path, {**body, "stream_options": options})
+    made = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert made == sorted(made)
+    assert set(made) >= {2, 4, 6, 8, 10, 12}
+    assert made[-1] == served.answer(path, body)["usage"]["completion_tokens"]
+    assert all(chunk["usage"]["prompt_tokens"] == chunks[-1]["usage"]["prompt_tokens"] for chunk in chunks)
+    alone = served.chunks(path, {**body, "stream_options": {"continuous_usage_stats": True}})
+    assert not any(chunk.get("usage") for chunk in alone)
+
+
+def test_the_tokenizer_is_described(served: Served):
+    info = served.http.get("/tokenizer_info").json()
+    for name in ("bos", "eos"):
+        spelling, token_id = info[f"{name}_token"], info[f"{name}_token_id"]
+        assert served.answer("/detokenize", {"tokens": [token_id]}) == {"prompt": spelling}
+        assert spelled(served.tokenizer, spelling) == [token_id]
+    assert info["model_max_length"] == 4096
+    assert info["vocab_size"] == served.tokenizer.vocab_size
+    check_error(served.post("/detokenize", {"tokens": [info["vocab_size"]]}), 400)
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"chat_template_kwargs": {"thinking": True}},
+        {"chat_template_kwargs": {"enable_thinking": True}},
+        {"thinking": {"type": "enabled"}},
+        {"reasoning_effort": "high"},
+    ],
+    ids=str,
+)
+def test_a_chat_is_tokenized_as_it_would_be_answered(served: Served, switch: dict[str, Any]):
+    told = served.answer("/tokenize", {"messages": CHAT["messages"], **switch})["tokens"]
+    body = {**CHAT, **switch, "return_token_ids": True}
+    assert served.answer(CHATS, body)["prompt_token_ids"] == told
+    assert served.answer("/tokenize", {"messages": CHAT["messages"]})["tokens"] != told
+
+
+def test_load_counts_what_is_under_way(served: Served):
+    served.until(lambda: served.engine.open_sequences == 0)  # the tests before have ended
+    says(served, "x" * 4000, pause_s=0.002)
+    body = {**TEXT, "max_tokens": 4000, "n": 3, "stream": True}
+    with served.http.stream("POST", TEXTS, json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        load = served.http.get("/load").json()
+    assert (load["server_load"], load["max_server_load"]) == (3, 64)
+    assert load["wait_s"] >= 0.0
+    served.until(lambda: served.engine.open_sequences == 0)
+
+
+def test_health_may_ask_for_a_token(served: Served, monkeypatch: pytest.MonkeyPatch):
+    assert served.http.get("/health").status_code == 200
+    assert not any(actor.submits for actor in served.actors)
+    assert served.http.get("/health?generate=1").status_code == 200
+    assert sum(len(actor.submits) for actor in served.actors) == 1
+    says(served, "x", fail=True)
+    check_error(served.http.get("/health?generate=1"), 500)
+    assert served.http.get("/health").status_code == 200
+    says(served, "x", fail=False, mute=True)
+    monkeypatch.setattr("ingress.probe.PATIENCE_S", 0.05)
+    check_error(served.http.get("/health?generate=true"), 504)
+    check_error(served.http.get("/health?generate=perhaps"), 400)
