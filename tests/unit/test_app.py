@@ -102,7 +102,7 @@ def served(served_once: Served) -> Iterator[Served]:
     yield served_once
     for actor in served_once.actors:
         actor.next_id, actor.tokens_per_event, actor.pause_s = hashed, 1, 0.0
-        actor.drop_after, actor.fail, actor.mute = None, False, False
+        actor.drop_after, actor.fail, actor.mute, actor.refuse = None, False, False, False
         actor.cancelled.clear()
         actor.submits.clear()
 
@@ -298,6 +298,25 @@ def test_an_error_after_the_start_is_an_event_and_the_stream_still_ends(served: 
 def test_a_failure_before_the_first_token_of_a_stream_has_a_status_of_its_own(served: Served):
     says(served, "x", fail=True)
     check_error(served.post("/v1/chat/completions", {**CHAT, "stream": True}), 500)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_that_is_refused_after_another_has_spoken_is_served_all_the_same(
+    served: Served, stream: bool
+):
+    body = {**TEXT, "n": 3, "seed": 5, "return_token_ids": True}
+    expected = [choice["token_ids"] for choice in served.answer("/v1/completions", body)["choices"]]
+    for actor in served.actors:
+        actor.refuse = True
+    said: list[list[int]] = [[], [], []]
+    told = served.chunks("/v1/completions", body) if stream else [served.answer("/v1/completions", body)]
+    for choice in (choice for part in told for choice in part["choices"]):
+        said[choice["index"]] += choice.get("token_ids", [])
+    assert said == expected
+    refused = [
+        submit for actor in served.actors for submit in actor.submits if not submit.terms["is_promised"]
+    ]
+    assert len(refused) == 2  # choice 0 of both
 
 
 def test_more_sequences_than_the_door_takes_are_refused_with_a_time_to_retry(served: Served):

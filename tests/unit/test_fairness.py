@@ -259,6 +259,17 @@ def test_time_in_which_nobody_waits_is_not_charged_to_whoever_left() -> None:
     assert shop.scheduler.refusal(terms) is None
 
 
+def test_places_that_are_taken_for_a_moment_are_not_a_wait_for_ever() -> None:
+    shop = Shop(200, SchedulerLimits(max_sequences=1, chunk_tokens=64))
+    shop.add(64, 500)
+    shop.step()
+    shop.add(64, 1)
+    for _ in range(10):
+        shop.step()
+    assert shop.scheduler.refusal(Terms(max_wait_s=60.0)) is None
+    assert 0 < shop.scheduler.wait_s() <= shop.now_s
+
+
 def test_tokens_that_the_cache_holds_are_not_ahead_of_anybody() -> None:
     shop, terms = Shop(600, SchedulerLimits(), prefix_cache=True), Terms(max_wait_s=60.0)
     first = shop.add(4000, 1, terms)
