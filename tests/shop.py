@@ -56,12 +56,14 @@ class Shop:
         )
         self.live.append(sequence)
         self.scheduler.add(sequence, self.now_s)
+        self._check_totals()
         return sequence
 
     def cancel(self, sequence: Sequence) -> None:
         self.live.remove(sequence)
         self.scheduler.remove(sequence)
         assert sequence.pages == []
+        self._check_totals()
 
     def step(self) -> list[Work]:
         decoding = [sequence for sequence in self.scheduler.running if sequence.is_decoding]
@@ -80,6 +82,7 @@ class Shop:
                 self.cancel(work.sequence)
                 self.finished[work.sequence.request_id] = reason
         self.now_s += self._step_s + self._token_s * sum(work.num_tokens for work in planned)
+        self._check_totals()
         return planned
 
     def run(self) -> None:
@@ -95,6 +98,16 @@ class Shop:
             left -= 1
         assert self.pool.num_free == self.pool.num_pages
         assert not self.live
+
+    def _check_totals(self) -> None:
+        """What the queue keeps count of is what is left, whatever came between."""
+        queue = self.scheduler._queue
+        left: Counter[tuple[bool, str]] = Counter()
+        for sequence in queue:
+            done = max(sequence.num_computed, 0 if sequence.pages else sequence.num_known)
+            left[sequence.terms.is_batch, sequence.terms.tenant] += len(sequence.tokens) - done
+        assert {key: line.tokens_left for key, line in queue._lines.items()} == left
+        assert queue.tokens_left == left.total()
 
     def _check_pages(self) -> None:
         running, waiting = self.scheduler.running, self.scheduler.waiting
