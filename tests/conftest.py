@@ -7,11 +7,15 @@ import importlib
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+if TYPE_CHECKING:
+    from ingress.tokens import Tokenizer
 
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported, here and in subprocesses
 settings.register_profile("ours", max_examples=50, deadline=None)  # each run draws others
@@ -79,6 +83,17 @@ def transformers() -> ModuleType:
     module.utils.logging.set_verbosity_error()
     module.utils.logging.disable_progress_bar()
     return module
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A token per byte, beside the specials."""
+    from ingress.tokenizer_file import write_byte_tokenizer
+    from ingress.tokens import Tokenizer
+
+    directory = tmp_path_factory.mktemp("tokenizer")
+    write_byte_tokenizer(directory)
+    return Tokenizer.from_file(directory / "tokenizer.json")
 
 
 @pytest.fixture(scope="session")

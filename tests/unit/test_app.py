@@ -22,7 +22,6 @@ from jsonschema import Draft202012Validator
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.limits import Limits
-from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from tests.unit.loopback_engine import (
     TOKEN,
@@ -79,10 +78,7 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    directory = tmp_path_factory.mktemp("tokenizer")
-    write_byte_tokenizer(directory)
-    tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
+def served_once(tokenizer: Tokenizer) -> Iterator[Served]:
     background = Background()
     actors = [LoopbackEngine(actor_id="attention-0"), LoopbackEngine(actor_id="attention-1")]
     places = [background.run(actor.start()) for actor in actors]
@@ -364,9 +360,7 @@ def test_health_ready_version_and_models(served: Served):
     assert check_error(served.http.get("/v1/models/other"), 404)["code"] == "model_not_found"
 
 
-def test_ready_is_false_and_requests_are_refused_without_an_attention_actor(tmp_path: Path):
-    write_byte_tokenizer(tmp_path)
-    tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
+def test_ready_is_false_and_requests_are_refused_without_an_attention_actor(tokenizer: Tokenizer):
     engine = EngineClient([], token=TOKEN, identity="door-1", patience_s=0.05)
     app = create_app(engine=engine, tokenizer=tokenizer, model_name=MODEL, context_tokens=4096)
     background = Background()

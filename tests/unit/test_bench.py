@@ -28,7 +28,6 @@ from bench.step import MARK, STAGES, marked, shares_of
 from bench.timing import Answer, Round, common_prefix, figures, make_prompts
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
-from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from model.sampling import Sampling
 from tests.shoals import generate, local_engine
@@ -65,11 +64,8 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tokenizer: Tokenizer) -> Iterator[Served]:
     """The real application over HTTP, before an engine without a model."""
-    directory = tmp_path_factory.mktemp("tokenizer")
-    write_byte_tokenizer(directory)
-    tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
     background = Background()
     actor = LoopbackEngine()
     engine = EngineClient([background.run(actor.start())], token=TOKEN, identity="door-0", patience_s=5.0)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from actors.admission import Refusal
 from actors.attention import AttentionServer, ViewInbox
@@ -25,7 +24,6 @@ from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.limits import Limits
 from ingress.link import Endpoint
-from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from tests.shoals import CONTEXT, TOKEN, local_engine
 from tests.shop import Shop
@@ -108,13 +106,6 @@ def serving(tiny: Path, tokenizer: Tokenizer, max_queue_s: float) -> Iterator[Bu
     server.stop()
     thread.join(20)
     background.close()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    directory = tmp_path_factory.mktemp("tokenizer")
-    write_byte_tokenizer(directory)
-    return Tokenizer.from_file(directory / "tokenizer.json")
 
 
 def check_refusal(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
