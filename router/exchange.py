@@ -240,8 +240,6 @@ class Exchange:
         view = self._next_view()
         if view is None or view.epoch <= self._view.epoch:
             if start_s < self._forgive_s:
-                if not ticket.waiting:
-                    time.sleep(PARKED_POLL_S)
                 self._receive(ticket)
                 self.counters.parked_s += self._clock() - start_s
                 return

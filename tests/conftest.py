@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported, here and in subprocesses
 settings.register_profile("ours", max_examples=50, deadline=None)  # each run draws others
+settings.register_profile("simulate", max_examples=10_000, deadline=None, print_blob=True)
 settings.load_profile("ours")
 
 
