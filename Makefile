@@ -51,7 +51,7 @@ check: setup-dev
 	$(BIN)/lint-imports --no-cache
 
 simulate: setup-dev
-	$(BIN)/python -m pytest tests/simulation -m "not ray" --hypothesis-profile=simulate $(ARGS)
+	$(BIN)/python -m pytest tests/simulation -m "not ray" --hypothesis-profile=simulate --timeout=3600 $(ARGS)
 
 test: setup-dev
 ifdef ARGS

@@ -60,11 +60,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class FilesTogether(LoadScopeScheduling):
     """A file stays in one process, for its fixtures; so do those that need the same slow imports.
 
+    Not the simulation, whose tests share nothing and may run for minutes (make simulate).
+
     xdist's own groups would say it by marks, but write them where pytest 9.2 no longer looks.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = Path(nodeid.partition("::")[0])
+        if file.stem == "test_simulation":
+            return nodeid
         return "slow imports" if file.stem in SLOW_IMPORTS else str(file)
 
 

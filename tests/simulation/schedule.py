@@ -61,11 +61,8 @@ class Schedule:
 
 def schedules() -> st.SearchStrategy[Schedule]:
     """Most have a few faults at a few messages, some many at many."""
-    delivery = st.builds(
-        Delivery,
-        st.sampled_from([0, 0, 0, 1, 7, 50, 400, 6000]),  # the last is later than anybody waits
-        st.sampled_from([1, 1, 1, 2, 0]),
-    )
+    delays_ms = (0, 0, 0, 1, 7, 50, 400, 6000)  # the last is later than anybody waits
+    delivery = st.sampled_from([Delivery(delay, copies) for copies in (1, 1, 1, 2, 0) for delay in delays_ms])
     fault = st.builds(
         Fault,
         st.integers(0, 40),

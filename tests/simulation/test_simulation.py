@@ -21,8 +21,8 @@ from tests.simulation.schedule import CUT, DIE, Delivery, Fault, Schedule, Shape
 from tests.simulation.world import NOTICE_S
 
 SHAPES = [
-    Shape(experts=2),
-    Shape(experts=3, copies=2, layers=2),
+    Shape(experts=2, layers=2),
+    Shape(experts=3, copies=2),
     Shape(experts=4, copies=3),
 ]
 ANCHORED = Shape(experts=2, anchor=True)

@@ -20,7 +20,7 @@ from tests.simulation.schedule import PROMPT, Delivery, Fault, Schedule, Shape
 if TYPE_CHECKING:
     from tests.simulation.wire import Wire
 
-WIRE_S = 1e-4
+WIRE_S, TURN_S = 1e-4, 3e-4
 NOTICE_S = 0.05  # until a death is known
 LONGEST_DELAY_MS = 400  # to and from an anchor
 
@@ -116,7 +116,7 @@ class World:
         """Let it take a turn with all that will have arrived by then."""
         if not life.is_due:
             life.is_due = True
-            self.at(0.0, lambda: self._take_turn(life))
+            self.at(TURN_S, lambda: self._take_turn(life))
 
     def _take_turn(self, life: Life) -> None:
         life.is_due = False
