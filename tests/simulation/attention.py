@@ -110,7 +110,8 @@ class Attention:
         def watched(ticket: Ticket, event: Returned) -> None:
             asked = ticket.waiting.get(event.key)
             place(ticket, event)
-            if asked is not None and event.key not in ticket.waiting:
+            is_fit = event.rows_PD.shape[1] == HIDDEN  # else it is refused
+            if is_fit and asked is not None and event.key not in ticket.waiting:
                 self._placed_P[asked[1]] += 1
 
         self.exchange._place = watched

@@ -33,13 +33,16 @@ def answers(layer: int, rows_RD: Tensor, row_P: Ints, expert_P: Ints) -> Tensor:
 
 
 class MadeUpExperts:
-    """In place of actors.expert.HeldExperts. `held` may change."""
+    """In place of actors.expert.HeldExperts. What it holds may change, and the width of what it answers."""
 
     shard = SimpleNamespace(dtype=torch.float32)
-    forward = staticmethod(answers)
 
     def __init__(self, held: Iterable[int]) -> None:
         self.held = frozenset(held)
+        self.times_as_wide = 1
+
+    def forward(self, layer: int, rows_RD: Tensor, row_P: Ints, expert_P: Ints) -> Tensor:
+        return answers(layer, rows_RD, row_P, expert_P).repeat(1, self.times_as_wide)
 
     def holds(self, expert_P: Ints) -> bool:
         return self.held.issuperset(expert_P.tolist())

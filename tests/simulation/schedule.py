@@ -15,9 +15,10 @@ DOUBT = "doubt"  # the controller replaces one that lives, which goes on answeri
 CUT = "cut"  # every connection to it is lost, nothing else
 HOLD = "hold"  # nothing reaches it or comes from it for `seconds`: a partition, or a process that is stopped
 REFUSE = "refuse"  # it does not hold for `seconds` what the view says
+SPOIL = "spoil"  # its answers have another shape for `seconds`
 AWAY = "away"  # the controller says nothing for `seconds`
 OTHERS = "others"  # every other attention actor that is at rest computes a step first
-KINDS = (DIE, DOUBT, CUT, HOLD, REFUSE, AWAY, OTHERS)
+KINDS = (DIE, DOUBT, CUT, HOLD, REFUSE, SPOIL, AWAY, OTHERS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

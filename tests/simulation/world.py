@@ -54,6 +54,7 @@ class World:
             faults.CUT: self._cut,
             faults.HOLD: self._hold,
             faults.REFUSE: self._refuse,
+            faults.SPOIL: self._spoil,
             faults.AWAY: self._away,
             faults.OTHERS: self._others,
         }
@@ -147,7 +148,7 @@ class World:
             self.at(self._away_until_s - self.now_s, self._publish)
             return
         self._epoch += 1
-        view = self.view()
+        view = View.from_bytes(self.view().to_bytes())
         for wire in self.wires:
             self.send(None, lambda wire=wire: wire.put_view(view))
 
@@ -208,6 +209,13 @@ class World:
 
         life.experts.held = frozenset()
         self.trouble(fault.seconds, hold_again)
+
+    def _spoil(self, fault: Fault, life: Life) -> None:
+        def mend() -> None:
+            life.experts.times_as_wide = 1
+
+        life.experts.times_as_wide = 2
+        self.trouble(fault.seconds, mend)
 
     def _away(self, fault: Fault, life: Life) -> None:
         self._away_until_s = max(self._away_until_s, self.now_s + fault.seconds)
