@@ -67,7 +67,7 @@ class Attention:
         self._started_s = 0.0
         self.exchange = exchange_type(
             self.wire,
-            world.view(),
+            world.controller.view(),
             next_view=self._views.newest,
             should_stop=self._has_waited_too_long,
             answer_timeout_s=ANSWER_S,
@@ -148,6 +148,8 @@ def check_history(actor: Attention, world: World) -> None:
     assert len(set(keys)) == len(keys), "a name was used twice"
     epochs = [key.epoch for key in keys]
     assert epochs == sorted(epochs), "back to an older view"
-    assert actor.exchange.view.epoch == world.view().epoch == epochs[-1], "an old epoch is not retired"
-    newest = set(world.view().actors)
+    assert actor.exchange.view.epoch == world.controller.view().epoch == epochs[-1], (
+        "an old epoch is not retired"
+    )
+    newest = set(world.controller.view().actors)
     assert {life for life, parcel in actor.wire.posted if parcel.key.epoch == epochs[-1]} <= newest

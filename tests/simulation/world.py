@@ -1,8 +1,6 @@
-"""Time, faults and the controller of the simulation.
+"""Time, messages and faults of the simulation.
 
-Things happen in order of a fake clock; nothing happens unless somebody lets time pass. The controller decides
-as cluster/controller.py does: a newer view whenever the set of lives that serve has changed. Knows nothing of
-sums.
+Things happen in order of a fake clock; nothing happens unless somebody lets time pass. Knows nothing of sums.
 """
 
 from __future__ import annotations
@@ -12,9 +10,10 @@ from collections.abc import Callable
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
-from router.view import ActorId, ExpertActor, View, even_placement, make_view
+from router.view import ActorId, ExpertActor, even_placement
 from tests.simulation import schedule as faults
-from tests.simulation.experts import FIRST_LAYER, NUM_EXPERTS, Life
+from tests.simulation.controller import Controller
+from tests.simulation.experts import NUM_EXPERTS, Life
 from tests.simulation.schedule import PROMPT, Delivery, Fault, Schedule, Shape
 
 if TYPE_CHECKING:
@@ -40,14 +39,12 @@ class World:
         self._deliveries = schedule.deliveries
         self._faults = sorted(schedule.faults, key=lambda fault: fault.at)
         placement = even_placement(NUM_EXPERTS, shape.experts, shape.copies)
-        self._held = {ActorId(f"expert-{number}"): held for number, held in enumerate(placement)}
+        self.held = {ActorId(f"expert-{number}"): held for number, held in enumerate(placement)}
         if shape.anchor:
-            self._held[ActorId("anchor")] = tuple(range(NUM_EXPERTS))
-        self.lives = {name: self._begin(name, 1) for name in self._held}
+            self.held[ActorId("anchor")] = tuple(range(NUM_EXPERTS))
+        self.lives = {name: self._begin(name, 1) for name in self.held}
         self._zombies: dict[ExpertActor, Life] = {}
-        self._serving = dict(self.lives)
-        self._epoch = 1
-        self._away_until_s = 0.0
+        self.controller = Controller(self)
         self._deeds: dict[str, Callable[[Fault, Life], None]] = {
             faults.DIE: self._die,
             faults.DOUBT: self._doubt,
@@ -131,42 +128,16 @@ class World:
         found = life if life.actor == actor else self._zombies.get(actor)
         return found if found is not None and found.is_alive else None
 
-    # The controller
-
-    def view(self) -> View:
-        return make_view(
-            self._epoch,
-            [life.actor for life in self._serving.values()],
-            {name: self._held[name] for name in self._serving},
-            num_experts=NUM_EXPERTS,
-            first_layer=FIRST_LAYER,
-            num_layers=self.shape.layers,
-        )
-
-    def _publish(self) -> None:
-        if self.now_s < self._away_until_s:
-            self.at(self._away_until_s - self.now_s, self._publish)
-            return
-        self._epoch += 1
-        view = View.from_bytes(self.view().to_bytes())
-        for wire in self.wires:
-            self.send(None, lambda wire=wire: wire.put_view(view))
+    def next_life(self, life: Life) -> Life:
+        """Its successor; the old one goes on, if it lives, for those who know no other."""
+        name = life.actor.actor_id
+        self._zombies[life.actor] = life
+        self.lives[name] = self._begin(name, life.actor.incarnation + 1)
+        return self.lives[name]
 
     def _begin(self, name: ActorId, incarnation: int) -> Life:
         actor = ExpertActor(actor_id=name, incarnation=incarnation, host="simulated", port=incarnation)
-        return Life(actor, self._held[name], self.shape.layers)
-
-    def _replace(self, life: Life, seconds: float) -> None:
-        name = life.actor.actor_id
-        del self._serving[name]
-        self._publish()
-
-        def serve() -> None:
-            self._zombies[life.actor] = life
-            self.lives[name] = self._serving[name] = self._begin(name, life.actor.incarnation + 1)
-            self._publish()
-
-        self.trouble(seconds, serve)
+        return Life(actor, self.held[name], self.shape.layers)
 
     # Faults
 
@@ -181,15 +152,10 @@ class World:
             return
         life.is_alive = False
         self._cut(fault, life)
-        if life.actor.actor_id in self._serving:
-            self.trouble(NOTICE_S, lambda: self._notice(life, fault.seconds))
-
-    def _notice(self, life: Life, seconds: float) -> None:
-        if self._serving.get(life.actor.actor_id) is life:
-            self._replace(life, seconds)
+        self.trouble(NOTICE_S, lambda: self.controller.replace(life, fault.seconds))
 
     def _doubt(self, fault: Fault, life: Life) -> None:
-        self._notice(life, fault.seconds)
+        self.controller.replace(life, fault.seconds)
 
     def _cut(self, fault: Fault, life: Life) -> None:
         for wire in self.wires:
@@ -205,7 +171,7 @@ class World:
 
     def _refuse(self, fault: Fault, life: Life) -> None:
         def hold_again() -> None:
-            life.experts.held = frozenset(self._held[life.actor.actor_id])
+            life.experts.held = frozenset(self.held[life.actor.actor_id])
 
         life.experts.held = frozenset()
         self.trouble(fault.seconds, hold_again)
@@ -218,8 +184,7 @@ class World:
         self.trouble(fault.seconds, mend)
 
     def _away(self, fault: Fault, life: Life) -> None:
-        self._away_until_s = max(self._away_until_s, self.now_s + fault.seconds)
-        self.trouble(fault.seconds, lambda: None)
+        self.controller.leave(fault.seconds)
 
     def _others(self, fault: Fault, life: Life) -> None:
         self.at(0.0, self.others)
