@@ -1,7 +1,7 @@
 """The controller of the simulation.
 
-Decides as cluster/controller.py does: a newer view, numbered by the next epoch, whenever the set of lives that
-serve has changed. Knows nothing of what befell a life.
+Decides as cluster/controller.py does: a newer view, of the next epoch, whenever the set of lives that serve
+has changed. Knows nothing of what befell a life.
 """
 
 from __future__ import annotations
