@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup setup-dev serve check test bench soak train evaluate report clean
+.PHONY: help setup setup-dev serve check simulate test bench soak train evaluate report clean
 
 help:
 	@echo "make setup     install what serving needs into $(VENV)"
 	@echo "make serve     serve the embedded model on http://127.0.0.1:8000"
 	@echo "make check     ruff, mypy strict, import floors"
 	@echo "make test      every test that this machine can run"
+	@echo "make simulate  10,000 schedules of faults; one of them again: ARGS=--hypothesis-seed=N"
 	@echo "make bench     tokens/s, TTFT and TPOT beside transformers"
 	@echo "make soak      ten minutes at twice what it can serve: refusals, queue, memory"
 	@echo "make train     train the embedded model again (a GPU, minutes); overwrites demo/checkpoint"
@@ -48,6 +49,9 @@ check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+simulate: setup-dev
+	$(BIN)/python -m pytest tests/simulation -m "not ray" --hypothesis-profile=simulate --timeout=3600 $(ARGS)
 
 test: setup-dev
 ifdef ARGS

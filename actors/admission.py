@@ -41,9 +41,11 @@ class Rate:
 
     def seconds_for(self, num_tokens: float) -> float:
         """How long they will take; 0 before anything was measured."""
-        if not num_tokens or not self._seconds:
+        if not num_tokens:
             return 0.0
-        return min(LONGEST_WAIT_S, num_tokens * self._seconds / max(self._tokens, 1e-9))
+        if not self._tokens:
+            return self._seconds  # every place is taken, so far: as long again
+        return min(LONGEST_WAIT_S, num_tokens * self._seconds / self._tokens)
 
 
 class Admission:

@@ -25,6 +25,7 @@ from actors.messages import (
     TokenEvent,
     end_event,
     pack_events,
+    taken_event,
 )
 from router.exchange import StepAbandoned
 from router.listener import Arrival, Listener, Peer
@@ -103,7 +104,7 @@ class AttentionServer:
         return self._engine.stats()
 
     def _listen(self, timeout_s: float) -> None:
-        """Take submissions and cancellations; answer those that end at once."""
+        """Take submissions and cancellations, and say which are let in and which have ended."""
         at_once: OwnedEvents = defaultdict(list)
         for arrival in self._listener.poll(timeout_s):
             event = self._take(arrival)
@@ -134,7 +135,9 @@ class AttentionServer:
         except (BadFrame, ValueError) as error:
             return end_event(message.request_id, message.num_emitted, FINISH_ERROR, str(error))
         prompt, emitted = ids[: message.num_prompt], ids[message.num_prompt :]
-        return self._engine.submit(peer, message.request_id, prompt, emitted, sampling, terms, self._clock())
+        name, now_s = message.request_id, self._clock()
+        ended = self._engine.submit(peer, name, prompt, emitted, sampling, terms, now_s)
+        return ended or taken_event(name, message.num_emitted)
 
     def _tell(self, events: dict[Hashable, list[TokenEvent]]) -> None:
         """One frame per ingress."""

@@ -156,6 +156,7 @@ class Engine:
         if sequence is None:
             return None
         self._end(sequence)
+        self._note_queue()
         return end_event(request_id, sequence.num_emitted, FINISH_CANCELLED)
 
     def disown(self, owner: Hashable) -> int:
@@ -163,6 +164,7 @@ class Engine:
         gone = [sequence for (of, _), sequence in self._sequences.items() if of == owner]
         for sequence in gone:
             self._end(sequence)
+        self._note_queue()
         return len(gone)
 
     def expire(self, now_s: float) -> OwnedEvents:
@@ -171,6 +173,8 @@ class Engine:
         for sequence, refusal in self._scheduler.overdue(now_s):
             self._end(sequence)
             events[sequence.owner].append(self._refused(sequence.request_id, sequence.num_emitted, refusal))
+        if events:
+            self._note_queue()
         return events
 
     def step(self, now_s: float = 0.0) -> OwnedEvents:
@@ -190,6 +194,7 @@ class Engine:
             self._publish(sequence)
             if sequence.finish is not None:
                 self._end(sequence)
+        self._note_queue()
         return events
 
     def _settle(self, planned: list[Work], logits: Tensor) -> OwnedEvents:
@@ -280,6 +285,5 @@ class Engine:
 
     def _end(self, sequence: LiveSequence) -> None:
         self._scheduler.remove(sequence)
-        self._note_queue()
         del self._sequences[sequence.owner, sequence.request_id]
         self.counters.finished += 1

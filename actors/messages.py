@@ -85,6 +85,7 @@ class TokenEvent:
     logprobs: one per token id, when asked for. top: per token, (token id, logprob) pairs, likeliest first.
     num_cached: with the first token, how many tokens of the prompt were not computed for it.
     finish: None while the sequence lives, else one of FINISH_*; exactly one event of a sequence carries it.
+    The first event of a sequence that is let in says only that it is: it has neither tokens nor a finish.
     """
 
     KIND: ClassVar[str] = "token"
@@ -97,6 +98,11 @@ class TokenEvent:
     finish: str | None = None
     error: str | None = None
     retry_after_s: float | None = None
+
+
+def taken_event(request_id: str, first: int) -> TokenEvent:
+    """The sequence is let in; `first`: how many tokens were emitted before."""
+    return TokenEvent(request_id=request_id, first=first, token_ids=())
 
 
 def end_event(

@@ -27,31 +27,37 @@ class FairQueue:
         self._lines: dict[LineKey, _Line] = {}
         self._classes: Shares[bool] = Shares()
         self._tenants: dict[bool, Shares[str]] = {is_batch: Shares() for is_batch in WEIGHTS}
-        self._members: set[Sequence] = set()
+        self._left: dict[Sequence, int] = {}  # tokens of its prompt that `tokens_left` counts
+        self.tokens_left = 0  # prompt tokens to be computed
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._left)
 
     def __iter__(self) -> Iterator[Sequence]:
         """Line by line, oldest first."""
         return (sequence for line in self._lines.values() for sequence in line.sequences)
 
     def add(self, sequence: Sequence) -> None:
-        """Let it have its place by age; nothing happens if it is there already."""
-        if sequence in self._members:
-            return
-        self._members.add(sequence)
-        key = _key(sequence.terms)
-        if key not in self._lines:
-            self._lines[key] = _Line()
-            self._join(key)
-        insort(self._lines[key].sequences, sequence, key=lambda one: one.ticket)
+        """Let it have its place by age, which it keeps if it is there already."""
+        if sequence not in self._left:
+            self._left[sequence] = 0
+            key = _key(sequence.terms)
+            if key not in self._lines:
+                self._lines[key] = _Line()
+                self._join(key)
+            insort(self._lines[key].sequences, sequence, key=lambda one: one.ticket)
+        self.recount(sequence)
+
+    def recount(self, sequence: Sequence) -> None:
+        """It has begun, or begins again: what is left of its prompt is another number."""
+        self._count(sequence, _tokens_left(sequence))
 
     def discard(self, sequence: Sequence) -> None:
         """It has no prompt left, or is gone; nothing happens if it is not here."""
-        if sequence not in self._members:
+        if sequence not in self._left:
             return
-        self._members.remove(sequence)
+        self._count(sequence, 0)
+        del self._left[sequence]
         key = _key(sequence.terms)
         line = self._lines[key]
         line.sequences.remove(sequence)
@@ -70,6 +76,7 @@ class FairQueue:
 
     def serve(self, sequence: Sequence, num_tokens: int) -> None:
         """It had its turn: num_tokens of its prompt are computed."""
+        self._count(sequence, self._left[sequence] - num_tokens)
         self._lines[_key(sequence.terms)].note(sequence)
         self.charge(sequence, num_tokens)
 
@@ -87,11 +94,6 @@ class FairQueue:
         classes = sum(WEIGHTS[one] for one in WEIGHTS if one == is_batch or one in self._classes)
         return min(self.tokens_left, own * tenants * classes / WEIGHTS[is_batch])
 
-    @property
-    def tokens_left(self) -> int:
-        """Prompt tokens to be computed."""
-        return sum(line.tokens_left for line in self._lines.values())
-
     def num_of(self, terms: Terms) -> int:
         """Sequences of this class and tenant."""
         line = self._lines.get(_key(terms))
@@ -100,6 +102,12 @@ class FairQueue:
     @property
     def num_lines(self) -> int:
         return len(self._lines)
+
+    def _count(self, sequence: Sequence, left: int) -> None:
+        change = left - self._left[sequence]
+        self._left[sequence] = left
+        self._lines[_key(sequence.terms)].tokens_left += change
+        self.tokens_left += change
 
     def _join(self, key: LineKey) -> None:
         is_batch, tenant = key
@@ -119,11 +127,8 @@ class _Line:
 
     def __init__(self) -> None:
         self.sequences: list[Sequence] = []
+        self.tokens_left = 0
         self._is_oldest_due = True
-
-    @property
-    def tokens_left(self) -> int:
-        return sum(map(_tokens_left, self.sequences))
 
     def next(self, may_go: Callable[[Sequence], bool]) -> Sequence | None:
         ready = filter(may_go, self.sequences)

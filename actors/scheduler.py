@@ -185,6 +185,7 @@ class Scheduler:
             self._prefixes.begin(sequence, shared)
         sequence.pages += self._pool.take(missing)
         self.running.append(sequence)
+        self._queue.recount(sequence)
         return True
 
     def _pages_of(self, sequence: Sequence) -> tuple[list[int], int]:

@@ -45,6 +45,8 @@ SAMPLE_S = 2.0
 PATIENCE_S = 600.0
 FLAT = 0.02
 TOLD = re.compile(r"try again in (\d+) s$")
+STATUS_OF = {"rate_limit_exceeded": 429, "overloaded": 503, "deadline_exceeded": 504}  # by an error's code
+MAX_SHOWN = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +132,7 @@ async def _soak(
         model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
 
         async def one() -> Outcome:
-            return await _request(client, *_made_up(model, generator))
+            return await request(client, *_made_up(model, generator))
 
         capacity = await _closed_loop(one, calibrate_s)
         watch = Watch()
@@ -197,32 +199,22 @@ def _made_up(model: str, generator: random.Random) -> tuple[dict[str, Any], str]
     return body, generator.choice(KEYS)
 
 
-async def _request(client: httpx.AsyncClient, body: dict[str, Any], key: str) -> Outcome:
+async def request(client: httpx.AsyncClient, body: dict[str, Any], key: str) -> Outcome:
+    """Ask, and read the answer to its end, whichever that is."""
     start_s, num_tokens = time.monotonic(), 0
     status, headers, error = 0, httpx.Headers(), None
-    wanted: int = body["max_tokens"]
     try:
         async with client.stream(
             "POST", "/v1/completions", json=body, headers={"authorization": f"Bearer {key}"}
         ) as response:
             status, headers = response.status_code, response.headers
-            buffer, is_whole = bytearray(), False
             if status != httpx.codes.OK:
-                error = json.loads(await response.aread())["error"]["message"]
+                error = _message_in(await response.aread()) or f"HTTP {status}: {response.text[:MAX_SHOWN]}"
             else:
-                async for part in response.aiter_raw():
-                    buffer += part
-                    for data in events_in(buffer):
-                        is_whole = data == DONE
-                        event = {} if is_whole else json.loads(data)
-                        num_tokens += sum(len(c.get("token_ids", ())) for c in event.get("choices", ()))
-                        error = event["error"]["message"] if "error" in event else error
-                error = error or (None if is_whole else "the stream broke off")
+                num_tokens, status, error = await _read_stream(response)
     except httpx.HTTPError as failure:
         error = f"{type(failure).__name__}: {failure}"
     told = TOLD.search(error or "")
-    if told and status == httpx.codes.OK:
-        status = 503  # refused after the stream had begun with keep-alives
     retry_after = headers.get("retry-after") or (told.group(1) if told else None)
     return Outcome(
         status=status,
@@ -230,10 +222,34 @@ async def _request(client: httpx.AsyncClient, body: dict[str, Any], key: str) ->
         is_batch="service_tier" in body,
         seconds=time.monotonic() - start_s,
         num_tokens=num_tokens,
-        wanted_tokens=wanted,
+        wanted_tokens=body["max_tokens"],
         retry_after_s=int(retry_after) if retry_after else None,
         error=error,
     )
+
+
+async def _read_stream(response: httpx.Response) -> tuple[int, int, str | None]:
+    """(tokens, status, error); an error that came after keep-alives has the status that it would have had."""
+    num_tokens, failure, is_whole, buffer = 0, None, False, bytearray()
+    async for part in response.aiter_raw():
+        buffer += part
+        for data in events_in(buffer):
+            is_whole = data == DONE
+            event = {} if is_whole else json.loads(data)
+            num_tokens += sum(len(choice.get("token_ids", ())) for choice in event.get("choices", ()))
+            failure = event.get("error", failure)
+    if failure is not None:
+        return num_tokens, STATUS_OF.get(failure["code"], response.status_code), failure["message"]
+    return num_tokens, response.status_code, None if is_whole else "the stream broke off"
+
+
+def _message_in(body: bytes) -> str | None:
+    """The words of an error of ours; None if it is somebody else's, such as a proxy's page."""
+    try:
+        message = json.loads(body)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(message)
 
 
 def _untold(one: Outcome) -> bool:

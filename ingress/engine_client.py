@@ -4,7 +4,7 @@ A sequence goes to the actor that has seen the beginning of its prompt, or to th
 is lost, its journal goes to another, and whoever consumes the events sees no gap and no duplicate. Knows
 nothing of text or HTTP. One engine belongs to one event loop.
 
-Errors: Overloaded, DeadlineExceeded, EngineError (ingress/errors.py).
+Errors: Overloaded, EngineError (ingress/errors.py).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from actors.messages import (
     FINISH_OVERLOADED,
     Terms,
     TokenEvent,
+    end_event,
 )
 from ingress.affinity import Affinity, Mark, marks_of
-from ingress.errors import DeadlineExceeded, EngineError, Overloaded
+from ingress.errors import EngineError, Overloaded
 from ingress.journal import Journal, JournalError
 from ingress.link import AttentionLink, Credentials, Endpoint, Feed, LinkLost
 from model.sampling import Sampling
@@ -124,8 +125,8 @@ class EngineClient:
     ) -> AsyncGenerator[TokenEvent, None]:
         """The events of one sequence, the last one with `finish`; closing the generator cancels the sequence.
 
-        Raises Overloaded if no actor can be reached or the actor refuses, DeadlineExceeded if the deadline
-        passes before the first token (later it is a finish), EngineError if actor after actor is lost.
+        A deadline that passes is a finish, also before the first token. Raises Overloaded if no actor can be
+        reached or the actor refuses, EngineError if actor after actor is lost.
         """
         self.start()
         call = call or Call()
@@ -138,11 +139,7 @@ class EngineClient:
                         raise _refused(event)
                     yield event
         except TimeoutError:
-            if not journal.emitted:
-                raise DeadlineExceeded(
-                    "the deadline passed before the first token", retry_after_s=self.wait_s
-                ) from None
-            yield _cut_short(journal)
+            yield end_event(request_id, len(journal.emitted), FINISH_DEADLINE)
         finally:
             self._open_sequences -= 1
 
@@ -193,13 +190,6 @@ class EngineClient:
 def _refused(event: TokenEvent) -> Overloaded:
     assert event.finish in REFUSALS and event.error is not None, "asked before"
     return Overloaded(event.error, retry_after_s=event.retry_after_s or 0.0, status=REFUSALS[event.finish])
-
-
-def _cut_short(journal: Journal) -> TokenEvent:
-    """The end of a sequence whose time is up."""
-    return TokenEvent(
-        request_id=journal.request_id, first=len(journal.emitted), token_ids=(), finish=FINISH_DEADLINE
-    )
 
 
 async def _follow(

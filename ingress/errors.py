@@ -12,7 +12,7 @@ raise.
         RequestTimeout          408
         BodyTooLarge            413
         UnsupportedMediaType    415
-        Overloaded              429 or 503, says when to try again
+        Overloaded              429 rate_limit_exceeded or 503 overloaded, says when to try again
             DeadlineExceeded    504 deadline_exceeded
         EngineError             500 server_error
 """
@@ -124,7 +124,9 @@ class Overloaded(RequestError):  # noqa: N818
 
     def __init__(self, message: str, *, retry_after_s: float, status: int = 503) -> None:
         self.retry_after_s = max(1, math.ceil(retry_after_s))
-        super().__init__(f"{message}; try again in {self.retry_after_s} s")
+        # A code of its own: in a stream that has begun there is no status to tell it by, either.
+        code = "rate_limit_exceeded" if status == 429 else None
+        super().__init__(f"{message}; try again in {self.retry_after_s} s", code=code)
         self._status = status
 
     @property

@@ -2,7 +2,8 @@
 
 Runs one sequence per choice and merges what they add. Knows nothing of JSON or HTTP.
 
-Errors: whatever a sequence raises, EngineError where it ends badly.
+Errors: whatever a sequence raises, DeadlineExceeded where no choice has spoken in time, EngineError where one
+ends badly.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from actors.messages import FINISH_DEADLINE, FINISH_LENGTH, FINISH_STOP
+from actors.messages import FINISH_DEADLINE, FINISH_LENGTH, FINISH_STOP, Terms, TokenEvent
 from ingress.engine_client import Call, EngineClient
-from ingress.errors import EngineError
+from ingress.errors import DeadlineExceeded, EngineError, Overloaded
 from ingress.order import Order
 from ingress.output import Delta, Output
 from ingress.tokens import Tokenizer
@@ -38,6 +39,7 @@ class Generation:
         self._added: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._num_open = len(order.samplings)
+        self._has_spoken = False  # from then on the request is served whole
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._make(choice)) for choice in range(self._num_open)]
@@ -70,19 +72,40 @@ class Generation:
             self._added.put_nowait(error)
 
     async def _run_sequence(self, choice: int) -> None:
+        """A request is refused as a whole or not at all: its first sequence asks for all."""
+        terms = replace(self._call.terms, num_together=len(self._order.samplings))
+        promised = replace(terms, is_promised=True)
+        if choice:
+            await self._follow(choice, promised)
+            return
+        try:
+            await self._follow(choice, terms)
+        except Overloaded:
+            if not self._has_spoken:
+                raise
+            await self._follow(choice, promised)  # the others were quicker than its refusal
+
+    async def _follow(self, choice: int, terms: Terms) -> None:
         output = Output(choice, self._tokenizer, self._order.output)
         sequence_id = f"{self._answer_id}-{choice}"
         prompt_ids, sampling = self._order.prompt_of(choice), self._order.samplings[choice]
-        # A request is refused as a whole or not at all: its first sequence asks for all.
-        terms = replace(self._call.terms, is_promised=choice > 0, num_together=len(self._order.samplings))
         call = replace(self._call, terms=terms)
         async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling, call)) as events:
             async for event in events:
-                if event.finish not in (None, FINISH_STOP, FINISH_LENGTH, FINISH_DEADLINE):
-                    logger.error("sequence %s ended with %s: %s", sequence_id, event.finish, event.error)
-                    raise EngineError("the engine could not finish this request")
+                self._check(event)
                 delta = output.push(event)
                 self._added.put_nowait(delta)
                 if delta.finish is not None:
                     return
         raise AssertionError(f"the engine left {sequence_id} without an end")
+
+    def _check(self, event: TokenEvent) -> None:
+        """Whether it may be shown. A deadline cuts a request short that has spoken, else it was too late."""
+        self._has_spoken |= bool(event.token_ids)
+        if event.finish == FINISH_DEADLINE and not self._has_spoken:
+            raise DeadlineExceeded(
+                "the deadline passed before the first token", retry_after_s=self._engine.wait_s
+            )
+        if event.finish not in (None, FINISH_STOP, FINISH_LENGTH, FINISH_DEADLINE):
+            logger.error("sequence %s ended with %s: %s", event.request_id, event.finish, event.error)
+            raise EngineError("the engine could not finish this request")

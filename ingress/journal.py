@@ -34,6 +34,7 @@ class Journal:
         self.logprobs: list[float] = []
         self.finish: str | None = None
         self.attempt = 0
+        self._was_taken = False
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -48,12 +49,12 @@ class Journal:
     def resume(self) -> tuple[Submit, bytes]:
         """What makes an attention actor go on after the last known token; a new attempt.
 
-        The first may be refused; a sequence that an actor was lost with is never.
+        It may be refused until an actor has taken it; one that lost its actor is never.
         """
         assert self.finish is None, f"{self.request_id} has ended ({self.finish}): nothing to resume"
         self.attempt += 1
         ids = self.token_ids
-        terms = dataclasses.replace(self.terms, is_promised=self.terms.is_promised or self.attempt > 1)
+        terms = dataclasses.replace(self.terms, is_promised=self.terms.is_promised or self._was_taken)
         submit = Submit(
             request_id=self.wire_id,
             num_prompt=len(self.prompt_ids),
@@ -64,7 +65,8 @@ class Journal:
         return submit, struct.pack(f"<{len(ids)}i", *ids)
 
     def accept(self, event: TokenEvent) -> TokenEvent | None:
-        """The part of `event` that is news, or None. Raises JournalError, and then has noted nothing."""
+        """The part of `event` that is news, or None. Raises JournalError, and then has noted no token."""
+        self._was_taken = True  # by whoever speaks of it
         known = len(self.emitted) - event.first
         if known >= len(event.token_ids) and event.finish is None:
             return None  # a duplicate, however late

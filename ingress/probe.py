@@ -11,9 +11,9 @@ import asyncio
 import secrets
 from contextlib import aclosing
 
-from actors.messages import FINISH_LENGTH, Sampling
+from actors.messages import FINISH_DEADLINE, FINISH_LENGTH, Sampling
 from ingress.engine_client import Call, EngineClient
-from ingress.errors import EngineError
+from ingress.errors import DeadlineExceeded, EngineError
 
 PATIENCE_S = 10.0
 PROMPT = (0,)  # every vocabulary has a first token
@@ -26,5 +26,7 @@ async def one_token(engine: EngineClient) -> None:
     name = f"health-{secrets.token_hex(16)}"
     async with aclosing(engine.generate(name, PROMPT, sampling, call)) as events:
         async for event in events:
+            if event.finish == FINISH_DEADLINE:
+                raise DeadlineExceeded("no token came in time", retry_after_s=engine.wait_s)
             if event.finish not in (None, FINISH_LENGTH):
                 raise EngineError("the engine made no token")

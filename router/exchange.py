@@ -145,7 +145,8 @@ class Exchange:
             if actor == NO_ACTOR:
                 if not len(ticket.parked_P):
                     self._forgive_s = self._clock() + FORGIVE_S
-                ticket.parked_P = np.concatenate([ticket.parked_P, own])
+                # In order, whatever was parked first: an answer to all pairs is taken as a whole.
+                ticket.parked_P = np.sort(np.concatenate([ticket.parked_P, own]))
                 continue
             tokens, row_P = _distinct(own // num_experts_per_token, ticket.num_tokens)
             all_rows = len(tokens) == ticket.num_tokens
@@ -240,8 +241,6 @@ class Exchange:
         view = self._next_view()
         if view is None or view.epoch <= self._view.epoch:
             if start_s < self._forgive_s:
-                if not ticket.waiting:
-                    time.sleep(PARKED_POLL_S)
                 self._receive(ticket)
                 self.counters.parked_s += self._clock() - start_s
                 return

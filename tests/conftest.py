@@ -7,14 +7,19 @@ import importlib
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+if TYPE_CHECKING:
+    from ingress.tokens import Tokenizer
+
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported, here and in subprocesses
 settings.register_profile("ours", max_examples=50, deadline=None)  # each run draws others
+settings.register_profile("simulate", max_examples=10_000, deadline=None, print_blob=True)
 settings.load_profile("ours")
 
 
@@ -55,11 +60,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class FilesTogether(LoadScopeScheduling):
     """A file stays in one process, for its fixtures; so do those that need the same slow imports.
 
+    Not the simulation, whose tests share nothing and may run for minutes (make simulate).
+
     xdist's own groups would say it by marks, but write them where pytest 9.2 no longer looks.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = Path(nodeid.partition("::")[0])
+        if file.stem == "test_simulation":
+            return nodeid
         return "slow imports" if file.stem in SLOW_IMPORTS else str(file)
 
 
@@ -79,6 +88,17 @@ def transformers() -> ModuleType:
     module.utils.logging.set_verbosity_error()
     module.utils.logging.disable_progress_bar()
     return module
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A token per byte, beside the specials."""
+    from ingress.tokenizer_file import write_byte_tokenizer
+    from ingress.tokens import Tokenizer
+
+    directory = tmp_path_factory.mktemp("tokenizer")
+    write_byte_tokenizer(directory)
+    return Tokenizer.from_file(directory / "tokenizer.json")
 
 
 @pytest.fixture(scope="session")

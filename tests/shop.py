@@ -1,4 +1,4 @@
-"""A scheduler with a model that says one word, and a clock that is told the time.
+"""A scheduler with a model that knows three words, and a clock that is told the time.
 
 Every plan is checked against the promises. Knows nothing of tensors.
 """
@@ -14,6 +14,7 @@ from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence
 from model.cache import PAGE_TOKENS
 from model.sampling import Sampling
+from tests.ledger import Ledger
 
 TOKEN = 42
 
@@ -33,6 +34,7 @@ class Shop:
         self.pool = PagePool(num_pages)
         self.limits = limits
         self.prefixes = PrefixCache(self.pool) if prefix_cache else None
+        self._ledger = Ledger(self.pool)
         self.scheduler = Scheduler(self.pool, limits, prefixes=self.prefixes)
         self.max_context = self.pool.num_pages * PAGE_TOKENS
         self.live: list[Sequence] = []  # oldest first
@@ -42,13 +44,15 @@ class Shop:
         self.now_s = 0.0
         self._step_s, self._token_s = step_s, token_s
 
-    def add(self, num_prompt: int, max_tokens: int, terms: Terms | None = None) -> Sequence:
+    def add(self, prompt: int | list[int], max_tokens: int = 1, terms: Terms | None = None) -> Sequence:
+        """prompt: its tokens, or how many."""
         self.num_added += 1
+        tokens = ([TOKEN] * prompt if isinstance(prompt, int) else prompt)[: self.max_context - 1]
         sequence = Sequence(
             request_id=str(self.num_added),
             owner=None,
-            tokens=[TOKEN] * min(num_prompt, self.max_context - 1),
-            num_prompt=min(num_prompt, self.max_context - 1),
+            tokens=tokens,
+            num_prompt=len(tokens),
             sampling=Sampling(max_tokens=max_tokens),
             eos_ids=(),
             max_context=self.max_context,
@@ -56,31 +60,42 @@ class Shop:
         )
         self.live.append(sequence)
         self.scheduler.add(sequence, self.now_s)
+        self._check_rest()
         return sequence
 
     def cancel(self, sequence: Sequence) -> None:
         self.live.remove(sequence)
         self.scheduler.remove(sequence)
         assert sequence.pages == []
+        self._check_rest()
 
     def step(self) -> list[Work]:
         decoding = [sequence for sequence in self.scheduler.running if sequence.is_decoding]
         planned = self.scheduler.plan(self.now_s)
+        self._ledger.note_plan()
         self._check_pages()
         self._check_plan(planned, decoding)
-        ending = [work for work in planned if work.reaches_end]
         for work in planned:
-            work.sequence.num_computed += work.num_tokens
-            self.computed[work.sequence.terms.tenant] += work.num_tokens
+            self._compute(work)
+        for sequence in [work.sequence for work in planned]:
             if self.prefixes:
-                self.prefixes.publish(work.sequence, work.sequence.num_computed)
-        for work in ending:
-            reason = work.sequence.append(TOKEN)
-            if reason is not None:
-                self.cancel(work.sequence)
-                self.finished[work.sequence.request_id] = reason
+                self.prefixes.publish(sequence, sequence.num_computed)
+                self._ledger.note_published(sequence)
+            if sequence.finish is not None:
+                self.cancel(sequence)
+                self.finished[sequence.request_id] = sequence.finish
         self.now_s += self._step_s + self._token_s * sum(work.num_tokens for work in planned)
+        self._check_rest()
         return planned
+
+    def _compute(self, work: Work) -> None:
+        sequence, is_last = work.sequence, work.reaches_end
+        if self.prefixes:
+            self._ledger.note_computed(sequence, work.num_tokens)
+        sequence.num_computed += work.num_tokens
+        self.computed[sequence.terms.tenant] += work.num_tokens
+        if is_last:
+            sequence.append((sequence.tokens[-1] + len(sequence.tokens)) % 3)
 
     def run(self) -> None:
         """To the end, which must come, however often somebody is computed again for somebody else."""
@@ -95,6 +110,18 @@ class Shop:
             left -= 1
         assert self.pool.num_free == self.pool.num_pages
         assert not self.live
+
+    def _check_rest(self) -> None:
+        """Between steps: what the queue keeps count of is what is left, and no page is in doubt."""
+        queue = self.scheduler._queue
+        left: Counter[tuple[bool, str]] = Counter()
+        for sequence in queue:
+            done = max(sequence.num_computed, 0 if sequence.pages else sequence.num_known)
+            left[sequence.terms.is_batch, sequence.terms.tenant] += len(sequence.tokens) - done
+        assert {key: line.tokens_left for key, line in queue._lines.items()} == left
+        assert queue.tokens_left == left.total()
+        if self.prefixes:
+            self._ledger.check(self.live)
 
     def _check_pages(self) -> None:
         running, waiting = self.scheduler.running, self.scheduler.waiting

@@ -75,7 +75,7 @@ class Served:
         """Its actors are as they were in the beginning."""
         for actor in self.actors:
             actor.next_id, actor.tokens_per_event, actor.pause_s = hashed, 1, 0.0
-            actor.drop_after, actor.fail, actor.mute = None, False, False
+            actor.drop_after, actor.fail, actor.mute, actor.refuse = None, False, False, False
             actor.cancelled.clear()
             actor.submits.clear()
 

@@ -23,12 +23,16 @@ from actors.messages import (
     FINISH_CANCELLED,
     FINISH_ERROR,
     FINISH_LENGTH,
+    FINISH_OVERLOADED,
     FINISH_STOP,
     Cancel,
     Events,
     Submit,
+    Terms,
     TokenEvent,
+    end_event,
     pack_events,
+    taken_event,
 )
 from ingress.link import Endpoint
 from model.sampling import Sampling
@@ -66,6 +70,7 @@ class _Running:
     ids: list[int]
     num_prompt: int
     sampling: Sampling
+    is_promised: bool
 
     def append(self, token_id: int) -> str | None:
         self.ids.append(token_id)
@@ -81,7 +86,8 @@ class LoopbackEngine:
     """tokens_per_event: how many tokens of a sequence one step makes. pause_s: between steps.
 
     drop_after: a connection is cut once, when it has sent this many tokens. fail: sequences end in an error.
-    num_cached: told with the first token of each sequence.
+    refuse: what may be refused is, as soon as anything else on its connection has advanced. num_cached: told
+    with the first token of each sequence.
     """
 
     actor_id: str = "attention-0"
@@ -91,7 +97,9 @@ class LoopbackEngine:
     pause_s: float = 0.0
     drop_after: int | None = None
     fail: bool = False
-    mute: bool = False  # takes sequences, says nothing
+    refuse: bool = False
+    mute: bool = False  # no sequence of it advances
+    takes: bool = True  # says so at once
     num_cached: int | None = None
     submits: list[Submit] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -158,6 +166,8 @@ class LoopbackEngine:
                 message, payload = await _read(reader, wire.kinds(Submit, Cancel))
                 if isinstance(message, Submit):
                     self._submit(message, payload, running)
+                    if self.takes:
+                        _send(writer, [taken_event(message.request_id, message.num_emitted)])
                     has_work.set()
                 else:
                     self.cancelled.append(message.request_id)
@@ -176,6 +186,7 @@ class LoopbackEngine:
             ids=list(struct.unpack(f"<{submit.num_prompt + submit.num_emitted}i", payload)),
             num_prompt=submit.num_prompt,
             sampling=Sampling(**submit.sampling),
+            is_promised=Terms(**submit.terms).is_promised,
         )
 
     async def _step(
@@ -189,7 +200,10 @@ class LoopbackEngine:
             await asyncio.sleep(0.001 if self.mute else self.pause_s)
             if self.mute:
                 continue
-            events = [self._advance(name, sequence) for name, sequence in running.items()]
+            refused = {name for name, one in running.items() if self.refuse and not one.is_promised}
+            events = [self._advance(name, one) for name, one in running.items() if name not in refused]
+            if events:
+                events += [end_event(name, 0, FINISH_OVERLOADED, "too late", 1.0) for name in refused]
             for event in events:
                 if event.finish is not None:
                     del running[event.request_id]

@@ -9,7 +9,6 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +17,6 @@ import pytest
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.limits import Limits
-from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from tests.unit.app_server import (
     CHAT,
@@ -199,6 +197,25 @@ def test_a_failure_before_the_first_token_of_a_stream_has_a_status_of_its_own(se
     check_error(served.post("/v1/chat/completions", {**CHAT, "stream": True}), 500)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_that_is_refused_after_another_has_spoken_is_served_all_the_same(
+    served: Served, stream: bool
+):
+    body = {**TEXT, "n": 3, "seed": 5, "return_token_ids": True}
+    expected = [choice["token_ids"] for choice in served.answer("/v1/completions", body)["choices"]]
+    for actor in served.actors:
+        actor.refuse = True
+    said: list[list[int]] = [[], [], []]
+    told = served.chunks("/v1/completions", body) if stream else [served.answer("/v1/completions", body)]
+    for choice in (choice for part in told for choice in part["choices"]):
+        said[choice["index"]] += choice.get("token_ids", [])
+    assert said == expected
+    refused = [
+        submit for actor in served.actors for submit in actor.submits if not submit.terms["is_promised"]
+    ]
+    assert len(refused) == 2  # choice 0 of both
+
+
 def test_more_sequences_than_the_door_takes_are_refused_with_a_time_to_retry(served: Served):
     response = served.post("/v1/completions", {**TEXT, "prompt": ["a"] * 65})
     assert check_error(response, 503)["code"] == "overloaded"
@@ -244,9 +261,7 @@ def test_health_ready_version_and_models(served: Served):
     assert check_error(served.http.get("/v1/models/other"), 404)["code"] == "model_not_found"
 
 
-def test_ready_is_false_and_requests_are_refused_without_an_attention_actor(tmp_path: Path):
-    write_byte_tokenizer(tmp_path)
-    tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
+def test_ready_is_false_and_requests_are_refused_without_an_attention_actor(tokenizer: Tokenizer):
     engine = EngineClient([], token=TOKEN, identity="door-1", patience_s=0.05)
     app = create_app(engine=engine, tokenizer=tokenizer, model_name=MODEL, context_tokens=4096)
     background = Background()

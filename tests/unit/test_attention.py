@@ -177,6 +177,19 @@ def test_a_resumed_sequence_says_only_what_was_not_said_yet(actor: Running, expe
     door.connection.close()
 
 
+def test_who_is_let_in_hears_so_before_its_first_token_and_who_is_refused_never(actor: Running):
+    door = actor.connect()
+    door.submit("r", PROMPT)
+    door.finish("r")
+    first, second, *_ = door.of("r")
+    assert (first.first, first.token_ids, first.finish) == (0, (), None)
+    assert second.token_ids
+    door.submit("bad", [-1])
+    assert door.finish("bad").finish == FINISH_ERROR
+    assert len(door.of("bad")) == 1
+    door.connection.close()
+
+
 def test_cancelling_in_mid_stream_ends_the_sequence_and_frees_its_pages(actor: Running):
     door = actor.connect()
     door.submit("r", [50] * 200, ENDLESS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import platform
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
+from fastapi import FastAPI, Response
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -24,11 +27,12 @@ from bench.machine import CpuTimes, cpu_times, describe, foreign_cores
 from bench.report import LOCAL, TCP, Run, agreement_lines, as_json, goal_lines, render
 from bench.server import ServerError, serving
 from bench.serving import _plain_arguments
+from bench.soak import Outcome, request
 from bench.step import MARK, STAGES, marked, shares_of
 from bench.timing import Answer, Round, common_prefix, figures, make_prompts
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
-from ingress.tokenizer_file import write_byte_tokenizer
+from ingress.errors import DeadlineExceeded, Overloaded, error_fields, install_handlers
 from ingress.tokens import Tokenizer
 from model.sampling import Sampling
 from tests.shoals import generate, local_engine
@@ -65,11 +69,8 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tokenizer: Tokenizer) -> Iterator[Served]:
     """The real application over HTTP, before an engine without a model."""
-    directory = tmp_path_factory.mktemp("tokenizer")
-    write_byte_tokenizer(directory)
-    tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
     background = Background()
     actor = LoopbackEngine()
     engine = EngineClient([background.run(actor.start())], token=TOKEN, identity="door-0", patience_s=5.0)
@@ -143,6 +144,48 @@ def test_events_do_not_depend_on_how_the_bytes_are_cut(cuts: list[int]) -> None:
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="no such directory"), serving(tmp_path / "nothing", []):
         pass
+
+
+# The soak
+
+
+async def told_by(app: FastAPI) -> Outcome:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        return await request(client, {"max_tokens": 1}, "sk-a")
+
+
+@pytest.mark.parametrize("page", ["<html>Bad Gateway</html>", "", "[]", '{"error": "no"}', '{"error": {}}'])
+def test_an_error_that_is_not_ours_is_counted_as_a_failure_with_its_words(page: str) -> None:
+    app = FastAPI()
+
+    @app.post("/v1/completions")
+    async def complete() -> Response:
+        return Response(page, status_code=502)
+
+    outcome = asyncio.run(told_by(app))
+    assert (outcome.status, outcome.is_served, outcome.is_refused) == (502, False, False)
+    assert outcome.error == f"HTTP 502: {page}"
+
+
+@pytest.mark.parametrize("status", [429, 503, 504])
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_refusal_counts_by_its_status_also_in_a_stream_that_has_begun(status: int, has_begun: bool) -> None:
+    refusal = Overloaded("too much", retry_after_s=7, status=status)
+    if status == 504:
+        refusal = DeadlineExceeded("too late", retry_after_s=7)
+    app = FastAPI()
+    install_handlers(app)
+
+    @app.post("/v1/completions")
+    async def complete() -> Response:
+        if not has_begun:
+            raise refusal
+        event = f"data: {json.dumps(error_fields(refusal))}\n\n"
+        return Response(f": keep-alive\n\n{event}data: [DONE]\n\n", media_type="text/event-stream")
+
+    outcome = asyncio.run(told_by(app))
+    assert (outcome.status, outcome.retry_after_s) == (status, 7)
+    assert outcome.is_refused == (status != 504)
 
 
 # The figures

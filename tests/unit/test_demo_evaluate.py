@@ -44,7 +44,6 @@ from ingress.encoding import encode_history, encode_messages
 from ingress.engine_client import EngineClient
 from ingress.link import Endpoint
 from ingress.specials import DSML, Segment
-from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from tests.shoals import CONTEXT, local_engine
 from tests.unit.loopback_engine import TOKEN, Background, LoopbackEngine, TokenFunction, http_server, saying
@@ -84,13 +83,6 @@ class Served:
         prompt, ids = self._prompt(sample), self.tokenizer.encode_prompt(segments)
         assert ids[: len(prompt)] == prompt
         return ids[len(prompt) :]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    directory = tmp_path_factory.mktemp("tokenizer")
-    write_byte_tokenizer(directory)
-    return Tokenizer.from_file(directory / "tokenizer.json")
 
 
 @pytest.fixture(scope="module")

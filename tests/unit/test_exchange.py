@@ -363,6 +363,18 @@ def test_without_a_replica_the_step_parks_until_a_newer_view_and_then_sums_the_s
     assert exchange.counters.parked_s > 0.0
 
 
+def test_rows_that_were_parked_one_after_the_other_come_back_to_their_own_places():
+    """All of them from one actor, whose answer is taken as a whole."""
+    step = Step(8)
+
+    def react(name: ActorId, parcel: Parcel) -> list[Event]:
+        return [Lost(actor=name, reason="scripted")] if parcel.key.epoch == 1 else [answer(name, parcel)]
+
+    news = [view(2, {"only": ALL}), None]
+    exchange = Exchange(Scripted(react), view(1, HALVES), next_view=lambda: news.pop() if news else None)
+    assert torch.equal(step.run(exchange), step.undisturbed())
+
+
 def test_what_other_actors_owe_when_a_newer_view_comes_is_asked_for_again():
     """The new view may have dropped their connections, and with them the answers."""
     step = Step(8)

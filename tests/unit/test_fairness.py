@@ -244,6 +244,29 @@ def test_a_wait_over_what_the_client_grants_is_refused_at_the_door():
     assert shop.scheduler.refusal(Terms(tenant="new", max_wait_s=0.1)) is None, "it has nothing waiting"
 
 
+def test_an_estimate_looks_at_nobody_who_waits() -> None:
+    """There may be a thousand, and each that is refused is told one."""
+    looks = 0
+
+    class Watched(list[int]):
+        def __len__(self) -> int:
+            nonlocal looks
+            looks += 1
+            return super().__len__()
+
+    shop = Shop(200, SchedulerLimits(max_sequences=1, chunk_tokens=64))
+    for _ in range(50):
+        shop.add(100, 1, Terms(max_wait_s=10.0))
+    shop.step()
+    shop.step()
+    for sequence in shop.live:
+        sequence.tokens = Watched(sequence.tokens)
+    assert shop.scheduler.wait_s() > 0
+    assert shop.scheduler.refusal(Terms(max_wait_s=0.001)) is not None
+    assert len(shop.scheduler.overdue(shop.now_s + 20)) == len(shop.live) > 40
+    assert looks == 0
+
+
 # What the estimate must not count
 
 
@@ -257,6 +280,17 @@ def test_time_in_which_nobody_waits_is_not_charged_to_whoever_left() -> None:
     shop.add(4000, 10, terms)
     shop.step()
     assert shop.scheduler.refusal(terms) is None
+
+
+def test_places_that_are_taken_for_a_moment_are_not_a_wait_for_ever() -> None:
+    shop = Shop(200, SchedulerLimits(max_sequences=1, chunk_tokens=64))
+    shop.add(64, 500)
+    shop.step()
+    shop.add(64, 1)
+    for _ in range(10):
+        shop.step()
+    assert shop.scheduler.refusal(Terms(max_wait_s=60.0)) is None
+    assert 0 < shop.scheduler.wait_s() <= shop.now_s
 
 
 def test_tokens_that_the_cache_holds_are_not_ahead_of_anybody() -> None:

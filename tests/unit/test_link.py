@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.messages import FINISH_LENGTH, FINISH_STOP, Terms, TokenEvent, pack_events, unpack_events
+from actors.messages import (
+    FINISH_LENGTH,
+    FINISH_STOP,
+    Submit,
+    Terms,
+    TokenEvent,
+    pack_events,
+    taken_event,
+    unpack_events,
+)
 from ingress.engine_client import EngineClient
 from ingress.errors import EngineError, Overloaded
 from ingress.journal import Journal, JournalError
@@ -338,8 +347,35 @@ def test_a_journal_resumes_with_prompt_and_emitted_ids():
     assert (second.num_prompt, second.num_emitted) == (3, 2)
     assert payload == b"".join(value.to_bytes(4, "little") for value in (*PROMPT, 1, 2))
     assert Sampling(**second.sampling) == journal.sampling
-    assert [Terms(**submit.terms).is_promised for submit in (first, second)] == [False, True]
     assert second.request_id != first.request_id
+
+
+def is_promised(submit: Submit) -> bool:
+    return Terms(**submit.terms).is_promised
+
+
+def test_a_sequence_is_promised_once_an_actor_has_taken_it_and_not_for_having_been_sent():
+    journal = Journal("r", PROMPT, Sampling(max_tokens=10))
+    submits = [journal.resume()[0] for _ in range(3)]
+    assert journal.accept(taken_event(journal.wire_id, 0)) is None
+    submits.append(journal.resume()[0])
+    assert list(map(is_promised, submits)) == [False, False, False, True]
+
+
+def test_a_link_that_breaks_before_the_actor_has_taken_anything_opens_no_other_door():
+    async def scenario() -> None:
+        actor = LoopbackEngine(mute=True, takes=False)
+        await actor.start()
+        engine = make_engine(actor)
+        work = asyncio.create_task(collect(engine))
+        await until(lambda: len(actor.submits) == 1)
+        actor.mute = False
+        actor.drop_connections()
+        check(await work, 40)
+        assert list(map(is_promised, actor.submits)) == [False, False]
+        await closed(engine, actor)
+
+    asyncio.run(scenario())
 
 
 events_lists = st.lists(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from actors.admission import Refusal
 from actors.attention import AttentionServer, ViewInbox
@@ -25,7 +24,6 @@ from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.limits import Limits
 from ingress.link import Endpoint
-from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from tests.shoals import CONTEXT, TOKEN, local_engine
 from tests.shop import Shop
@@ -110,13 +108,6 @@ def serving(tiny: Path, tokenizer: Tokenizer, max_queue_s: float) -> Iterator[Bu
     background.close()
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    directory = tmp_path_factory.mktemp("tokenizer")
-    write_byte_tokenizer(directory)
-    return Tokenizer.from_file(directory / "tokenizer.json")
-
-
 def check_refusal(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     assert response.status_code == status, response.text
     error = response.json()["error"]
@@ -134,7 +125,7 @@ def test_a_full_queue_refuses_by_share_and_lets_in_whoever_has_nothing_waiting(
         waiting = [busy.later(SHORT) for _ in range(MAX_QUEUE // 2)]
         check_refusal(busy.post(SHORT), 503, "overloaded")  # everybody who waits: not one of many
         waiting.append(busy.later(SHORT, key="sk-other"))
-        assert "yours" in check_refusal(busy.post(SHORT), 429, "overloaded")["message"]
+        assert "yours" in check_refusal(busy.post(SHORT), 429, "rate_limit_exceeded")["message"]
         check_refusal(busy.post(SHORT, key="sk-other"), 503, "overloaded")
         waiting.append(busy.later(SHORT, key="sk-third"))
         check_refusal(busy.post(SHORT, key="sk-fourth"), 503, "overloaded")
@@ -157,7 +148,9 @@ def test_a_request_is_let_in_with_all_its_choices_or_not_at_all(tiny_v32: Path, 
 def test_interactive_requests_wait_so_long_and_batch_longer(tiny_v32: Path, tokenizer: Tokenizer) -> None:
     with serving(tiny_v32, tokenizer, 0.1) as busy:
         batch = busy.later({**SHORT, **FLEX})
-        assert "waited" in check_refusal(busy.post(SHORT), 503, "overloaded")["message"]
+        for n, refusal in ((1, (503, "overloaded")), (2, (429, "rate_limit_exceeded"))):
+            refused = busy.post({**SHORT, "n": n})
+            assert "waited" in check_refusal(refused, *refusal)["message"]
         busy.release()
         assert batch.result().status_code == 200
 
@@ -165,14 +158,18 @@ def test_interactive_requests_wait_so_long_and_batch_longer(tiny_v32: Path, toke
 def test_a_deadline_ends_who_waits_with_an_error_and_who_speaks_with_what_it_has_said(
     tiny_v32: Path, tokenizer: Tokenizer
 ) -> None:
+    """One that has said nothing while another choice has spoken ends with nothing, as it is."""
     with serving(tiny_v32, tokenizer, 60.0) as busy:
-        waited = busy.post({**SHORT, **FLEX, "deadline_s": 0.1})
-        assert "deadline" in check_refusal(waited, 504, "deadline_exceeded")["message"]
+        for n in (1, 2):
+            waited = busy.post({**SHORT, **FLEX, "n": n, "deadline_s": 0.1})
+            assert "deadline" in check_refusal(waited, 504, "deadline_exceeded")["message"]
         busy.release()
-        cut = busy.post({**ENDLESS, "deadline_s": 0.3, "return_token_ids": True}).json()
-    [choice] = cut["choices"]
-    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
-    assert 0 < len(choice["token_ids"]) == cut["usage"]["completion_tokens"] < 900
+        cut = busy.post({**ENDLESS, "n": 2, "deadline_s": 0.3, "return_token_ids": True}).json()
+    speaking, waiting = cut["choices"]
+    for choice in cut["choices"]:
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
+    assert 0 < len(speaking["token_ids"]) == cut["usage"]["completion_tokens"] < 900
+    assert (waiting["token_ids"], waiting["text"]) == ([], "")
 
 
 class Traffic:

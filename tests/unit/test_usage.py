@@ -17,7 +17,6 @@ from actors.attention import AttentionServer, ViewInbox
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.link import Endpoint
-from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from tests.shoals import CONTEXT, local_engine
 from tests.unit.loopback_engine import TOKEN, Background, LoopbackEngine, http_server, saying
@@ -91,13 +90,6 @@ def background() -> Iterator[Background]:
     background = Background()
     yield background
     background.close()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    directory = tmp_path_factory.mktemp("tokenizer")
-    write_byte_tokenizer(directory)
-    return Tokenizer.from_file(directory / "tokenizer.json")
 
 
 @pytest.fixture(scope="module")
