@@ -65,7 +65,7 @@ class Submit:
     request_id: str
     num_prompt: int
     num_emitted: int
-    sampling: dict[str, int | float | bool | tuple[int, ...] | None]
+    sampling: dict[str, int | float | bool | tuple[int, ...] | tuple[tuple[int, float], ...] | None]
     terms: dict[str, str | bool | int | float | None] = field(default_factory=dict)
 
 

@@ -43,4 +43,8 @@ def _objection_to(sampling: Sampling, vocab_size: int) -> str | None:
         return f"seed is {sampling.seed}: must fit 64 bits"
     if any(not 0 <= token_id < vocab_size for token_id in sampling.stop_token_ids):
         return f"a stop token id is outside the vocabulary of {vocab_size}"
+    if any(not 0 <= token_id < vocab_size for token_id, _ in sampling.logit_bias):
+        return f"a biased token id is outside the vocabulary of {vocab_size}"
+    if not all(math.isfinite(bias) for _, bias in sampling.logit_bias):
+        return "a logit bias is not a finite number"
     return None

@@ -23,6 +23,8 @@ MAX_STOP_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 128
 MAX_CHOICES = 16  # of one prompt
 MAX_SALT_CHARS = 128
+MAX_BIASES = 1024
+MOST_BIAS = 100.0
 MAX_INT32 = 2**31 - 1
 MAX_DEADLINE_S = 86400.0
 
@@ -39,7 +41,6 @@ NOT_SERVED = frozenset(
         "guided_grammar",
         "guided_json",
         "guided_regex",
-        "logit_bias",
         "prompt_embeds",
         "prompt_logprobs",
         "structured_outputs",
@@ -48,6 +49,7 @@ NOT_SERVED = frozenset(
 )
 SHOWN_FIELD = re.compile(r"[^A-Za-z0-9_.-]")
 MAX_SHOWN_FIELDS = 16
+TOKEN_KEY = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -59,6 +61,20 @@ def _stops(value: Any) -> tuple[str, ...]:
     if not all(0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
         raise InvalidRequest(f"each stop string must have 1 to {MAX_STOP_CHARS} characters", param="stop")
     return tuple(stops)
+
+
+def _biases(value: Any) -> dict[int, float] | None:
+    """OpenAI's keys are token ids as strings."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or len(value) > MAX_BIASES:
+        raise InvalidRequest(f"logit_bias must be an object of at most {MAX_BIASES} keys", param="logit_bias")
+    for key, bias in value.items():
+        if not TOKEN_KEY.fullmatch(key):
+            raise InvalidRequest("a key of logit_bias must be a token id", param="logit_bias")
+        if not isinstance(bias, int | float) or isinstance(bias, bool) or not abs(bias) <= MOST_BIAS:
+            raise InvalidRequest("a bias must be a number from -100 to 100", param="logit_bias")
+    return {int(key): float(bias) for key, bias in value.items()}
 
 
 def _off(value: Any) -> bool:
@@ -105,6 +121,7 @@ class Options(Body):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    logit_bias: Annotated[dict[int, float] | None, BeforeValidator(_biases)] = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Annotated[tuple[str, ...], BeforeValidator(_stops)] = ()

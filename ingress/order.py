@@ -178,6 +178,8 @@ class OrderDesk:
             raise InvalidRequest(
                 f"a token id is not below {self.tokenizer.vocab_size}", param="stop_token_ids"
             )
+        if any(token_id >= self.tokenizer.vocab_size for token_id in request.logit_bias or {}):
+            raise InvalidRequest(f"a token id is not below {self.tokenizer.vocab_size}", param="logit_bias")
         samplings = [
             _sampling(
                 request,
@@ -274,6 +276,7 @@ def _sampling(request: Options, *, max_tokens: int, seed: int, num_logprobs: int
         min_tokens=request.min_tokens or 0,
         stop_token_ids=tuple(request.stop_token_ids or ()),
         ignore_eos=bool(request.ignore_eos),
+        logit_bias=tuple(sorted((request.logit_bias or {}).items())),
         logprobs=num_logprobs,
     )
 

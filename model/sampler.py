@@ -87,14 +87,15 @@ def _is_plain_greedy(draw: Draw) -> bool:
         and sampling.presence_penalty == 0.0
         and sampling.frequency_penalty == 0.0
         and sampling.repetition_penalty == 1.0
+        and not sampling.logit_bias
         and not draw.forbidden_ids
     )
 
 
 def _penalise(logits_V: Tensor, draw: Draw) -> Tensor:
-    """Penalties as OpenAI (presence, frequency.
+    """Penalties as OpenAI (presence, frequency: emitted tokens) and HF (repetition: prompt too) define them.
 
-    Emitted tokens) and HF (repetition: prompt too) define them.
+    Then the bias, then what is forbidden, whatever its bias.
     """
     sampling = draw.sampling
     adjusted_V = logits_V.clone()
@@ -108,6 +109,9 @@ def _penalise(logits_V: Tensor, draw: Draw) -> Tensor:
         emitted = torch.tensor(list(counts))
         times = torch.tensor(list(counts.values()), dtype=torch.float32)
         adjusted_V[emitted] -= sampling.frequency_penalty * times + sampling.presence_penalty
+    if sampling.logit_bias:
+        ids, bias = zip(*sampling.logit_bias, strict=True)
+        adjusted_V[list(ids)] += torch.tensor(bias, dtype=torch.float32)
     if draw.forbidden_ids:
         adjusted_V[list(draw.forbidden_ids)] = float("-inf")
     return adjusted_V

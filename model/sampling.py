@@ -15,6 +15,7 @@ class Sampling:
 
     temperature 0 is greedy. top_k 0 and min_p 0 and top_p 1 are off. `seed` is always set: the ingress draws
     one where the client gave none, so that a sequence can be resumed elsewhere with the same noise.
+    logit_bias: (token id, what is added to its logit), each id once.
     logprobs: None = not wanted, 0 = of the chosen token, n = and of the n likeliest.
     """
 
@@ -31,4 +32,5 @@ class Sampling:
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None

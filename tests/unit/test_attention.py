@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -190,6 +191,14 @@ def test_who_is_let_in_hears_so_before_its_first_token_and_who_is_refused_never(
     door.connection.close()
 
 
+def test_a_bias_reaches_the_sampler(actor: Running):
+    door = actor.connect()
+    door.submit("r", PROMPT, dataclasses.replace(GREEDY, logit_bias=((77, 100.0),)))
+    door.finish("r")
+    assert door.tokens("r") == [77] * GREEDY.max_tokens
+    door.connection.close()
+
+
 def test_cancelling_in_mid_stream_ends_the_sequence_and_frees_its_pages(actor: Running):
     door = actor.connect()
     door.submit("r", [50] * 200, ENDLESS)
@@ -287,6 +296,8 @@ BAD = {
         PROMPT,
         {"sampling": {"max_tokens": 3, "min_tokens": 2, "stop_token_ids": (5000,)}},
     ),
+    "a bias of no token": (PROMPT, {"sampling": {"max_tokens": 3, "logit_bias": ((5000, 1.0),)}}),
+    "a bias that is no number": (PROMPT, {"sampling": {"max_tokens": 3, "logit_bias": ((5, math.inf),)}}),
     "terms of another kind": (PROMPT, {"terms": {"tenant": 5}}),
     "a negative stop token": (
         PROMPT,

@@ -71,6 +71,29 @@ def by_hand(
     return [probs[i] / left if i in kept else 0.0 for i in range(len(logits_V))]
 
 
+def test_a_bias_is_added_to_the_logit_and_not_to_the_logprob():
+    row = logits(1, seed=3)[0]
+    likeliest = int(row.argmax())
+    banned = one(row, draw(temperature=0.0, logit_bias=((likeliest, -100.0),), logprobs=3))
+    assert banned.token_id == int(row.topk(2).indices[1])
+    plain = one(row, draw(temperature=0.0, logprobs=3))
+    assert banned.top == plain.top
+    assert banned.logprob == banned.top[1][1]
+    biased = row.clone()
+    biased[[2, 9]] += torch.tensor([3.0, -1.0])
+    for position in range(50):
+        how = {"seed": 5, "top_p": 0.9}
+        drawn = one(row, draw(position, **how, logit_bias=((2, 3.0), (9, -1.0))))
+        assert drawn.token_id == one(biased, draw(position, **how)).token_id
+
+
+def test_what_is_forbidden_stays_so_whatever_its_bias():
+    row = logits(1, seed=3)[0]
+    for temperature in (0.0, 1.0):
+        how = draw(temperature=temperature, logit_bias=((4, 100.0), (5, 90.0)), forbidden=(4,))
+        assert one(row, how).token_id == 5
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 5), st.integers(0, 2**31))
 def test_greedy_takes_the_largest_and_the_lowest_id_among_equals(vocab, num_values, seed):

@@ -74,7 +74,10 @@ COMMON_FAULTS: list[tuple[dict[str, Any], str]] = [
     *(({"priority": value}, "priority") for value in (1.5, "high", 2**40)),
     *(({"service_tier": value}, "service_tier") for value in ("turbo", 1)),
     *(({"deadline_s": value}, "deadline_s") for value in (0, -1, 1e9, "5", True)),
-    ({"logit_bias": {"5": 1}}, "logit_bias"),
+    *(({"logit_bias": {key: 1}}, "logit_bias") for key in ("a", "-1", "05", "272", "9" * 5000, "")),
+    *(({"logit_bias": {"5": bias}}, "logit_bias") for bias in (101, -1e9, "1", True, None)),
+    ({"logit_bias": {str(key): 1 for key in range(200_000)}}, "logit_bias"),
+    ({"logit_bias": [5]}, "logit_bias"),
     ({"prompt_embeds": "x"}, "prompt_embeds"),
     ({"guided_json": {}, "guided_regex": "a"}, "guided_regex"),
     ({"model": None}, "model"),
@@ -383,8 +386,10 @@ def test_sampling_says_what_was_asked_for(desk: OrderDesk):
         "min_tokens": 2,
         "stop_token_ids": [20],
         "ignore_eos": True,
+        "logit_bias": {"30": -100, "7": 1.5},
     }
-    wanted = Sampling(**{**asked, "stop_token_ids": (20,), "logprobs": 2})
+    told = {"stop_token_ids": (20,), "logit_bias": ((7, 1.5), (30, -100.0)), "logprobs": 2}
+    wanted = Sampling(**{**asked, **told})
     assert complete(desk, logprobs=2, **asked).samplings == (wanted,)
     assert chat(desk, logprobs=True, top_logprobs=2, **asked).samplings == (wanted,)
 

@@ -53,6 +53,7 @@ KINDS = {  # besides greedy
         repetition_penalty=1.1,
         logprobs=0,
     ),
+    "biased": Sampling(max_tokens=NEW, seed=3, logit_bias=((40, 2.0), (41, -100.0)), logprobs=0),
     "ends put off": Sampling(max_tokens=NEW, temperature=0.0, min_tokens=NEW - 3, logprobs=0),
     "without end": Sampling(max_tokens=NEW, temperature=0.0, ignore_eos=True, logprobs=0),
 }
