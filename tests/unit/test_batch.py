@@ -99,8 +99,10 @@ def test_a_query_sees_its_own_sequence_up_to_itself_and_nothing_else(chunks, top
         num_keys = group.slots_BL.shape[1]
         slots_QL = group.slots_BL.expand(len(rows), -1)
         assert group.hidden_QL.shape == slots_QL.shape
-        assert torch.equal(group.bias_Q1L[:, 0] == float("-inf"), group.hidden_QL)
-        assert (group.bias_Q1L[:, 0][~group.hidden_QL] == 0).all()
+        if group.bias_Q1L is not None:
+            assert torch.equal(group.bias_Q1L[:, 0] == float("-inf"), group.hidden_QL)
+            assert (group.bias_Q1L[:, 0][~group.hidden_QL] == 0).all()
+        assert (group.bias_Q1L is None) == group.sparse
         for query, row in enumerate(rows):
             chunk, position = of_token[int(batch.token_ids_T[row])]
             visible = slots_QL[query][~group.hidden_QL[query]].tolist()
