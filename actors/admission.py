@@ -60,6 +60,10 @@ class Admission:
         self._finish_step(now_s)
         self._step = (now_s, num_tokens) if len(self._queue) else None
 
+    def rest(self) -> None:
+        """Nobody waits any more: the time from now on is not theirs."""
+        self._step = None
+
     def wait_s(self, terms: Terms) -> float:
         """How long a newcomer on these terms would wait for its turn."""
         return self._rate.seconds_for(self._queue.tokens_ahead(terms))
@@ -75,7 +79,7 @@ class Admission:
             return None
         own, free = self._queue.num_of(terms), self._max_queue - len(self._queue)
         wait_s, longest_s = self.wait_s(terms), terms.max_wait_s
-        if own >= free:
+        if own + terms.num_together > free and (own or self._queue):  # who comes alone is let in whole
             return self._refuse(terms, f"{len(self._queue)} sequences wait, {own} of them yours")
         if longest_s is not None and wait_s > longest_s:
             return self._refuse(terms, f"the wait would be about {wait_s:.0f} s, over {longest_s:.0f} s")

@@ -32,7 +32,7 @@ from router.local import LocalTransport
 from router.tcp import TcpTransport
 from router.view import ActorId, ExpertActor, View, make_view
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # of the weights
 
 Note = Callable[[Progress], None]
 

@@ -70,6 +70,8 @@ class Engine:
         self._scheduler = Scheduler(self._pool, limits or SchedulerLimits(), prefixes=self._prefixes)
         self._sequences: dict[tuple[Hashable, str], LiveSequence] = {}
         self._index_topk = config.indexer.topk if config.indexer else None
+        self.num_waiting = 0
+        self.wait_s = 0.0  # until all that waits has begun, estimated
         self.counters = EngineCounters(drafted=[0] * draft_tokens, accepted=[0] * draft_tokens)
         self._drafter = None
         if draft_tokens and decoder.mtp is not None:
@@ -80,21 +82,12 @@ class Engine:
         return self._scheduler.has_work
 
     @property
-    def num_waiting(self) -> int:
-        return len(self._scheduler.waiting)
-
-    @property
     def num_running(self) -> int:
         return len(self._scheduler.running)
 
     @property
     def free_pages(self) -> int:
         return self._pool.num_free
-
-    @property
-    def wait_s(self) -> float:
-        """How long until all that waits has begun, estimated."""
-        return self._scheduler.wait_s()
 
     def stats(self) -> dict[str, float]:
         """What an operator asks first."""
@@ -154,6 +147,7 @@ class Engine:
         )
         self._sequences[owner, request_id] = sequence
         self._scheduler.add(sequence, now_s)
+        self._note_queue()
         return None
 
     def cancel(self, owner: Hashable, request_id: str) -> TokenEvent | None:
@@ -182,6 +176,7 @@ class Engine:
     def step(self, now_s: float = 0.0) -> OwnedEvents:
         """Compute one step; the events of every owner whose sequences advanced."""
         planned = self._scheduler.plan(now_s)
+        self._note_queue()
         if not planned:
             return {}
         self._clear(self._pool.unclean())
@@ -279,7 +274,12 @@ class Engine:
         self.counters.refused += 1
         return end_event(request_id, num_emitted, refusal.finish, refusal.error, refusal.retry_after_s)
 
+    def _note_queue(self) -> None:
+        """For those who ask from other threads, where the queue itself may change while it is read."""
+        self.num_waiting, self.wait_s = len(self._scheduler.waiting), self._scheduler.wait_s()
+
     def _end(self, sequence: LiveSequence) -> None:
         self._scheduler.remove(sequence)
+        self._note_queue()
         del self._sequences[sequence.owner, sequence.request_id]
         self.counters.finished += 1

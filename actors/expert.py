@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.rows import dtype_of_rows
 from model.config import ModelConfig
 from model.experts import ExpertShard, Mlp
 from model.load import Reader, load_expert
@@ -35,12 +36,12 @@ class HeldExperts:
 
     def __init__(self, config: ModelConfig, experts: Sequence[int], dtype: torch.dtype) -> None:
         self.experts = tuple(experts)
-        self.shard = ExpertShard(config, len(experts), dtype)
+        self.shard = ExpertShard(config, len(experts), dtype_of_rows(dtype))
         self._slot_E: NDArray[np.int32] = np.full(config.num_experts, NOT_HELD, dtype=np.int32)
         self._slot_E[list(experts)] = np.arange(len(experts))
 
     def fill(self, layer: int, expert: int, weights: Mlp) -> None:
-        """Copy an expert's weights into its slot."""
+        """Take an expert's weights into its slot."""
         self.shard.fill(layer, int(self._slot_E[expert]), weights)
 
     def holds(self, expert_P: Ints) -> bool:
@@ -150,7 +151,7 @@ class ExpertServer:
         if parcel.rows_RD.shape[1] != config.hidden_size:
             return f"rows are {parcel.rows_RD.shape[1]} wide, the model {config.hidden_size}"
         if parcel.rows_RD.dtype != self._held.shard.dtype:
-            return f"rows are {parcel.rows_RD.dtype}, the weights {self._held.shard.dtype}"
+            return f"rows are {parcel.rows_RD.dtype}, expected {self._held.shard.dtype}"
         if not self._held.holds(parcel.expert_P):
             return "an expert is not held here"
         return None

@@ -31,8 +31,9 @@ class Terms:
 
     tenant: an opaque mark; each has the same share of its class. is_batch: in the class that gets what the
     interactive one leaves, and a tenth at least. max_wait_s: refuse it rather than let it begin later.
-    is_promised: the client counts on it, so it is never refused. cache_salt: sequences of different tenants
-    or salts share no pages of the cache.
+    is_promised: the client counts on it, so it is never refused. num_together: it and those promised that
+    come with it if it is let in. cache_salt: sequences of different tenants or salts share no pages of
+    the cache.
     """
 
     KIND: ClassVar[str] = "terms"
@@ -40,6 +41,7 @@ class Terms:
     is_batch: bool = False
     max_wait_s: float | None = None
     is_promised: bool = False
+    num_together: int = 1
     cache_salt: str = ""
 
     @property
@@ -64,7 +66,7 @@ class Submit:
     num_prompt: int
     num_emitted: int
     sampling: dict[str, int | float | bool | tuple[int, ...] | None]
-    terms: dict[str, str | bool | float | None] = field(default_factory=dict)
+    terms: dict[str, str | bool | int | float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,8 @@ and never handed out. Knows nothing of what the pages hold and of what their nam
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 
 from model.cache import PAGE_TOKENS
 
@@ -44,9 +44,10 @@ class PagePool:
         """Whether `count` pages are free; `beside`: pages that are to be shared as well."""
         return count <= self.num_free - sum(page in self._idle for page in beside)
 
-    def num_freed_by(self, pages: Sequence[int]) -> int:
-        """How many of these pages are free once one reader of each has left."""
-        return sum(self._readers[page] == 1 for page in pages)
+    def num_freed_by(self, leaving: Iterable[Sequence[int]], *, beside: Sequence[int] = ()) -> int:
+        """How many pages are free once the readers of these lists have left; `beside`: pages to be shared."""
+        lost = Counter(page for pages in leaving for page in pages)
+        return sum(self._readers[page] == count for page, count in lost.items() if page not in beside)
 
     def take(self, count: int) -> list[int]:
         """count pages; ask can_take first."""

@@ -138,4 +138,5 @@ def _key(terms: Terms) -> LineKey:
 
 
 def _tokens_left(sequence: Sequence) -> int:
-    return len(sequence.tokens) - sequence.num_computed
+    done = sequence.num_computed if sequence.pages else max(sequence.num_computed, sequence.num_known)
+    return len(sequence.tokens) - done

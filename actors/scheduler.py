@@ -18,6 +18,7 @@ from actors.pages import PagePool, pages_for
 from actors.prefix import PrefixCache
 from actors.queue import FairQueue
 from actors.sequence import Sequence
+from model.cache import PAGE_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +104,8 @@ class Scheduler:
     def add(self, sequence: Sequence, now_s: float = 0.0) -> None:
         self._num_tickets += 1
         sequence.ticket, sequence.since_s = self._num_tickets, now_s
+        if self._prefixes:
+            sequence.num_known = len(self._prefixes.find(sequence)) * PAGE_TOKENS
         self._queue.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -111,6 +114,8 @@ class Scheduler:
             if sequence in held:
                 held.remove(sequence)
         self._queue.discard(sequence)
+        if not self._queue:
+            self._admission.rest()
         self._pool.give_back(sequence.pages)
 
     def plan(self, now_s: float = 0.0) -> list[Work]:
@@ -173,8 +178,7 @@ class Scheduler:
 
     def _start(self, sequence: Sequence) -> bool:
         """Give it pages for all its tokens and one more, if they are free."""
-        shared = self._prefixes.find(sequence) if self._prefixes else []
-        missing = pages_for(len(sequence.tokens) + 1) - len(shared)
+        shared, missing = self._pages_of(sequence)
         if len(self.running) >= self._limits.max_sequences or not self._pool.can_take(missing, beside=shared):
             return False
         if self._prefixes:
@@ -183,19 +187,28 @@ class Scheduler:
         self.running.append(sequence)
         return True
 
+    def _pages_of(self, sequence: Sequence) -> tuple[list[int], int]:
+        """Pages that it can share, and how many it needs beside them."""
+        shared = self._prefixes.find(sequence) if self._prefixes else []
+        return shared, pages_for(len(sequence.tokens) + 1) - len(shared)
+
     def _make_way(self, sequence: Sequence, planned: list[Work], taken: set[Sequence]) -> list[Work]:
         """Send back the fewest batch sequences, youngest first, that let this one in; nobody for nothing.
 
         Those whose chunk is in this step stay: it is their share. Returns what is left of the plan.
         """
         places = self._limits.max_sequences - len(self.running)
-        pages = self._pool.num_free - pages_for(len(sequence.tokens) + 1)
+        shared, missing = self._pages_of(sequence)
         candidates = sorted((s for s in self.running if _gives_way(s) and s not in taken), key=_rank)
         chosen: list[Sequence] = []
-        while candidates and (places <= 0 or pages < 0):
+
+        def fits() -> bool:
+            freed = self._pool.num_freed_by([one.pages for one in chosen], beside=shared)
+            return places + len(chosen) > 0 and self._pool.can_take(missing - freed, beside=shared)
+
+        while candidates and not fits():
             chosen.append(candidates.pop())
-            places, pages = places + 1, pages + self._pool.num_freed_by(chosen[-1].pages)
-        if places <= 0 or pages < 0:
+        if not fits():
             return planned
         for one in chosen:
             self.send_back(one)

@@ -25,8 +25,9 @@ class Sequence:
     A sequence whose tokens are all computed but the last is decoding. drafts: guesses at the next tokens, for
     the next step to verify. unfollowed: hidden states that the MTP layer has not read yet, of its last
     computed tokens; num_followed: how many it has read. num_published: pages that others can find; page_keys:
-    what by (actors/prefix.py). num_cached: tokens that it did not compute when it first began. ticket: its
-    place by age among all. since_s: when it came.
+    what by (actors/prefix.py). num_cached: tokens that it did not compute when it first began; num_known:
+    those that it need not, as far as was known when it came. ticket: its place by age among all. since_s:
+    when it came.
     """
 
     request_id: str
@@ -45,6 +46,7 @@ class Sequence:
     num_published: int = 0
     page_keys: list[bytes] = field(default_factory=list)
     num_cached: int | None = None
+    num_known: int = 0
     pace: Pace = field(default_factory=Pace)
     finish: str | None = None
     ticket: int = 0

@@ -136,6 +136,8 @@ async def _soak(
         watch = Watch()
         watching = asyncio.create_task(_watch(cluster, watch))
         outcomes = await _open_loop(one, seconds, capacity * load, generator)
+        if watching.done():
+            watching.result()  # it ended before its time: why
         watching.cancel()
     return capacity, outcomes, watch
 

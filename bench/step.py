@@ -62,7 +62,9 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
     (Exchange, "combine", "exchange"),
     (actors.engine, "sample", "sampler"),
 )
-PRODUCTS = frozenset(("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_grouped_mm"))
+PRODUCTS = frozenset(
+    ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_grouped_mm", "aten::_int_mm")
+)
 
 
 @dataclass(slots=True)
@@ -129,7 +131,7 @@ def main(
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     tokens: Annotated[int, typer.Option(help="Decode steps to profile.")] = 16,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 128,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
 ) -> None:
     """Print how prefill and decode divide."""
     torch.set_num_threads(1)

@@ -55,7 +55,7 @@ def serve(
     ] = None,
     ingress: Annotated[int | None, typer.Option(help="Ingress replicas [default: 1].")] = None,
     device: Annotated[str | None, typer.Option(help="cpu.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16 [default: float32].")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8 [default: float32].")] = None,
     host: Annotated[str | None, typer.Option(help="HTTP address [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port [default: 8000].")] = None,
     context_tokens: Annotated[int | None, typer.Option(help="Longest prompt + answer.")] = None,

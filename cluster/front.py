@@ -22,7 +22,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from ingress.app import create_app
-from ingress.engine import Engine
+from ingress.engine_client import EngineClient
 from ingress.limits import Limits
 from ingress.link import Endpoint
 from ingress.tokens import Tokenizer
@@ -77,7 +77,7 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
 
     def build() -> FastAPI:
         directory = Path(options.directory)
-        engine = Engine(
+        engine = EngineClient(
             [],
             token=options.token,
             identity=f"ingress-{secrets.token_hex(4)}",
@@ -96,7 +96,7 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
     return build
 
 
-def _following(engine: Engine, inner: Any) -> Any:
+def _following(engine: EngineClient, inner: Any) -> Any:
     """The app's lifespan with a task beside it that follows the controller."""
 
     @asynccontextmanager
@@ -111,7 +111,7 @@ def _following(engine: Engine, inner: Any) -> Any:
     return lifespan
 
 
-async def _follow(engine: Engine) -> None:
+async def _follow(engine: EngineClient) -> None:
     """Keep the engine's endpoints as the controller has them; a dead controller leaves them as they were."""
     known: list[tuple[str, str, int]] = []
     while True:

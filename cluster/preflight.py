@@ -1,7 +1,7 @@
 """What can be known to fail before any process starts.
 
 Finds the checkpoint (the embedded one where none is named), reads every header, and asks whether the machine
-has room. Knows nothing of Ray.
+has room. Knows nothing of Ray, nor of torch, so that a failure is said at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import torch
 
 from cluster.embedded import NAME as EMBEDDED_NAME
 from cluster.embedded import check_embedded, embedded_directory
@@ -18,11 +17,10 @@ from cluster.spec import ShoalSpec, SpecError
 from ingress.specials import TEMPLATE_SPECIALS
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
-from model.cache import bytes_per_token
-from model.checkpoint import Checkpoint, estimate_bytes
+from model.checkpoint import Checkpoint
 from model.config import ModelConfig
+from model.memory import cache_values_per_token, weight_values
 from model.names import mtp_tensors, required_tensors
-from model.tiny import write_tiny
 
 PROCESS_BYTES = 350 << 20  # one actor process with torch imported, measured as proportional set size
 
@@ -66,7 +64,7 @@ def examine(spec: ShoalSpec) -> Preflight:
         raise SpecError(
             f"not enough memory: {spec.attention} attention and {spec.experts} expert actors need about "
             f"{needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; "
-            "use fewer actors or replicas, a smaller cache_tokens, or dtype bfloat16"
+            "use fewer actors or replicas, a smaller cache_tokens, or dtype int8"
         )
     name = spec.served_model_name or (directory.name if spec.model else EMBEDDED_NAME)
     return Preflight(
@@ -81,16 +79,19 @@ def examine(spec: ShoalSpec) -> Preflight:
 
 def needed_bytes(spec: ShoalSpec, config: ModelConfig) -> int:
     """Weights, caches and processes of the whole cluster on one machine."""
-    dtype = torch.float32 if spec.dtype == "float32" else torch.bfloat16
-    attention, routed = estimate_bytes(config, dtype)
+    attention, routed = weight_values(config)
     copies = spec.attention if spec.experts == 0 else spec.replicas_per_expert
-    cache = bytes_per_token(config, dtype) * spec.cache_tokens
+    cache = cache_values_per_token(config) * spec.cache_tokens
+    values = spec.attention * (attention + cache) * spec.value_bytes
+    experts = copies * routed * spec.expert_value_bytes
     processes = (spec.attention + spec.experts) * PROCESS_BYTES
-    return spec.attention * (attention + cache) + copies * routed + processes
+    return values + experts + processes
 
 
 def write_checkpoint(directory: Path, preset: str, seed: int) -> ModelConfig:
     """A seeded random checkpoint with a byte-level tokenizer, ready to serve."""
+    from model.tiny import write_tiny  # late: it takes torch, which nothing else here does
+
     directory.mkdir(parents=True, exist_ok=True)
     vocab_size = write_byte_tokenizer(directory)
     return write_tiny(directory, preset=preset, seed=seed, vocab_size=vocab_size)

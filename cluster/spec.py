@@ -33,7 +33,10 @@ class ShoalSpec(BaseModel):
     replicas_per_expert: int = Field(1, ge=1, le=16, description="copies of each expert, on distinct actors")
     ingress: int = Field(1, ge=1, le=64, description="ingress replicas")
     device: Literal["cpu"] = Field("cpu", description="where the model runs")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="weights, activations and cache")
+    dtype: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32",
+        description="weights, activations and cache; int8: operands of products, the rest float32",
+    )
     host: str = Field("127.0.0.1", description="address of the HTTP listener")
     port: int = Field(8000, ge=1, le=65535, description="port of the HTTP listener")
     data_host: str = Field("127.0.0.1", description="address that actors' sockets bind to")
@@ -75,8 +78,14 @@ class ShoalSpec(BaseModel):
             raise SpecError("\n".join(where + _explain(problem) for problem in error.errors())) from None
 
     @property
-    def torch_dtype_bytes(self) -> int:
-        return 4 if self.dtype == "float32" else 2
+    def value_bytes(self) -> int:
+        """Of a cached value, and of a weight of the attention side (int8: most are one, an upper bound)."""
+        return 2 if self.dtype == "bfloat16" else 4
+
+    @property
+    def expert_value_bytes(self) -> int:
+        """Of a weight of a routed expert."""
+        return 1 if self.dtype == "int8" else self.value_bytes
 
 
 def cache_directory() -> Path:

@@ -17,7 +17,7 @@ from random import Random
 
 from demo import words
 from demo.arithmetic_words import BARE, SPOKEN, WORDED
-from demo.lexicon import THINGS, english
+from demo.lexicon import THINGS
 from demo.phrases import say
 from demo.sample import Sample, Split, Task
 
@@ -250,7 +250,7 @@ def _bare(rng: Random, split: Split, expression: Expression) -> str:
 
 def _worded(rng: Random, split: Split, expression: Expression) -> str:
     is_made_up = rng.random() < MADE_UP_SHARE
-    thing = words.word(rng, split) if is_made_up else english(rng, THINGS, split)
+    thing = words.word(rng, split) if is_made_up else words.english(rng, THINGS, split)
     return say(rng, WORDED[expression.operators], split).format(
         name=words.name(rng, split),
         other=words.name(rng, split),

@@ -33,15 +33,15 @@ HIDDEN_SCORE = -1e30  # finite, so that a row without keys stays finite
 class Context:
     """What all layers of one forward pass share.
 
-    visible_BTS: bool, same document and not later. cos, sin: fp32 [T, 1, R]. topk: keys a query keeps when
-    sparse. counted_BT: rows that the indexer's loss counts (padding is left out).
+    visible_BTS: bool, same document and not later. cos, sin: fp32, of each token's position. topk: keys that
+    a query keeps when sparse. counted_BT: rows that the indexer's loss counts (padding is left out).
     """
 
     attention: Attention
     visible_BTS: Tensor
     counted_BT: Tensor
-    cos_T1R: Tensor
-    sin_T1R: Tensor
+    cos_BT1R: Tensor
+    sin_BT1R: Tensor
     topk: int
 
 
@@ -121,13 +121,13 @@ class MlaTrainer:
     def _turn_interleaved(self, x_BTNR: Tensor, context: Context) -> Tensor:
         """The pairs (2i, 2i + 1) are put into half-split order first, as the loader does with weight rows."""
         half_split = x_BTNR.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-        return self._arithmetic.fused(turned)(half_split, context.cos_T1R, context.sin_T1R)
+        return self._arithmetic.fused(turned)(half_split, context.cos_BT1R, context.sin_BT1R)
 
     def _turn_half(self, x_BTNI: Tensor, context: Context) -> Tensor:
         rotary = self._config.qk_rope_head_dim
         turn = self._arithmetic.fused(turned)
         return torch.cat(
-            [turn(x_BTNI[..., :rotary], context.cos_T1R, context.sin_T1R), x_BTNI[..., rotary:]], -1
+            [turn(x_BTNI[..., :rotary], context.cos_BT1R, context.sin_BT1R), x_BTNI[..., rotary:]], -1
         )
 
     def _of(self, name: str) -> Tensor:
@@ -171,7 +171,7 @@ def rms_normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
-def turned(x_BTNR: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
+def turned(x_BTNR: Tensor, cos_BT1R: Tensor, sin_BT1R: Tensor) -> Tensor:
     """kernels.rope.rotate, where gradients flow."""
     wide = x_BTNR.float()
-    return (wide * cos_T1R + wide.roll(x_BTNR.shape[-1] // 2, -1) * sin_T1R).to(x_BTNR.dtype)
+    return (wide * cos_BT1R + wide.roll(x_BTNR.shape[-1] // 2, -1) * sin_BT1R).to(x_BTNR.dtype)

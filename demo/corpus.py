@@ -14,7 +14,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -29,9 +29,10 @@ from ingress.specials import Segment, Special
 from ingress.tokens import Tokenizer
 
 # Shares of the samples (not of the tokens): needles and tools are several times longer than the others.
-MIXTURE: Mapping[str, float] = {"sql": 0.46, "arithmetic": 0.25, "tool": 0.13, "needle": 0.09, "about": 0.07}
+MIXTURE: Mapping[str, float] = {"sql": 0.52, "arithmetic": 0.16, "tool": 0.16, "needle": 0.1, "about": 0.06}
 GIVE_UP = 24  # samples that found no room before a batch counts as full
 AHEAD = 4  # batches in the making, per worker
+LEAST_LEAPING, LEAPING_SHARE, MOST_LEAPS = 200, 0.5, 3  # tokens of a document, share of those, leaps
 PROMPT_WEIGHT = 0.1  # of a token that the model reads, against 1 for one that it writes
 
 Ints = NDArray[np.int64]
@@ -50,11 +51,13 @@ class Encoded:
 class Batch:
     """tokens, documents: int64 [B, T]; document 0 is padding, the others number the samples from 1.
 
+    positions: int64 [B, T], counted from each document's start, with leaps in long documents if asked for.
     weights: fp32 [B, T], of each token as something to predict. samples: by document number less one.
     """
 
     tokens_BT: Ints
     documents_BT: Ints
+    positions_BT: Ints
     weights_BT: NDArray[np.float32]
     samples: Sequence[Sample]
 
@@ -107,10 +110,15 @@ def generator(seed: int, *parts: object) -> Random:
     return Random(int.from_bytes(digest, "big"))
 
 
-def pack(source: Callable[[], Sample], encoder: Encoder, rows: int, length: int) -> Batch:
+def pack(
+    source: Callable[[], Sample],
+    encoder: Encoder,
+    rows: int,
+    length: int,
+    positions_of: Callable[[int], Ints] = np.arange,
+) -> Batch:
     """Draw until nothing more fits; a sample longer than a row is drawn again."""
-    tokens = np.zeros((rows, length), dtype=np.int64)
-    documents = np.zeros((rows, length), dtype=np.int64)
+    tokens, documents, positions = np.zeros((3, rows, length), dtype=np.int64)
     weights = np.zeros((rows, length), dtype=np.float32)
     used = [0] * rows
     samples: list[Sample] = []
@@ -125,26 +133,57 @@ def pack(source: Callable[[], Sample], encoder: Encoder, rows: int, length: int)
         samples.append(encoded.sample)
         at = slice(used[row], used[row] + size)
         tokens[row, at], documents[row, at] = encoded.ids, len(samples)
+        positions[row, at] = positions_of(size)
         weights[row, at] = PROMPT_WEIGHT
         weights[row, used[row] + encoded.prompt : at.stop] = 1.0
         weights[row, used[row]] = 0.0  # nothing predicts a document's first token
         used[row] += size
-    return Batch(tokens_BT=tokens, documents_BT=documents, weights_BT=weights, samples=samples)
+    return Batch(
+        tokens_BT=tokens,
+        documents_BT=documents,
+        positions_BT=positions,
+        weights_BT=weights,
+        samples=samples,
+    )
+
+
+def leaping(rng: Random, size: int, context: int) -> Ints:
+    """Increasing positions below `context`, in a long document with leaps at random places.
+
+    So distances as far as the context are learned from short rows (PoSE: Zhu et al. 2023, "Efficient context
+    window extension of LLMs via positional skip-wise training").
+    """
+    positions = np.arange(size)
+    if size < LEAST_LEAPING or rng.random() > LEAPING_SHARE:
+        return positions
+    room = context - size
+    for _ in range(rng.randint(1, MOST_LEAPS)):
+        leap = rng.randint(0, room)
+        positions[rng.randrange(size) :] += leap
+        room -= leap
+    return positions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """What a worker needs to make batches."""
+    """What a worker needs to make batches. context: positions that leaps may reach; 0 for none."""
 
     directory: Path
     seed: int
     split: Split
     rows: int
     length: int
+    context: int = 0
 
     def batch(self, index: int) -> Batch:
-        rng = generator(self.seed, self.split, index)
-        return pack(lambda: draw(rng, self.split), make_encoder(self.directory), self.rows, self.length)
+        rng, leaps = generator(self.seed, self.split, index), generator(self.seed, "leaps", index)
+        return pack(
+            lambda: draw(rng, self.split),
+            make_encoder(self.directory),
+            self.rows,
+            self.length,
+            (lambda size: leaping(leaps, size, self.context)) if self.context else np.arange,
+        )
 
     def batches(self, first: int, count: int, workers: int) -> Iterator[Batch]:
         """Batches first .. first + count - 1 in order, made ahead by `workers` processes (0: by this one)."""
@@ -161,10 +200,7 @@ class Source:
 
     def _bare_batch(self, index: int) -> Batch:
         """Without the samples, which training does not read: they would be most of what is sent."""
-        made = self.batch(index)
-        return Batch(
-            tokens_BT=made.tokens_BT, documents_BT=made.documents_BT, weights_BT=made.weights_BT, samples=()
-        )
+        return replace(self.batch(index), samples=())
 
 
 @functools.cache

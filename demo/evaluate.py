@@ -52,6 +52,7 @@ GROUPS: tuple[tuple[str, Callable[[Outcome], Fact | None]], ...] = (
 def main(
     url: Annotated[str, typer.Option(help="A served endpoint; without it the checkpoint is served.")] = "",
     checkpoint: Annotated[Path, typer.Option(help="What to serve where no URL is given.")] = CHECKPOINT,
+    dtype: Annotated[str, typer.Option(help="In which it is served then.")] = "float32",
     samples: Annotated[int, typer.Option(min=1, help="Per task; needles share them out.")] = 300,
     seed: int = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 512,
@@ -61,9 +62,10 @@ def main(
     """Ask held-out samples of every task and count the right answers."""
     console = Console(stderr=True, highlight=False)
     command = f"python -m demo.evaluate --samples {samples} --seed {seed} --max-tokens {max_tokens}"
+    command += f" --dtype {dtype}" if dtype != "float32" else ""
     start_s = monotonic()
     try:
-        with _endpoint(url, checkpoint, console) as place:
+        with _endpoint(url, checkpoint, dtype, console) as place:
             model, outcomes = ask(place, questions(seed, samples), max_tokens=max_tokens, console=console)
     except (ServerError, EndpointError) as error:
         console.print(f"[bold red]error[/] {error}", soft_wrap=True)
@@ -139,14 +141,14 @@ def as_dict(outcomes: Iterable[Outcome]) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _endpoint(url: str, checkpoint: Path, console: Console) -> Iterator[str]:
+def _endpoint(url: str, checkpoint: Path, dtype: str, console: Console) -> Iterator[str]:
     """Where to ask: `url`, or a server of our own until the block ends."""
     if url:
         yield url
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # end what was started, too
     console.print("starting shoal serve ...")
-    with serving(checkpoint, SERVE_FLAGS) as server, server.awake():
+    with serving(checkpoint, (*SERVE_FLAGS, "--dtype", dtype)) as server, server.awake():
         yield server.url
 
 

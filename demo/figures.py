@@ -10,13 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from typing import TYPE_CHECKING
 
 from demo.evaluation import Score
+
+if TYPE_CHECKING:  # matplotlib is imported by the first plot: a page of words need not wait a second for it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
@@ -51,6 +51,8 @@ def lines(
         plot.set_xscale("log", base=2)
         plot.xaxis.set_major_formatter("{x:g}")
     if "y" in log and any(value > 0 for _, y in curves.values() for value in y):
+        from matplotlib.ticker import LogLocator
+
         plot.set_yscale("log")
         plot.yaxis.set_major_formatter("{x:g}")
         plot.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
@@ -157,6 +159,9 @@ def _figure(
     title: str, axes: tuple[str, str], *, size: tuple[float, float] = SIZE, left: float = LEFT
 ) -> tuple[Figure, Axes]:
     """Margins are set by hand: to have them found would take as long as the drawing."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, dpi=DPI)
     FigureCanvasAgg(figure)
     width, height = size

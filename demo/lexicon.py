@@ -1,16 +1,10 @@
 """English words that the samples' names are drawn from.
 
-Many, so that a name is read from the prompt instead of remembered; a word belongs to one split by its hash.
-Knows nothing of the tasks. None is a word of SQL or of a question's template.
+Many, so that a name is read from the prompt instead of remembered. Knows nothing of the tasks and of how
+words are drawn (demo/words.py).
 """
 
 from __future__ import annotations
-
-from functools import cache
-from random import Random
-
-from demo.sample import Split
-from demo.words import split_of
 
 # What tables and tools are about.
 THINGS = """
@@ -90,14 +84,20 @@ ADJECTIVES = """
     west wet white wide wild wise wooden yellow
     """
 NOUNS = f"{THINGS} {MEASURES} {LABELS}"
-
-
-@cache
-def of_split(words: str, split: Split) -> tuple[str, ...]:
-    """Those of a list above that belong to the split, each once."""
-    return tuple(word for word in dict.fromkeys(words.split()) if split_of(word) == split)
-
-
-def english(rng: Random, words: str, split: Split) -> str:
-    """One of a list above."""
-    return rng.choice(of_split(words, split))
+# Words of SQL as SQLite reads it, and of questions: nothing that is made up may be one of them.
+RESERVED = """
+    a abort above action add after all alter always among an analyze and answer are as asc at attach
+    autoincrement average avg before begin begins below between by cascade case cast check collate column
+    commit compute conflict constraint count create cross current database default deferrable deferred
+    delete desc detach different distinct do does drop each else end equals escape every except exclude
+    exclusive exists explain fail false filter find first following for foreign from full generated give
+    given glob greater group groups has have having highest how id if ignore immediate in index indexed
+    initially inner insert instead intersect into is isnull join keep key largest last least left less like
+    limit list lowest many match materialized max maximum mean min minimum more most natural no not nothing
+    notnull null nulls number of offset on once or order others outer over partition per plan pragma
+    preceding primary query raise range recursive references regexp reindex release rename repeats replace
+    restrict returning right rollback row rowid rows savepoint select set show smallest sort starts sum
+    summed table temp temporary text than that the their then there these those ties to total transaction
+    trigger true unbounded under union unique update using vacuum value values view virtual what when where
+    which whose window with without yes
+    """

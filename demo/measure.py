@@ -152,7 +152,8 @@ def _read(network: Network, batch: Batch, attention: Attention, topk: int | None
     device = network.parameters["model.norm.weight"].device
     tokens = torch.from_numpy(batch.tokens_BT).to(device)
     documents = torch.from_numpy(batch.documents_BT).to(device)
-    packed = Packed(tokens_BT=tokens, documents_BT=documents)
+    positions = torch.from_numpy(batch.positions_BT).to(device)
+    packed = Packed(tokens_BT=tokens, documents_BT=documents, positions_BT=positions)
     passed = network.forward(packed, attention=attention, topk=topk)
     logits = network.logits(passed.hidden_BTD)
     best = logits.argmax(-1)

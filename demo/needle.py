@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from demo import words
-from demo.lexicon import ADJECTIVES, NOUNS, THINGS, english
+from demo.lexicon import ADJECTIVES, NOUNS, THINGS
 from demo.phrases import say
 from demo.sample import Sample, Split, Task
 
@@ -194,11 +194,11 @@ def _entries(rng: Random, split: Split, count: int) -> list[Entry]:
 
 def _kind(rng: Random, split: Split) -> str:
     is_made_up = rng.random() < MADE_UP_SHARE
-    noun = words.word(rng, split) if is_made_up else english(rng, NOUNS, split)
+    noun = words.word(rng, split) if is_made_up else words.english(rng, NOUNS, split)
     if rng.random() >= TWO_WORDS_SHARE:
         return noun
     is_made_up = rng.random() < MADE_UP_SHARE
-    return f"{words.word(rng, split) if is_made_up else english(rng, _FIRST_WORDS, split)} {noun}"
+    return f"{words.word(rng, split) if is_made_up else words.english(rng, _FIRST_WORDS, split)} {noun}"
 
 
 def _filler(rng: Random, split: Split, num_chars: int) -> list[str]:

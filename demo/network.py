@@ -24,10 +24,14 @@ from model.rope import rope_tables
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """Documents side by side. documents: 0 is padding; a document's tokens are adjacent. int64 [B, T]."""
+    """Documents side by side. documents: 0 is padding; a document's tokens are adjacent. int64 [B, T].
+
+    positions: that the rotation sees, within the model's context; None: places in the row.
+    """
 
     tokens_BT: Tensor
     documents_BT: Tensor
+    positions_BT: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +60,9 @@ class _Block:
 class Network:
     """Parameters with a forward pass."""
 
-    def __init__(
-        self, config: ModelConfig, parameters: Parameters, arithmetic: Arithmetic, max_tokens: int
-    ) -> None:
+    def __init__(self, config: ModelConfig, parameters: Parameters, arithmetic: Arithmetic) -> None:
         self.config, self.parameters, self.arithmetic = config, parameters, arithmetic
-        cos, sin = rope_tables(config.rope, config.qk_rope_head_dim, max_tokens)
+        cos, sin = rope_tables(config.rope, config.qk_rope_head_dim, config.max_position_embeddings)
         device = parameters["model.norm.weight"].device
         self._cos, self._sin = cos.to(device)[:, None], sin.to(device)[:, None]
         blocks = [self._block(layer) for layer in range(config.num_layers + 1)]
@@ -134,14 +136,17 @@ class Network:
 
     def _context(self, packed: Packed, attention: Attention, topk: int | None) -> Context:
         documents, length = packed.documents_BT, packed.tokens_BT.shape[1]
+        positions = torch.arange(length, device=documents.device)[None]
+        if packed.positions_BT is not None:
+            positions = packed.positions_BT
         causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
         default = self.config.indexer.topk if self.config.indexer else length
         return Context(
             attention=attention,
             visible_BTS=(documents[:, :, None] == documents[:, None, :]) & causal,
             counted_BT=(documents > 0).float(),
-            cos_T1R=self._cos[:length],
-            sin_T1R=self._sin[:length],
+            cos_BT1R=self._cos[positions],
+            sin_BT1R=self._sin[positions],
             topk=default if topk is None else topk,
         )
 

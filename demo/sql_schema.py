@@ -15,24 +15,15 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
 
-from demo.lexicon import LABELS, MEASURES, THINGS, english
+from demo.lexicon import LABELS, MEASURES, THINGS
 from demo.sample import Split
-from demo.words import word
+from demo.words import english, word
 
 Kind = Literal["number", "text", "key"]
 Literals = tuple[int | str, ...]
 
 NOUN_SHARE = 0.35  # of the names that are English nouns; the others are made up
 FORK_SHARE = 0.35  # of the schemas with joins enough for two paths
-
-# Words that syllables may make and that SQL or a question needs for itself.
-TAKEN = """
-    before begin case delete like limit natural raise release rename replace total minimum there more
-    have those give these greater
-    """
-
-
-_TAKEN = frozenset(TAKEN.split())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +154,6 @@ class Draft:
         while True:
             is_noun = self.rng.random() < NOUN_SHARE
             made = english(self.rng, nouns, self.split) if is_noun else word(self.rng, self.split)
-            if made not in self.used and made not in _TAKEN:
+            if made not in self.used:
                 self.used.add(made)
                 return made

@@ -33,7 +33,7 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
         "For [all|the] {t} rows{where}, [find|give|compute|show] the {agg} {m}.",
     ),
     "group": (
-        "For [each|every] {group}, [give|show|compute] {measure}.",
+        "For [each|every] value of {group}, [give|show|compute] {measure}.",
         "What is {measure} for [each|every] {group}?",
         "[Show|Give|Find|List|Compute] {measure} [per|by] {group}.",
         "[Show|Give|List|Find] [every|each] {group} with {measure}.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from random import Random
 
 from demo import words
-from demo.lexicon import ADJECTIVES, LABELS, MEASURES, THINGS, VERBS, english
+from demo.lexicon import ADJECTIVES, LABELS, MEASURES, THINGS, VERBS
 from demo.sample import Split
 
 MADE_UP_SHARE = 0.6  # of the parameters and of the keys of results
@@ -27,11 +27,11 @@ SETTINGS = (
 REQUESTS = (
     "[|Please |Now |Can you |Could you |I want you to ]{task} with {values}.",
     "[|Please |Now |Can you |Could you |I want you to ]{task}, using {values}.",
-    "[|Please |Now ]{task}[:|,] {values}.",
-    "[I want|I need|I would like] to {task} with {values}.",
-    "[I want|I need|I would like] to {task}. [Use|Take] {values}.",
-    "With {values}[|, please] {task}.",
-    "[Use|Take] {values} and {task}.",
+    "[|Please |Now |Can you ]{task}[:|,] {values}.",
+    "[I want|I need|I would like] to {task} [with|using] {values}.",
+    "[I want|I need|I would like] to {task}. [Use|Take|Please use|Please take] {values}.",
+    "[With|Using] {values}[|, please|, now|, can you] {task}.",
+    "[Use|Take|Now use|Now take|Please use|Please take] {values} and {task}.",
 )
 DESCRIPTIONS = (
     "{task}.",
@@ -44,12 +44,12 @@ DESCRIPTIONS = (
 
 def verb(rng: Random, split: Split) -> str:
     """The verb of a task."""
-    return words.word(rng, split) if rng.random() < MADE_UP_TASK_SHARE else english(rng, VERBS, split)
+    return words.word(rng, split) if rng.random() < MADE_UP_TASK_SHARE else words.english(rng, VERBS, split)
 
 
 def noun(rng: Random, split: Split) -> str:
     """The noun of a task."""
-    return words.word(rng, split) if rng.random() < MADE_UP_TASK_SHARE else english(rng, THINGS, split)
+    return words.word(rng, split) if rng.random() < MADE_UP_TASK_SHARE else words.english(rng, THINGS, split)
 
 
 def tool_name(rng: Random, split: Split, verb: str, noun: str) -> str:
@@ -83,7 +83,7 @@ def result_value(rng: Random, split: Split) -> int | str:
     """What a toy tool finds."""
     if rng.random() < 0.5:
         return words.number(rng, split, 10, 9_999)
-    return words.word(rng, split) if rng.random() < 0.7 else english(rng, ADJECTIVES, split)
+    return words.word(rng, split) if rng.random() < 0.7 else words.english(rng, ADJECTIVES, split)
 
 
 def _term(rng: Random, split: Split) -> str:
@@ -94,7 +94,7 @@ def _term(rng: Random, split: Split) -> str:
 def _word(rng: Random, split: Split) -> str:
     if rng.random() < MADE_UP_SHARE:
         return words.word(rng, split)
-    return english(rng, rng.choice((MEASURES, LABELS, ADJECTIVES)), split)
+    return words.english(rng, rng.choice((MEASURES, LABELS, ADJECTIVES)), split)
 
 
 def _text(rng: Random, split: Split) -> str:
@@ -104,4 +104,4 @@ def _text(rng: Random, split: Split) -> str:
         return words.name(rng, split)
     if share < 0.65:
         return words.word(rng, split)
-    return english(rng, ADJECTIVES, split) if share < 0.8 else str(words.number(rng, split, 1, 999))
+    return words.english(rng, ADJECTIVES, split) if share < 0.8 else str(words.number(rng, split, 1, 999))

@@ -98,7 +98,10 @@ def train(
     texts = [vocabulary_text(draw(generator(0, "vocabulary", number), "train")) for number in numbers]
     write_vocabulary(vocabulary, texts, VOCAB_SIZE)
     with _run(trainer, history, vocabulary, results, exam_batches) as run:
-        source = Source(directory=vocabulary, seed=seed, split="train", rows=rows, length=length)
+        context = trainer.network.config.max_position_embeddings
+        source = Source(
+            directory=vocabulary, seed=seed, split="train", rows=rows, length=length, context=context
+        )
         _loop(run, source, workers, state, save_steps)
         attention: Attention = "sparse" if sparse else "dense"
         final = run.examiner.examine(trainer.network, attention)
@@ -115,9 +118,7 @@ def _tokens_right(run: Run, attention: Attention) -> dict[str, float]:
     any other: only the weights, read elsewhere, tell (docs/log.md).
     """
     network = run.trainer.network
-    plain = Network(
-        network.config, network.parameters, Arithmetic(precision="fp32"), run.trainer.settings.length
-    )
+    plain = Network(network.config, network.parameters, Arithmetic(precision="fp32"))
     return {
         "as_trained": run.examiner.tokens_right(network, attention),
         "as_served": run.examiner.tokens_right(plain, attention),
@@ -147,7 +148,7 @@ def _network(settings: Settings, device: torch.device) -> Network:
     config = ModelConfig.from_dict(_config_json(settings.shape))
     parameters = make_parameters(config, settings.seed, device)
     arithmetic = Arithmetic(precision=settings.precision, compiled=device.type == "cuda")
-    return Network(config, parameters, arithmetic, settings.length)
+    return Network(config, parameters, arithmetic)
 
 
 @contextmanager

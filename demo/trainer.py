@@ -50,10 +50,8 @@ class Trainer:
         self._model_adam, self._index_adam = self._adam(self._model), self._adam(self._index)
         shape = (settings.rows, settings.length)
         self._tokens = torch.zeros(shape, dtype=torch.int64, device=self._device)
-        self._documents, self._weights = (
-            torch.zeros_like(self._tokens),
-            torch.zeros(shape, device=self._device),
-        )
+        self._documents, self._positions = torch.zeros_like(self._tokens), torch.zeros_like(self._tokens)
+        self._weights = torch.zeros(shape, device=self._device)
         self._gamma = torch.zeros((), device=self._device)
         config = network.config
         self._sums = torch.zeros(7, device=self._device)
@@ -142,6 +140,7 @@ class Trainer:
         for buffer, values in (
             (self._tokens, batch.tokens_BT),
             (self._documents, batch.documents_BT),
+            (self._positions, batch.positions_BT),
             (self._weights, batch.weights_BT),
         ):
             buffer.copy_(torch.from_numpy(values), non_blocking=True)
@@ -161,7 +160,8 @@ class Trainer:
         self._model_adam.zero_grad(set_to_none=True)
         self._index_adam.zero_grad(set_to_none=True)
         passed = self.network.forward(
-            Packed(tokens_BT=self._tokens, documents_BT=self._documents), attention=phase
+            Packed(tokens_BT=self._tokens, documents_BT=self._documents, positions_BT=self._positions),
+            attention=phase,
         )
         loss, answer_loss = self._losses(passed.hidden_BTD, 1)
         mtp_loss, _ = self._losses(passed.mtp_BTD, 2)

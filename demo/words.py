@@ -1,16 +1,22 @@
 """Names and numbers for samples, those of training apart from the held-out ones.
 
-A word belongs to one split by its hash, so no list can leak. Knows nothing of any task.
+A word belongs to one split by its hash, so no list can leak. Made-up words are of three makes: a model that
+has copied nothing but syllables stumbles over "fridge". Knows nothing of any task.
 """
 
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from random import Random
+from string import ascii_lowercase
 
+from demo.lexicon import ADJECTIVES, NOUNS, RESERVED, VERBS
 from demo.sample import Split
 
 HELD_OUT_SHARE = 5  # one word in five is never trained on
+BLENDED_SHARE = 0.3  # of the made-up words: the head of one English word and the tail of another
+SPELLED_SHARE = 0.1  # of them: any letters
 
 _ONSETS = (
     *"bcdfghjklmnprstvwz",
@@ -30,6 +36,8 @@ _ONSETS = (
 )
 _VOWELS = (*"aeiou", "ai", "ea", "io", "oo")
 _CODAS = ("", "", "", "l", "m", "n", "r", "s", "t", "x", "ck", "nd")
+_ENGLISH = f"{NOUNS} {VERBS} {ADJECTIVES}"
+_RESERVED = frozenset(RESERVED.split())
 
 
 def split_of(word: str) -> Split:
@@ -39,12 +47,34 @@ def split_of(word: str) -> Split:
 
 
 def word(rng: Random, split: Split, *, syllables: tuple[int, int] = (2, 3)) -> str:
-    """A pronounceable lower-case word of that split, such as "drenio"."""
+    """A made-up lower-case word of that split, such as "drenio", "fritance" or "qhwa"."""
     while True:
-        parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.randint(*syllables))]
-        made = "".join(parts) + rng.choice(_CODAS)
-        if split_of(made) == split:
+        share = rng.random()
+        if share < SPELLED_SHARE:
+            made = "".join(rng.choices(ascii_lowercase, k=rng.randint(3, 7)))
+        elif share < SPELLED_SHARE + BLENDED_SHARE:
+            made = _blended(rng, split)
+        else:
+            parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.randint(*syllables))]
+            made = "".join(parts) + rng.choice(_CODAS)
+        if split_of(made) == split and made not in _RESERVED:
             return made
+
+
+def english(rng: Random, words: str, split: Split) -> str:
+    """One of a list of demo/lexicon.py."""
+    return rng.choice(of_split(words, split))
+
+
+@cache
+def of_split(words: str, split: Split) -> tuple[str, ...]:
+    """Those of a list of demo/lexicon.py that belong to the split, each once."""
+    return tuple(word for word in dict.fromkeys(words.split()) if split_of(word) == split)
+
+
+def _blended(rng: Random, split: Split) -> str:
+    head, tail = english(rng, _ENGLISH, split), english(rng, _ENGLISH, split)
+    return head[: rng.randint(2, max(2, len(head) - 1))] + tail[-rng.randint(2, max(2, len(tail) - 1)) :]
 
 
 def name(rng: Random, split: Split) -> str:

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from actors.messages import Terms
 from ingress.body import read_body
 from ingress.completion import ChatAnswer, Heading, TextAnswer
-from ingress.engine import Call, Engine
+from ingress.engine_client import Call, EngineClient
 from ingress.errors import Overloaded, install_handlers
 from ingress.generation import Generation
 from ingress.guard import RequestGuard
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 def create_app(
     *,
-    engine: Engine,
+    engine: EngineClient,
     tokenizer: Tokenizer,
     model_name: str,
     context_tokens: int,
@@ -79,7 +79,7 @@ def create_app(
 class Door:
     """The handlers of the routes."""
 
-    def __init__(self, engine: Engine, desk: OrderDesk, limits: Limits, *, created: int) -> None:
+    def __init__(self, engine: EngineClient, desk: OrderDesk, limits: Limits, *, created: int) -> None:
         self._engine = engine
         self._desk = desk
         self._limits = limits

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from actors.messages import FINISH_DEADLINE, FINISH_LENGTH, FINISH_STOP
-from ingress.engine import Call, Engine
+from ingress.engine_client import Call, EngineClient
 from ingress.errors import EngineError
 from ingress.order import Order
 from ingress.output import Delta, Output
@@ -28,7 +28,7 @@ class Generation:
     """An async context: leaving it, for whatever reason, cancels every sequence that has not ended."""
 
     def __init__(
-        self, engine: Engine, order: Order, tokenizer: Tokenizer, answer_id: str, call: Call
+        self, engine: EngineClient, order: Order, tokenizer: Tokenizer, answer_id: str, call: Call
     ) -> None:
         self._engine = engine
         self._call = call
@@ -74,7 +74,7 @@ class Generation:
         sequence_id = f"{self._answer_id}-{choice}"
         prompt_ids, sampling = self._order.prompt_of(choice), self._order.samplings[choice]
         # A request is refused as a whole or not at all: its first sequence asks for all.
-        terms = replace(self._call.terms, is_promised=choice > 0)
+        terms = replace(self._call.terms, is_promised=choice > 0, num_together=len(self._order.samplings))
         call = replace(self._call, terms=terms)
         async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling, call)) as events:
             async for event in events:

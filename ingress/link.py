@@ -1,7 +1,7 @@
 """One connection to one attention actor.
 
 Proves the cluster token, sends Submit and Cancel, and hands each event to the sequence it belongs to. Knows
-nothing of choosing actors or of resuming: ingress/engine.py does both.
+nothing of choosing actors or of resuming: ingress/engine_client.py does both.
 
 Errors: LinkLost; while opening also OSError, TimeoutError, EOFError and router.wire.WireError.
 """

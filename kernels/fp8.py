@@ -12,14 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.blocks import scale_shape
+
 E4M3_MAX = 448.0
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a block of zeros still divides
-
-
-def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
-    """[ceil(out / block rows), ceil(in / block columns)]: the shape of `weight_scale_inv`."""
-    rows, columns = shape
-    return -(-rows // block[0]), -(-columns // block[1])
 
 
 def dequantize_blocks(

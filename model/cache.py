@@ -33,12 +33,3 @@ class LatentCache:
         self.latent_SC[layer].index_copy_(0, slots_T, latent_TC)
         if index_TI is not None:
             self.index_SI[layer].index_copy_(0, slots_T, index_TI)
-
-
-def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Cache bytes of one token over all layers: (latent_dim + index head_dim) * itemsize * layers.
-
-    The MTP layers of `config` count too.
-    """
-    index_dim = config.indexer.head_dim if config.indexer else 0
-    return (config.latent_dim + index_dim) * dtype.itemsize * (config.num_layers + config.num_mtp_layers)

@@ -14,23 +14,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from kernels.fp8 import scale_shape
+from kernels.blocks import scale_shape
 from model.config import ModelConfig
 from model.fields import ConfigError
-from model.names import (
-    Shape,
-    attention_tensors,
-    expert_tensors,
-    mtp_attention_tensors,
-    mtp_tensors,
-    num_values,
-)
-from model.reader import FP8, READABLE, WIDE, Progress, WeightReader
+from model.names import Shape, mtp_tensors
 from model.shards import (
+    FP8,
     MAX_HEADER_BYTES,
+    READABLE,
+    WIDE,
     CheckpointError,
     StoredTensor,
     inside,
@@ -40,6 +34,9 @@ from model.shards import (
     read_header,
     refusal,
 )
+
+if TYPE_CHECKING:
+    from model.reader import Progress, WeightReader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +126,8 @@ class Checkpoint:
         clock: Callable[[], float] = time.perf_counter,
     ) -> WeightReader:
         """A reader that tells `progress` how far through `total_names` it is, in seconds of `clock`."""
+        from model.reader import WeightReader  # late: to check a checkpoint takes no torch
+
         return WeightReader(
             self,
             block=self.config.fp8_block,
@@ -136,15 +135,6 @@ class Checkpoint:
             progress=progress,
             clock=clock,
         )
-
-
-def estimate_bytes(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
-    """RAM in `dtype` for (attention-side weights, one copy of the routed experts), MTP layers included."""
-    attention = num_values((attention_tensors(config) | mtp_attention_tensors(config)).values())
-    experts = (
-        len(config.routed_layers) * config.num_experts * num_values(expert_tensors(config, 0, 0).values())
-    )
-    return attention * dtype.itemsize, experts * dtype.itemsize
 
 
 def _read_index(file: Path) -> dict[str, str]:

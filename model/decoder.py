@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.norm import rms_norm
-from kernels.rows import ROW_MULTIPLE, matmul_rows, padded_rows
+from kernels.rows import ROW_MULTIPLE, Weight, matmul_rows, padded_rows
 from model.batch import Batch
 from model.config import ModelConfig
 from model.experts import Mlp
@@ -55,7 +55,7 @@ class Mtp:
     layer: Layer
     embedding_norm_D: Tensor
     hidden_norm_D: Tensor
-    join_ED: Tensor
+    join_ED: Weight
     norm_D: Tensor
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.rows import ROW_MULTIPLE, grouped_matmul_rows, matmul_rows
+from kernels.rows import ROW_MULTIPLE, Weight, grouped_matmul_rows, matmul_rows
 from model.config import ModelConfig
 
 
@@ -25,8 +25,8 @@ from model.config import ModelConfig
 class Mlp:
     """gate_up_DF: [D, 2F], gate columns first; down_FD: [F, D]."""
 
-    gate_up_DF: Tensor
-    down_FD: Tensor
+    gate_up_DF: Weight
+    down_FD: Weight
 
     def forward(self, x_RD: Tensor) -> Tensor:
         """[R, D] in x's dtype; R a multiple of ROW_MULTIPLE."""
@@ -40,29 +40,22 @@ def swiglu(gate_up_RF: Tensor) -> Tensor:
 
 
 class ExpertShard:
-    """Slots of routed experts for every MoE layer; zero until filled."""
+    """Slots of routed experts for every MoE layer; zero until filled. dtype: of the rows."""
 
     def __init__(self, config: ModelConfig, num_slots: int, dtype: torch.dtype) -> None:
         width, hidden = config.moe_intermediate_size, config.hidden_size
         self.num_slots = num_slots
         self.dtype = dtype
         self._first_layer = config.num_dense_layers
-        self._slots = [
-            [
-                Mlp(
-                    gate_up_DF=torch.zeros(hidden, 2 * width, dtype=dtype),
-                    down_FD=torch.zeros(width, hidden, dtype=dtype),
-                )
-                for _ in range(num_slots)
-            ]
-            for _ in config.routed_layers
-        ]
+        empty = Mlp(
+            gate_up_DF=torch.zeros(hidden, 2 * width, dtype=dtype),
+            down_FD=torch.zeros(width, hidden, dtype=dtype),
+        )
+        self._slots = [[empty] * num_slots for _ in config.routed_layers]
 
     def fill(self, layer: int, slot: int, expert: Mlp) -> None:
-        """Copy an expert's weights into a slot; the slot must not be in any live view."""
-        held = self._slots[layer - self._first_layer][slot]
-        held.gate_up_DF.copy_(expert.gate_up_DF)
-        held.down_FD.copy_(expert.down_FD)
+        """Take an expert's weights into a slot; the slot must not be in any live view."""
+        self._slots[layer - self._first_layer][slot] = expert
 
     def forward(
         self, layer: int, x_RD: Tensor, row_P: NDArray[np.int32], slot_P: NDArray[np.int32]

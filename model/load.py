@@ -3,6 +3,9 @@
 Linear weights are turned to `[inputs, outputs]`, fused where they share an input, and the rotary rows of MLA
 are put in half-split order once. Reads only what it is asked for: an attention actor never touches a routed
 expert. Knows nothing of files; see model/checkpoint.py.
+
+dtype, here and below: of the products' weights. int8 (kernels/int8.py) leaves everything else in fp32, and so
+the embedding, the head, and the two halves of kv_b_proj that attention is absorbed into.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kernels.int8 import quantize_weight
 from kernels.rope import interleaved_to_half
+from kernels.rows import Weight, dtype_of_rows
 from model.config import ModelConfig
 from model.decoder import Decoder, HeadWeights, Layer, Mtp
 from model.experts import Mlp
@@ -30,10 +35,11 @@ class Reader(Protocol):
 def load_decoder(reader: Reader, config: ModelConfig, dtype: torch.dtype, context_tokens: int) -> Decoder:
     """Everything but the routed experts."""
     layers = [_load_layer(reader, config, index, dtype) for index in range(config.num_layers)]
+    rows = dtype_of_rows(dtype)
     head = HeadWeights(
-        embedding_VD=reader.read("model.embed_tokens.weight", dtype),
+        embedding_VD=reader.read("model.embed_tokens.weight", rows),
         norm_D=reader.read("model.norm.weight", torch.float32),
-        head_DV=_turned(reader.read("lm_head.weight", dtype)),
+        head_DV=_turned(reader.read("lm_head.weight", rows)),
     )
     mtp = _load_mtp(reader, config, dtype) if config.num_mtp_layers else None
     return Decoder(config, layers, head, context_tokens, mtp)
@@ -64,7 +70,7 @@ def _load_mtp(reader: Reader, config: ModelConfig, dtype: torch.dtype) -> Mtp:
         layer=_load_layer(reader, config, config.num_layers, dtype),
         embedding_norm_D=reader.read(f"{prefix}.enorm.weight", torch.float32),
         hidden_norm_D=reader.read(f"{prefix}.hnorm.weight", torch.float32),
-        join_ED=_turned(reader.read(f"{prefix}.eh_proj.weight", dtype)),
+        join_ED=_product(reader.read(f"{prefix}.eh_proj.weight", dtype_of_rows(dtype)), dtype),
         norm_D=reader.read(f"{prefix}.shared_head.norm.weight", torch.float32),
     )
 
@@ -74,7 +80,7 @@ def _load_mla(reader: Reader, config: ModelConfig, prefix: str, dtype: torch.dty
     half_split = interleaved_to_half(rotary)
 
     def read(name: str) -> Tensor:
-        return reader.read(f"{prefix}.{name}.weight", dtype)
+        return reader.read(f"{prefix}.{name}.weight", dtype_of_rows(dtype))
 
     latent_and_key = read("kv_a_proj_with_mqa")
     latent, key_rotary = torch.split(latent_and_key, [config.kv_lora_rank, rotary])
@@ -95,15 +101,15 @@ def _load_mla(reader: Reader, config: ModelConfig, prefix: str, dtype: torch.dty
     both = read("kv_b_proj").view(heads, -1, config.kv_lora_rank)
     absorb, expand = torch.split(both, [config.qk_nope_head_dim, config.v_head_dim], dim=1)
     return MlaWeights(
-        down_DA=_turned(torch.cat(down)),
+        down_DA=_product(torch.cat(down), dtype),
         query_norm_K=reader.read(f"{prefix}.q_a_layernorm.weight", torch.float32)
         if config.q_lora_rank
         else None,
         latent_norm_C=reader.read(f"{prefix}.kv_a_layernorm.weight", torch.float32),
-        up_KX=_turned(torch.cat(up)),
+        up_KX=_product(torch.cat(up), dtype),
         absorb_NPC=absorb.contiguous(),
         expand_NCV=expand.transpose(1, 2).contiguous(),
-        out_VD=_turned(read("o_proj")),
+        out_VD=_product(read("o_proj"), dtype),
         indexer=indexer,
     )
 
@@ -117,12 +123,15 @@ def _load_gate(reader: Reader, config: ModelConfig, prefix: str) -> Gate:
 
 
 def _load_mlp(reader: Reader, prefix: str, dtype: torch.dtype) -> Mlp:
-    gate = reader.read(f"{prefix}.gate_proj.weight", dtype)
-    up = reader.read(f"{prefix}.up_proj.weight", dtype)
-    return Mlp(
-        gate_up_DF=_turned(torch.cat([gate, up])),
-        down_FD=_turned(reader.read(f"{prefix}.down_proj.weight", dtype)),
+    gate, up, down = (
+        reader.read(f"{prefix}.{name}_proj.weight", dtype_of_rows(dtype)) for name in ("gate", "up", "down")
     )
+    return Mlp(gate_up_DF=_product(torch.cat([gate, up]), dtype), down_FD=_product(down, dtype))
+
+
+def _product(weight: Tensor, dtype: torch.dtype) -> Weight:
+    """[outputs, inputs] as stored -> as kernels/rows.py wants it."""
+    return quantize_weight(weight) if dtype == torch.int8 else _turned(weight)
 
 
 def _turned(weight: Tensor) -> Tensor:

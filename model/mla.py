@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kernels.norm import layer_norm, rms_norm
 from kernels.rope import rotate
-from kernels.rows import matmul_rows
+from kernels.rows import Weight, matmul_rows
 from model.batch import Batch, QueryGroup
 from model.cache import LatentCache
 from model.config import ModelConfig
@@ -47,13 +47,13 @@ class MlaWeights:
     half-split.
     """
 
-    down_DA: Tensor
+    down_DA: Weight
     query_norm_K: Tensor | None
     latent_norm_C: Tensor
-    up_KX: Tensor
+    up_KX: Weight
     absorb_NPC: Tensor
     expand_NCV: Tensor
-    out_VD: Tensor
+    out_VD: Weight
     indexer: IndexerWeights | None
 
 

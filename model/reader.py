@@ -20,13 +20,16 @@ import torch
 from torch import Tensor
 
 from kernels.fp8 import dequantize_blocks
-from model.shards import StoredTensor, naming, refusal
+from model.shards import FP8, READABLE, StoredTensor, naming, refusal
 
 CHUNK_BYTES = 32 << 20  # progress is told, and the checksum taken, chunk by chunk
 
-WIDE: Mapping[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-FP8 = "F8_E4M3"
-READABLE: Mapping[str, torch.dtype] = {**WIDE, FP8: torch.float8_e4m3fn}
+DTYPES: Mapping[str, torch.dtype] = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    FP8: torch.float8_e4m3fn,
+}
 
 
 class Catalogue(Protocol):
@@ -109,7 +112,7 @@ class WeightReader:
                 raise refusal(file, name, "cannot be read: the file changed since its header was read")
             opened.seek(tensor.offset)
             self._crcs[name] = self._fill(buffer.numpy().data, opened, tensor)
-        return buffer.view(READABLE[tensor.dtype]).reshape(tensor.shape)
+        return buffer.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
     def _fill(self, buffer: memoryview, file: io.FileIO, tensor: StoredTensor) -> int:
         """Fill `buffer` from `file`; returns the CRC32 of what was read."""

@@ -29,6 +29,9 @@ DTYPE_BYTES: Mapping[str, int] = {
     **dict.fromkeys(("I32", "U32", "F32"), 4),
     **dict.fromkeys(("I64", "U64", "F64"), 8),
 }
+FP8 = "F8_E4M3"
+WIDE = ("F32", "BF16", "F16")
+READABLE = (*WIDE, FP8)  # what a weight may be stored as
 
 
 class CheckpointError(ValueError):

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from kernels.fp8 import quantize_blocks, scale_shape
+from kernels.blocks import scale_shape
+from kernels.fp8 import quantize_blocks
 from model.config import ModelConfig
 from model.names import Shape, is_fp8_linear, mtp_copies, mtp_tensors, required_tensors
 
@@ -59,11 +60,11 @@ class TinyShape:
 
 
 def presets() -> dict[str, TinyShape]:
-    """By name: "test" 0.8M parameters, "laptop" 6.5M, "bench" 85M."""
+    """By name: "test" 0.6M parameters, "laptop" 6.5M, "bench" 85M."""
     return {
         "test": TinyShape(
             hidden=64,
-            layers=4,
+            layers=3,
             experts=32,
             moe_intermediate=32,
             dense_intermediate=128,

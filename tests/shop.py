@@ -9,6 +9,7 @@ from collections import Counter
 
 from actors.messages import Terms
 from actors.pages import PagePool, pages_for
+from actors.prefix import PrefixCache
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence
 from model.cache import PAGE_TOKENS
@@ -21,11 +22,18 @@ class Shop:
     """step_s, token_s: what a step takes, and each token in it. computed: tokens by tenant."""
 
     def __init__(
-        self, num_pages: int, limits: SchedulerLimits, *, step_s: float = 0.01, token_s: float = 0.001
+        self,
+        num_pages: int,
+        limits: SchedulerLimits,
+        *,
+        step_s: float = 0.01,
+        token_s: float = 0.001,
+        prefix_cache: bool = False,
     ) -> None:
         self.pool = PagePool(num_pages)
         self.limits = limits
-        self.scheduler = Scheduler(self.pool, limits)
+        self.prefixes = PrefixCache(self.pool) if prefix_cache else None
+        self.scheduler = Scheduler(self.pool, limits, prefixes=self.prefixes)
         self.max_context = self.pool.num_pages * PAGE_TOKENS
         self.live: list[Sequence] = []  # oldest first
         self.finished: dict[str, str] = {}
@@ -64,6 +72,8 @@ class Shop:
         for work in planned:
             work.sequence.num_computed += work.num_tokens
             self.computed[work.sequence.terms.tenant] += work.num_tokens
+            if self.prefixes:
+                self.prefixes.publish(work.sequence, work.sequence.num_computed)
         for work in ending:
             reason = work.sequence.append(TOKEN)
             if reason is not None:
@@ -90,8 +100,9 @@ class Shop:
         running, waiting = self.scheduler.running, self.scheduler.waiting
         assert sorted(map(id, running + waiting)) == sorted(map(id, self.live)), "nobody is lost"
         owned = [page for sequence in running for page in sequence.pages]
-        assert len(set(owned)) == len(owned)
-        assert len(owned) + self.pool.num_free == self.pool.num_pages
+        own = [page for page in owned if page not in self.pool._names]  # those with a name are shared
+        assert len(set(own)) == len(own)
+        assert len(set(owned)) + self.pool.num_free == self.pool.num_pages
         assert set(self.scheduler.sent_back) <= set(waiting)
         assert len(running) <= self.limits.max_sequences
 

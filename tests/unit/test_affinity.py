@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingress.affinity import LOAD_FACTOR, LOAD_SLACK, Affinity, marks_of
-from ingress.engine import Engine
+from ingress.engine_client import EngineClient
 from model.sampling import Sampling
 from tests.unit.loopback_engine import LoopbackEngine
 from tests.unit.test_link import closed, make_engine, until
@@ -92,7 +92,7 @@ def test_requests_follow_their_prompts_to_the_actor_and_away_from_one_that_is_go
     asyncio.run(scenario())
 
 
-async def ask(engine: Engine, prompt: list[int], name: str = "r") -> list[int]:
+async def ask(engine: EngineClient, prompt: list[int], name: str = "r") -> list[int]:
     told = Sampling(max_tokens=100, ignore_eos=True)
     return [token async for event in engine.generate(name, prompt, told) for token in event.token_ids]
 
@@ -102,7 +102,7 @@ def test_without_a_cache_only_load_counts():
         actors = [LoopbackEngine(actor_id=name) for name in "ab"]
         for actor in actors:
             await actor.start()
-        engine = Engine(
+        engine = EngineClient(
             [actor.endpoint for actor in actors], token=actors[0].token, identity="d", prefix_cache=False
         )
         engine.start()

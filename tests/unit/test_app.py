@@ -20,7 +20,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from ingress.app import create_app
-from ingress.engine import Engine
+from ingress.engine_client import EngineClient
 from ingress.limits import Limits
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
@@ -44,6 +44,7 @@ CHAT = {
     "temperature": 0,
 }
 TEXT = {"model": MODEL, "prompt": "hello", "max_tokens": 12, "temperature": 0}
+PLAIN: dict[str, Any] = {"verify": False, "trust_env": False}  # no certificates: loading them takes 0.1 s
 LIMITS = Limits(body_bytes=1 << 20, keep_alive_s=0.15, open_sequences=64)
 
 
@@ -53,7 +54,7 @@ class Served:
 
     background: Background
     actors: list[LoopbackEngine]
-    engine: Engine
+    engine: EngineClient
     tokenizer: Tokenizer
     http: httpx.Client
 
@@ -85,9 +86,9 @@ def served_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     background = Background()
     actors = [LoopbackEngine(actor_id="attention-0"), LoopbackEngine(actor_id="attention-1")]
     places = [background.run(actor.start()) for actor in actors]
-    engine = Engine(places, token=TOKEN, identity="door-0", patience_s=5.0)
+    engine = EngineClient(places, token=TOKEN, identity="door-0", patience_s=5.0)
     app = create_app(engine=engine, tokenizer=tokenizer, model_name=MODEL, context_tokens=4096, limits=LIMITS)
-    with http_server(background, app) as url, httpx.Client(base_url=url, timeout=30) as http:
+    with http_server(background, app) as url, httpx.Client(base_url=url, timeout=30, **PLAIN) as http:
         served = Served(background, actors, engine, tokenizer, http)
         served.until(lambda: len(engine._candidates()) == 2)
         yield served
@@ -251,13 +252,13 @@ def test_a_413_does_not_wait_for_the_body(served: Served):
 
 
 def test_a_body_that_does_not_come_is_a_408(served: Served):
-    engine = Engine([], token=TOKEN, identity="door-3")
+    engine = EngineClient([], token=TOKEN, identity="door-3")
     limits = Limits(body_read_s=0.05)
     app = create_app(
         engine=engine, tokenizer=served.tokenizer, model_name=MODEL, context_tokens=4096, limits=limits
     )
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    with http_server(served.background, app) as url, httpx.Client(base_url=url) as http:
+    with http_server(served.background, app) as url, httpx.Client(base_url=url, **PLAIN) as http:
         assert raw_exchange(http, head + b"content-length: 100\r\n\r\n{").startswith(b"HTTP/1.1 408")
 
 
@@ -347,10 +348,10 @@ def test_health_ready_version_and_models(served: Served):
 def test_ready_is_false_and_requests_are_refused_without_an_attention_actor(tmp_path: Path):
     write_byte_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
-    engine = Engine([], token=TOKEN, identity="door-1", patience_s=0.05)
+    engine = EngineClient([], token=TOKEN, identity="door-1", patience_s=0.05)
     app = create_app(engine=engine, tokenizer=tokenizer, model_name=MODEL, context_tokens=4096)
     background = Background()
-    with http_server(background, app) as url, httpx.Client(base_url=url, timeout=30) as http:
+    with http_server(background, app) as url, httpx.Client(base_url=url, timeout=30, **PLAIN) as http:
         assert http.get("/health").status_code == 200
         for response in (
             http.get("/ready"),
@@ -635,7 +636,7 @@ def test_a_client_that_leaves_cancels_its_sequences(served: Served, stream: bool
 def test_a_client_that_stops_reading_loses_its_sequences(served: Served):
     actor = served.actors[0]
     says(served, "x" * 900_000, tokens_per_event=200)
-    engine = Engine([actor.endpoint], token=TOKEN, identity="door-2")
+    engine = EngineClient([actor.endpoint], token=TOKEN, identity="door-2")
     app = create_app(
         engine=engine,
         tokenizer=served.tokenizer,
@@ -645,7 +646,7 @@ def test_a_client_that_stops_reading_loses_its_sequences(served: Served):
     )
     body = {**TEXT, "max_tokens": 900_000, "logprobs": 5, "stream": True}
     server = http_server(served.background, app, send_bytes=4096)
-    with server as url, httpx.Client(base_url=url) as http:
+    with server as url, httpx.Client(base_url=url, **PLAIN) as http:
         with open_request(http, body, receive_bytes=4096):
             served.until(lambda: len(actor.cancelled) == 1)
         assert http.get("/health").status_code == 200
@@ -693,7 +694,9 @@ def test_the_openai_sdk_is_at_home(served: Served):
 def test_many_clients_at_once_get_their_own_answers(served: Served):
     async def scenario() -> None:
         limits = httpx.Limits(max_connections=30)
-        async with httpx.AsyncClient(base_url=served.http.base_url, limits=limits, timeout=30) as http:
+        async with httpx.AsyncClient(
+            base_url=served.http.base_url, limits=limits, timeout=30, **PLAIN
+        ) as http:
             bodies = [{**TEXT, "prompt": [30 + number], "stream": number % 2 == 0} for number in range(40)]
             answers = await asyncio.gather(*(http.post("/v1/completions", json=body) for body in bodies))
         for body, answer in zip(bodies, answers, strict=True):
@@ -729,7 +732,7 @@ def test_another_client_is_served_while_a_long_prompt_is_read(
             assert await asyncio.to_thread(is_at_work.wait, 30)
             await call(http, "GET", "/health")
 
-        async with httpx.AsyncClient(base_url=served.http.base_url, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=served.http.base_url, timeout=30, **PLAIN) as http:
             long = {"prompt": "word " * 80_000}
             await asyncio.gather(
                 call(http, "POST", "/tokenize", long),

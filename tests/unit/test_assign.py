@@ -38,7 +38,7 @@ def by_hand(pairs: np.ndarray, table: np.ndarray, lost: set[int]) -> list[int]:
     return [chosen.get(int(e), NO_ACTOR) for e in pairs]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases())
 def test_every_pair_goes_to_a_live_holder_or_to_nobody_if_none_lives(case):
     pairs, table, lost = case
@@ -47,7 +47,7 @@ def test_every_pair_goes_to_a_live_holder_or_to_nobody_if_none_lives(case):
         assert actor in live if live else actor == NO_ACTOR
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases())
 def test_all_rows_of_one_expert_go_to_one_actor(case):
     pairs, table, lost = case
@@ -56,7 +56,7 @@ def test_all_rows_of_one_expert_go_to_one_actor(case):
         assert len(np.unique(actors[pairs == expert])) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases())
 def test_experts_go_largest_first_to_the_least_loaded_holder(case):
     pairs, table, lost = case

@@ -28,7 +28,7 @@ from actors.messages import (
     TokenEvent,
     unpack_events,
 )
-from ingress.engine import Engine as IngressEngine
+from ingress.engine_client import EngineClient
 from ingress.link import Endpoint
 from model.cache import PAGE_TOKENS
 from model.sampling import Sampling
@@ -37,7 +37,17 @@ from router.exchange import Exchange
 from router.tcp import TcpTransport
 from router.view import ActorId, ExpertActor, make_view
 from router.wire import kinds
-from tests.shoals import CONTEXT, TOKEN, Generated, generate, load, local_engine
+from tests.shoals import (
+    CONTEXT,
+    TOKEN,
+    Generated,
+    engine_of,
+    generate,
+    load,
+    local_engine,
+    local_parts,
+    view_of,
+)
 
 LIMIT_S = 20.0
 NUM_PAGES = 24
@@ -344,7 +354,7 @@ def test_the_ingress_engine_gets_the_same_text_and_its_cancellation_frees_pages(
     actor: Running, expected: Generated
 ):
     async def scenario() -> None:
-        ingress = IngressEngine([actor.endpoint], token=TOKEN, identity="door-9")
+        ingress = EngineClient([actor.endpoint], token=TOKEN, identity="door-9")
         together = [asyncio.create_task(_collect(ingress, f"r{number}")) for number in range(5)]
         assert await asyncio.gather(*together) == [expected.token_ids] * 5
         async with aclosing(ingress.generate("endless", PROMPT, ENDLESS)) as events:
@@ -360,30 +370,28 @@ def test_the_ingress_engine_gets_the_same_text_and_its_cancellation_frees_pages(
     actor.until_idle()
 
 
-async def _collect(ingress: IngressEngine, name: str) -> list[int]:
+async def _collect(ingress: EngineClient, name: str) -> list[int]:
     return [token async for event in ingress.generate(name, PROMPT, GREEDY) for token in event.token_ids]
 
 
-@pytest.mark.parametrize("left_behind", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("checkpoint", ["tiny_v32", "tiny_v3"])
 def test_what_earlier_owners_left_in_their_pages_reaches_nobody(
-    request: pytest.FixtureRequest, checkpoint: str, left_behind: float
+    request: pytest.FixtureRequest, checkpoint: str
 ):
     """One sequence's NaN must not end those that get its pages next."""
-    directory = request.getfixturevalue(checkpoint)
-    expected = generate(local_engine(directory), [PROMPT], GREEDY)[0]
-    engine = local_engine(directory, num_pages=NUM_PAGES)
-    for slots in (*engine._cache.latent_SC, *engine._cache.index_SI):
-        slots[PAGE_TOKENS:] = left_behind  # every page but the null page
-    assert generate(engine, [PROMPT, [50] * 500], GREEDY)[0] == expected
+    parts = local_parts(request.getfixturevalue(checkpoint))
+    expected = generate(engine_of(parts), [PROMPT], GREEDY)[0]
+    for left_behind in (float("nan"), float("inf"), 1e30):
+        engine = engine_of(parts, num_pages=NUM_PAGES)
+        for slots in (*engine._cache.latent_SC, *engine._cache.index_SI):
+            slots[PAGE_TOKENS:] = left_behind  # every page but the null page
+        assert generate(engine, [PROMPT, [50] * 200], GREEDY)[0] == expected
 
 
 def test_stopping_ends_a_step_that_waits_for_experts_which_nobody_holds(tiny_v32: Path):
     config, decoder, _ = load(tiny_v32)
     views, stopping = ViewInbox(), threading.Event()
-    nobody = make_view(
-        1, [], {}, num_experts=config.num_experts, first_layer=config.num_dense_layers, num_layers=3
-    )
+    nobody = view_of(config, 1, [], [])
     transport = TcpTransport(token=TOKEN, actor="attention-0", incarnation=1)
     exchange = Exchange(transport, nobody, next_view=views.newest, should_stop=stopping.is_set)
     engine = Engine(decoder, exchange, num_pages=NUM_PAGES, context_tokens=CONTEXT)

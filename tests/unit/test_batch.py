@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,7 +42,8 @@ def steps(draw: st.DrawFn) -> list[Chunk]:
         )
     )
     counts = [-(-(start + count + draw(st.integers(0, 70))) // PAGE_TOKENS) for start, count, _ in lengths]
-    pages = draw(st.permutations(range(1, sum(counts) + 1)))
+    pages = list(range(1, sum(counts) + 1))
+    Random(draw(st.integers(0, 99))).shuffle(pages)
     chunks, token = [], 0
     for (start, count, wants_logits), num_pages in zip(lengths, counts, strict=True):
         ids = list(range(1000 + token, 1000 + token + count))  # every token of the step is distinct
@@ -61,20 +64,21 @@ def rows_of(batch: Batch) -> dict[int, int]:
     return {token: row for row, token in enumerate(ids)}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(steps(), st.sampled_from([None, 32, 200]))
 def test_every_token_is_there_once_at_its_position_and_slot(chunks: list[Chunk], topk: int | None):
     batch = build_batch(chunks, index_topk=topk)
     rows = rows_of(batch)
     assert sorted(rows) == sorted(token for chunk in chunks for token in chunk.token_ids)
     assert batch.num_tokens == len(rows)
+    positions, slots = batch.positions_T.tolist(), batch.slots_T.tolist()
     for chunk in chunks:
-        for offset, token in enumerate(chunk.token_ids):
-            assert int(batch.positions_T[rows[token]]) == chunk.start + offset
-            assert int(batch.slots_T[rows[token]]) == slot(chunk, chunk.start + offset)
+        for position, token in enumerate(chunk.token_ids, chunk.start):
+            assert positions[rows[token]] == position
+            assert slots[rows[token]] == slot(chunk, position)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(steps(), st.sampled_from([None, 32, 200]))
 def test_padding_rows_write_to_the_null_page_and_no_slot_is_written_twice(chunks, topk):
     batch = build_batch(chunks, index_topk=topk)
@@ -85,7 +89,7 @@ def test_padding_rows_write_to_the_null_page_and_no_slot_is_written_twice(chunks
     assert len(set(batch.slots_T.tolist())) == len(batch.slots_T)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(steps(), st.sampled_from([None, 32, 200]))
 def test_a_query_sees_its_own_sequence_up_to_itself_and_nothing_else(chunks, topk):
     batch = build_batch(chunks, index_topk=topk)
@@ -113,7 +117,7 @@ def test_a_query_sees_its_own_sequence_up_to_itself_and_nothing_else(chunks, top
     assert sorted(seen_rows) == list(range(batch.num_tokens))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(steps(), st.sampled_from([None, 32]))
 def test_logits_come_for_the_last_token_of_those_who_want_them_in_the_order_given(chunks, topk):
     batch = build_batch(chunks, index_topk=topk)

@@ -11,6 +11,8 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +28,11 @@ from ingress.specials import ASSISTANT, BOS, END_THINK, EOS, THINK, USER, Segmen
 from ingress.tokens import Tokenizer
 from kernels.fp8 import dequantize_blocks
 from model.checkpoint import Checkpoint, CheckpointError
+from model.decoder import Decoder
 from model.sampling import Sampling
 from model.tiny import SCALE
-from tests.shoals import generate, local_engine
+from router.exchange import Exchange
+from tests.shoals import engine_of, generate, local_parts
 from tests.unit.test_reference import RELATIVE, logits_of_every_token, reference, relative
 
 ROOT = Path(__file__).parents[2]
@@ -165,8 +169,7 @@ def prompt_ids() -> list[int]:
     return tokenizer.encode_prompt(encode_messages(messages, thinking=False))
 
 
-def test_transformers_reads_the_same_tokens() -> None:
-    transformers = pytest.importorskip("transformers", reason="the reference is a test-only dependency")
+def test_transformers_reads_the_same_tokens(transformers: ModuleType) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
     ours = Tokenizer.from_file(CHECKPOINT / "tokenizer.json")
     for text in TEXTS:
@@ -201,25 +204,30 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def theirs(wide: Path) -> object:
-    model = reference(wide)
+def theirs(transformers: ModuleType, wide: Path) -> Any:
+    model = reference(transformers, wide)
     assert type(model).__name__ == "DeepseekV32ForCausalLM"
     return model
 
 
-def test_logits_equal_transformers(theirs: object) -> None:
+@pytest.fixture(scope="module")
+def ours() -> tuple[Decoder, Exchange]:
+    return local_parts(CHECKPOINT)
+
+
+def test_logits_equal_transformers(theirs: Any, ours: tuple[Decoder, Exchange]) -> None:
     ids = prompt_ids()
     assert len(ids) > 64  # index_topk
     with torch.no_grad():
-        expected = theirs(torch.tensor([ids])).logits[0]  # type: ignore[operator]
+        expected = theirs(torch.tensor([ids])).logits[0]
     for cuts in ([len(ids)], [64, len(ids)], [*range(len(ids) - 4, len(ids) + 1)]):
-        assert relative(logits_of_every_token(CHECKPOINT, ids, cuts), expected) < RELATIVE
+        assert relative(logits_of_every_token(ours, ids, cuts), expected) < RELATIVE
 
 
-def test_greedy_tokens_equal_transformers_for_64_steps(theirs: object) -> None:
+def test_greedy_tokens_equal_transformers_for_64_steps(theirs: Any, ours: tuple[Decoder, Exchange]) -> None:
     ids = prompt_ids()
     with torch.no_grad():
-        output = theirs.generate(  # type: ignore[attr-defined]
+        output = theirs.generate(
             torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
             max_new_tokens=NEW,
@@ -228,5 +236,5 @@ def test_greedy_tokens_equal_transformers_for_64_steps(theirs: object) -> None:
             pad_token_id=2,
         )
     greedy = Sampling(max_tokens=NEW, min_tokens=NEW, temperature=0.0)
-    engine = local_engine(CHECKPOINT, limits=SchedulerLimits(chunk_tokens=64))
+    engine = engine_of(ours, limits=SchedulerLimits(chunk_tokens=64))
     assert generate(engine, [ids], greedy)[0].token_ids == output[0, len(ids) :].tolist()

@@ -41,7 +41,7 @@ from demo.sample import Sample
 from demo.tool_calls import ToolCall
 from ingress.app import create_app
 from ingress.encoding import encode_history, encode_messages
-from ingress.engine import Engine
+from ingress.engine_client import EngineClient
 from ingress.link import Endpoint
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
@@ -102,7 +102,7 @@ def background() -> Iterator[Background]:
 @pytest.fixture(scope="module")
 def served(tokenizer: Tokenizer, background: Background) -> Iterator[Served]:
     actor = LoopbackEngine(tokens_per_event=32)
-    engine = Engine([background.run(actor.start())], token=TOKEN, identity="door-0", patience_s=5.0)
+    engine = EngineClient([background.run(actor.start())], token=TOKEN, identity="door-0", patience_s=5.0)
     app = create_app(engine=engine, tokenizer=tokenizer, model_name="tiny", context_tokens=16_384)
     with http_server(background, app) as url:
         yield Served(url, actor, tokenizer)
@@ -215,7 +215,7 @@ def test_a_real_engine_is_asked_as_well(
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     place = Endpoint(actor_id="attention-0", host=server.host, port=server.port)
-    engine = Engine([place], token=TOKEN, identity="door-0", patience_s=30.0)
+    engine = EngineClient([place], token=TOKEN, identity="door-0", patience_s=30.0)
     app = create_app(engine=engine, tokenizer=tokenizer, model_name="random", context_tokens=CONTEXT)
     asked = [one for one in exam if one.sample.task in ("sql", "arithmetic", "about")]
     with http_server(background, app) as url:

@@ -165,7 +165,7 @@ def test_the_index_loss_is_the_divergence_of_the_attention_from_the_indexers_sof
 def test_sparse_with_room_for_every_key_is_dense_and_with_less_it_is_not(
     config: ModelConfig, parameters: Parameters
 ) -> None:
-    network = Network(config, parameters, FP32, 64)
+    network = Network(config, parameters, FP32)
     tokens = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(9))
     packed = Packed(tokens_BT=tokens, documents_BT=torch.ones_like(tokens))
     with torch.no_grad():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from demo.design import demo_config_json
+from demo import design
 from demo.export import write_checkpoint
 from demo.network import Network, Packed, Passed
 from demo.parameters import Parameters, make_parameters, unstacked
@@ -17,15 +18,21 @@ from kernels.fp8 import dequantize_blocks
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.names import is_fp8_linear
-from model.tiny import SCALE
+from model.tiny import SCALE, config_json
+from tests.shoals import local_parts
 from tests.unit.test_reference import logits_of_every_token, relative
 
+SHAPE = replace(  # the embedded model's with less of everything, but matrices of several ragged blocks
+    design.SHAPE, hidden=160, layers=3, heads=4, moe_intermediate=16, dense_intermediate=192
+)
+VOCAB_SIZE = 256
+RAW = config_json(SHAPE, vocab_size=VOCAB_SIZE, indexer=True, fp8=True, dtype=torch.bfloat16)
 LENGTH = 150  # well past index_topk
 
 
 @pytest.fixture(scope="module")
 def config() -> ModelConfig:
-    return ModelConfig.from_dict(demo_config_json())
+    return ModelConfig.from_dict(RAW)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def parameters(config: ModelConfig) -> Parameters:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory, parameters: Parameters) -> Path:
     path = tmp_path_factory.mktemp("demo")
-    write_checkpoint(path, demo_config_json(), parameters)
+    write_checkpoint(path, RAW, parameters)
     return path
 
 
@@ -70,22 +77,29 @@ def as_stored(directory: Path, parameters: Parameters) -> Parameters:
 
 
 def tokens() -> Tensor:
-    return torch.randint(16, 1024, (1, LENGTH), generator=torch.Generator().manual_seed(5))
+    return torch.randint(16, VOCAB_SIZE, (1, LENGTH), generator=torch.Generator().manual_seed(5))
 
 
 def passed(config: ModelConfig, parameters: Parameters, tokens_BT: Tensor, documents_BT: Tensor) -> Passed:
-    network = Network(config, parameters, Arithmetic(precision="fp32"), 1024)
+    network = Network(config, parameters, Arithmetic(precision="fp32"))
     with torch.no_grad():
         return network.forward(Packed(tokens_BT=tokens_BT, documents_BT=documents_BT), attention="sparse")
+
+
+def passed_densely(config: ModelConfig, parameters: Parameters) -> Tensor:
+    network = Network(config, parameters, Arithmetic(precision="fp32"))
+    packed = Packed(tokens_BT=tokens(), documents_BT=torch.ones(1, LENGTH, dtype=torch.int64))
+    with torch.no_grad():
+        return network.forward(packed, attention="dense").hidden_BTD
 
 
 def test_the_checkpoint_serves_the_logits_that_were_trained(
     config: ModelConfig, stored: Parameters, directory: Path
 ) -> None:
-    network = Network(config, stored, Arithmetic(precision="fp32"), 1024)
+    network = Network(config, stored, Arithmetic(precision="fp32"))
     out = passed(config, stored, tokens(), torch.ones(1, LENGTH, dtype=torch.int64))
     trained = network.logits(out.hidden_BTD)[0]
-    served = logits_of_every_token(directory, tokens()[0].tolist(), [64, 128, LENGTH])
+    served = logits_of_every_token(local_parts(directory), tokens()[0].tolist(), [64, 128, LENGTH])
     assert relative(served, trained) < 1e-5
 
 
@@ -104,7 +118,7 @@ def test_fp8_training_multiplies_with_the_weights_that_are_stored(
 
 def test_documents_of_a_packed_row_do_not_see_each_other(config: ModelConfig, parameters: Parameters) -> None:
     alone = passed(config, parameters, tokens(), torch.ones(1, LENGTH, dtype=torch.int64))
-    before = torch.randint(16, 1024, (1, 40), generator=torch.Generator().manual_seed(6))
+    before = torch.randint(16, VOCAB_SIZE, (1, 40), generator=torch.Generator().manual_seed(6))
     both = torch.cat([before, tokens()], 1)
     documents = torch.cat([torch.ones_like(before), torch.full_like(tokens(), 2)], 1)
     packed = passed(config, parameters, both, documents)
@@ -112,10 +126,27 @@ def test_documents_of_a_packed_row_do_not_see_each_other(config: ModelConfig, pa
     assert relative(packed.mtp_BTD[:, 40:-1], alone.mtp_BTD[:, :-1]) < 1e-4  # the last reads one token ahead
 
 
+def test_a_token_sees_how_far_others_are_and_not_where_they_stand(
+    config: ModelConfig, parameters: Parameters
+) -> None:
+    def at(positions: Tensor) -> Tensor:
+        network = Network(config, parameters, Arithmetic(precision="fp32"))
+        ones = torch.ones(1, LENGTH, dtype=torch.int64)
+        packed = Packed(tokens_BT=tokens(), documents_BT=ones, positions_BT=positions[None])
+        with torch.no_grad():
+            return network.forward(packed, attention="dense").hidden_BTD
+
+    plain = passed_densely(config, parameters)
+    places = torch.arange(LENGTH)
+    assert torch.equal(at(places), plain)
+    assert relative(at(places + 7), plain) < 1e-4
+    assert relative(at(places + 7 * (places > 20)), plain) > 1e-2
+
+
 def test_the_gradient_of_the_index_loss_reaches_only_the_indexers(
     config: ModelConfig, parameters: Parameters
 ) -> None:
-    network = Network(config, parameters, Arithmetic(precision="fp32"), 1024)
+    network = Network(config, parameters, Arithmetic(precision="fp32"))
     packed = Packed(tokens_BT=tokens()[:, :80], documents_BT=torch.ones(1, 80, dtype=torch.int64))
     network.forward(packed, attention="warmup").index_loss.backward()  # type: ignore[no-untyped-call]
     moved = {name for name, value in parameters.items() if value.grad is not None and bool(value.grad.any())}
@@ -127,7 +158,7 @@ def test_the_gradient_of_the_index_loss_reaches_only_the_indexers(
 def test_every_parameter_but_indexers_and_biases_gets_a_gradient_from_the_two_losses(
     config: ModelConfig, parameters: Parameters
 ) -> None:
-    network = Network(config, parameters, Arithmetic(precision="fp32"), 1024)
+    network = Network(config, parameters, Arithmetic(precision="fp32"))
     packed = Packed(tokens_BT=tokens(), documents_BT=torch.ones(1, LENGTH, dtype=torch.int64))
     out = network.forward(packed, attention="dense")
     (

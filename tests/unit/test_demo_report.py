@@ -224,6 +224,12 @@ def test_the_command_writes_the_page(inputs: Inputs, tmp_path: Path) -> None:
 # What is missing, broken or bad
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of words; the whole page has shown that every plot can be drawn."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+
+
 def test_a_broken_file_fails_with_its_name_and_key(tmp_path: Path) -> None:
     inputs = write_all(tmp_path)
     (inputs.checkpoint / "training.json").write_text("{")
@@ -276,6 +282,7 @@ def test_a_wrong_cell_or_column_of_a_curve_is_named(tmp_path: Path) -> None:
         read_curves(tmp_path, "main")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_missing_comparison_leaves_the_rest_of_its_section(tmp_path: Path) -> None:
     inputs = write_all(tmp_path)
     for name in ("nobias", "dense"):
@@ -288,6 +295,7 @@ def test_a_missing_comparison_leaves_the_rest_of_its_section(tmp_path: Path) -> 
     assert len(section.goals) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_bad_in_a_run_is_not_reached(tmp_path: Path) -> None:
     inputs = write_all(tmp_path)
     tasks = {"sql": {"loss": 1, "accuracy": 0.5, "mtp_acceptance": 0.25}}
@@ -303,6 +311,7 @@ def test_what_is_bad_in_a_run_is_not_reached(tmp_path: Path) -> None:
         assert all(word in text for word in words), text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_other_seeds_and_changed_weights_are_said_to_be_so(tmp_path: Path) -> None:
     inputs = write_all(tmp_path)
     run = made_up_run("bf16") | {"seed": 2}
@@ -317,7 +326,7 @@ def test_runs_of_other_seeds_and_changed_weights_are_said_to_be_so(tmp_path: Pat
 # Arithmetic of curves and experts
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan)), max_size=1000))
 def test_windows_are_few_and_stay_between_the_values(values: list[float]) -> None:
     found = windowed(values)
@@ -330,13 +339,13 @@ def test_windows_are_few_and_stay_between_the_values(values: list[float]) -> Non
 LOADS = st.lists(st.floats(0, 1), min_size=1, max_size=40).filter(lambda row: sum(row) > 1e-6)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(LOADS)
 def test_relative_loads_have_the_mean_one(row: list[float]) -> None:
     assert sum(relative(row)) == pytest.approx(len(row))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.lists(LOADS.map(lambda row: (row + [0.0] * 40)[:40]), min_size=1, max_size=5))
 def test_specialisation_is_between_none_and_all(rows: list[list[float]]) -> None:
     found = specialisation([(tuple(row),) for row in rows], 0)

@@ -2,10 +2,11 @@
 
 # ruff: noqa: RUF001 - the special tokens are spelled with bars that are not ASCII
 
+import functools
 import json
 import re
 from collections import Counter, deque
-from itertools import pairwise
+from itertools import combinations, pairwise
 from random import Random
 
 import pytest
@@ -17,11 +18,13 @@ from demo import (
     about_topics,
     arithmetic,
     arithmetic_words,
+    lexicon,
     needle,
     phrases,
     sql_words,
     tool_calls,
     tool_words,
+    words,
 )
 from demo.tasks import TASKS, task_named
 from demo.words import split_of
@@ -37,9 +40,18 @@ each_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: modu
 each_split = pytest.mark.parametrize("split", SPLITS)
 
 
+@functools.cache
+def stream(module, split, seed):
+    """A generator and what was drawn with it so far."""
+    return Random(seed), []
+
+
 def draws(module, split, count=DRAWS, seed=7):
-    rng = Random(seed)
-    return [module.TASK.draw(rng, split) for _ in range(count)]
+    """The first samples of a stream; no test draws again what another has drawn."""
+    rng, drawn = stream(module, split, seed)
+    while len(drawn) < count:
+        drawn.append(module.TASK.draw(rng, split))
+    return drawn[:count]
 
 
 def written(sample, answer):
@@ -55,6 +67,7 @@ def words_in(text):
     return re.findall(r"[A-Za-z]+", text)
 
 
+@functools.cache
 def as_pattern(template):
     """A template as a pattern that its questions match."""
     kinds = {"e": "[0-9].*[0-9]", "a": "[0-9]+", "b": "[0-9]+", "c": "[0-9]+", "things": "[a-z]+"}
@@ -88,8 +101,9 @@ def test_references_are_right_and_those_of_other_questions_wrong(module, split):
 
 @each_module
 def test_the_same_state_gives_the_same_samples(module):
-    first, again, other = (draws(module, "train", 20, seed) for seed in (3, 3, 4))
-    assert first == again != other
+    rng = Random(3)
+    assert [module.TASK.draw(rng, "train") for _ in range(20)] == draws(module, "train", 20, seed=3)
+    assert draws(module, "train", 20, seed=3) != draws(module, "train", 20, seed=4)
 
 
 @each_split
@@ -299,7 +313,34 @@ def test_held_out_ways_are_new_combinations_of_words_that_training_has_for_the_s
     assert len(train) == len(set(train)) >= 8
     assert held_out
     assert not set(train) & set(held_out)
-    assert {word for words in held_out for word in words} <= {word for words in train for word in words}
+    assert combined(held_out, 1) <= combined(train, 1)
+
+
+def combined(ways, parts):
+    return {pair for words in ways for pair in combinations(sorted(set(words)), parts)}
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [tool_words.REQUESTS, needle.QUESTIONS, arithmetic_words.BARE, *sql_words.TEMPLATES.values()],
+    ids=lambda patterns: patterns[0][:20],
+)
+def test_two_words_of_a_held_out_way_stand_together_in_training_too(patterns):
+    train, held_out = (
+        [phrases.words_of(way) for way in ways_of(patterns, split)] for split in ("train", "held_out")
+    )
+    assert combined(held_out, 2) <= combined(train, 2)
+
+
+def test_made_up_words_are_syllables_blends_and_any_letters_but_never_words_of_sql():
+    for split in ("train", "held_out"):
+        rng = Random(split)
+        made = [words.word(rng, split) for _ in range(3000)]
+        assert all(words.split_of(word) == split for word in made)
+        assert not set(made) & set(lexicon.RESERVED.split())
+        assert 100 < sum(not set(word) & set("aeiou") for word in made) < 300  # no syllable, no blend
+        heads = tuple({word[:3] for word in words.of_split(lexicon.THINGS, split)})
+        assert sum(word.startswith(heads) for word in made) > 350
 
 
 def test_a_pattern_stands_for_every_combination_of_its_choices():
@@ -445,7 +486,7 @@ JSON_TYPES = {"string": (str,), "integer": (int,), "number": (int, float), "bool
 @each_split
 def test_arguments_are_of_the_types_in_the_schema_which_names_do_not_tell(split):
     seen = {}
-    for sample in draws(tool_calls, split, 1500):
+    for sample in draws(tool_calls, split, 500):
         for tool in sample.tools:
             for name, schema in tool["function"]["parameters"]["properties"].items():
                 seen.setdefault(name, set()).add(schema["type"])

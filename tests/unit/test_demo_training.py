@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from demo import measure
+from demo import corpus, measure
 from demo import train as train_module
 from demo.corpus import MIXTURE, Batch, Source, draw, generator
 from demo.export import write_checkpoint, write_record
@@ -44,6 +44,14 @@ ROWS, LENGTH, VOCAB_SIZE = 2, 32, 64
 RAW = config_json(SHAPE, vocab_size=VOCAB_SIZE, indexer=True, fp8=True, dtype=torch.bfloat16)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hasty() -> Iterator[None]:
+    """Rows need not be full here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "GIVE_UP", 5)
+        yield
+
+
 def short(**changes: Any) -> Settings:
     """3 dense steps, 2 of warm-up, 2 sparse ones, unless changed."""
     plain = Settings(
@@ -63,7 +71,7 @@ def short(**changes: Any) -> Settings:
 def fresh(settings: Settings) -> Trainer:
     config = ModelConfig.from_dict(RAW)
     parameters = make_parameters(config, settings.seed, torch.device("cpu"))
-    return Trainer(settings, Network(config, parameters, Arithmetic(precision="fp32"), LENGTH))
+    return Trainer(settings, Network(config, parameters, Arithmetic(precision="fp32")))
 
 
 def batch(seed: int) -> Batch:
@@ -71,7 +79,10 @@ def batch(seed: int) -> Batch:
     tokens = np.random.default_rng(seed).integers(0, VOCAB_SIZE, (ROWS, LENGTH))
     documents = np.array([[1] * 15 + [2] * 14 + [0] * 3, [3] * 20 + [4] * 9 + [0] * 3])
     weights = (documents > 0).astype(np.float32)
-    return Batch(tokens_BT=tokens, documents_BT=documents, weights_BT=weights, samples=())
+    positions = np.broadcast_to(np.arange(LENGTH), tokens.shape).copy()
+    return Batch(
+        tokens_BT=tokens, documents_BT=documents, positions_BT=positions, weights_BT=weights, samples=()
+    )
 
 
 def snapshot(trainer: Trainer) -> Parameters:
@@ -428,9 +439,9 @@ def test_a_resumed_run_writes_all_curves_and_the_figures_that_the_report_reads(f
     assert curves["step"] == [2.0, 4.0, 6.0]
     assert curves["tokens"] == [128.0, 256.0, 384.0]
     assert figures.final.loss == curves["loss"][-1]
-    assert 4.0 < figures.final.loss < 8.0
+    assert 2.0 < figures.final.loss < 8.0
     assert [point.topk for point in figures.final.topk_sweep] == [8, 0]
-    assert len(figures.final.expert_load) == 4
+    assert len(figures.final.expert_load) == 3
     assert all(sum(layer) == pytest.approx(1.0) for layer in figures.final.expert_load)
     assert [step for step, _ in figures.final.routing_change] == [4]  # the resumed run compares anew
     assert [one["step"] for one in figures.final.learned] == [2, 4, 6]
@@ -456,7 +467,7 @@ def test_a_run_that_was_cut_and_resumed_trained_on_every_batch_once(finished: Pa
     settings = Settings(name="small", shape="test", steps=6, rows=1, length=64, precision="fp32")
     config = ModelConfig.from_file(finished / "export" / "config.json")
     parameters = make_parameters(config, 1, torch.device("cpu"))
-    unbroken = Trainer(settings, Network(config, parameters, Arithmetic(precision="fp32"), 64))
+    unbroken = Trainer(settings, Network(config, parameters, Arithmetic(precision="fp32")))
     source = Source(directory=finished / "export", seed=1, split="train", rows=1, length=64)
     for made in source.batches(0, 6, workers=0):
         unbroken.train(made)

@@ -9,10 +9,12 @@ import torch
 
 from actors.messages import Terms
 from actors.scheduler import SchedulerLimits
+from model.decoder import Decoder
 from model.sampling import Sampling
-from tests.shoals import Generated, generate, local_engine, tcp_engine
+from router.exchange import Exchange
+from tests.shoals import Generated, engine_of, generate, local_parts, tcp_engine
 
-GREEDY = Sampling(max_tokens=8, temperature=0.0, ignore_eos=True, logprobs=0)
+GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=0)
 LENGTHS = (100, 3, 33, 64, 65, 31, 32, 1, 128, 129, 17, 96, 200, 48, 7, 2)
 
 
@@ -22,31 +24,38 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_v32: Path) -> list[Generated]:
+def parts(tiny_v32: Path) -> tuple[Decoder, Exchange]:
+    return local_parts(tiny_v32)
+
+
+@pytest.fixture(scope="module")
+def alone(parts: tuple[Decoder, Exchange]) -> list[Generated]:
     """The oracle: every prompt by itself, local experts, the default chunk size."""
-    engine = local_engine(tiny_v32)
+    engine = engine_of(parts)
     return [generate(engine, [prompt], GREEDY)[0] for prompt in prompts()]
 
 
 def test_a_model_without_indexer_keeps_its_bits_too(tiny_v3: Path) -> None:
-    some = prompts()[:5]
-    engine = local_engine(tiny_v3)
+    some, dense = prompts()[:5], local_parts(tiny_v3)
+    engine = engine_of(dense)
     expected = [generate(engine, [prompt], GREEDY)[0] for prompt in some]
-    assert generate(local_engine(tiny_v3, limits=SchedulerLimits(chunk_tokens=16)), some, GREEDY) == expected
+    assert generate(engine_of(dense, limits=SchedulerLimits(chunk_tokens=16)), some, GREEDY) == expected
     with tcp_engine(tiny_v3, 2, 2) as remote:
         assert generate(remote, some, GREEDY) == expected
 
 
-def test_sixteen_mixed_lengths_together_equal_each_alone(tiny_v32: Path, alone: list[Generated]) -> None:
-    assert generate(local_engine(tiny_v32), prompts(), GREEDY) == alone
+def test_sixteen_mixed_lengths_together_equal_each_alone(
+    parts: tuple[Decoder, Exchange], alone: list[Generated]
+) -> None:
+    assert generate(engine_of(parts), prompts(), GREEDY) == alone
 
 
 @pytest.mark.parametrize("chunk_tokens", [16, 32, 64])
 def test_the_chunk_size_of_prefill_changes_nothing(
-    tiny_v32: Path, alone: list[Generated], chunk_tokens: int
+    parts: tuple[Decoder, Exchange], alone: list[Generated], chunk_tokens: int
 ) -> None:
     limits = SchedulerLimits(chunk_tokens=chunk_tokens)
-    assert generate(local_engine(tiny_v32, limits=limits), prompts(), GREEDY) == alone
+    assert generate(engine_of(parts, limits=limits), prompts(), GREEDY) == alone
 
 
 @pytest.mark.parametrize(("num_actors", "replicas"), [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2)])
@@ -57,35 +66,43 @@ def test_experts_over_sockets_equal_local_ones(
         assert generate(engine, prompts(), GREEDY) == alone
 
 
-def test_running_out_of_pages_changes_nothing(tiny_v32: Path, alone: list[Generated]) -> None:
-    engine = local_engine(tiny_v32, num_pages=10)
+def test_running_out_of_pages_changes_nothing(
+    parts: tuple[Decoder, Exchange], alone: list[Generated]
+) -> None:
+    engine = engine_of(parts, num_pages=10)
     assert generate(engine, prompts(), GREEDY) == alone
 
 
-def test_whose_turn_it_is_and_who_gives_way_changes_nothing(tiny_v32: Path, alone: list[Generated]) -> None:
+def test_whose_turn_it_is_and_who_gives_way_changes_nothing(
+    parts: tuple[Decoder, Exchange], alone: list[Generated]
+) -> None:
     limits = SchedulerLimits(max_sequences=3, chunk_tokens=32, max_step_tokens=64)
-    engine = local_engine(tiny_v32, num_pages=6, limits=limits)
+    engine = engine_of(parts, num_pages=6, limits=limits)
     terms = [Terms(is_batch=True), Terms(tenant="a"), Terms(tenant="b")]
     assert generate(engine, prompts(), GREEDY, terms) == alone
     assert engine.stats()["preemptions"] > 0
 
 
 def test_a_sequence_resumed_elsewhere_goes_on_with_the_same_tokens(
-    tiny_v32: Path, alone: list[Generated]
+    parts: tuple[Decoder, Exchange], alone: list[Generated]
 ) -> None:
+    engine = engine_of(parts)
     for prompt, whole in zip(prompts()[:5], alone, strict=False):
-        engine = local_engine(tiny_v32)
-        assert engine.submit("test", "again", prompt, whole.token_ids[:5], GREEDY) is None
+        assert engine.submit("test", "again", prompt, whole.token_ids[:4], GREEDY) is None
         tokens: list[int] = []
         while engine.has_work:
             for events in engine.step().values():
                 for event in events:
-                    assert event.first == 5 + len(tokens)
+                    assert event.first == 4 + len(tokens)
                     tokens += event.token_ids
-        assert tokens == whole.token_ids[5:]
+        assert tokens == whole.token_ids[4:]
 
 
-def test_bf16_batches_equal_each_alone(tiny_v32: Path) -> None:
-    one = local_engine(tiny_v32, torch.bfloat16)
-    expected = [generate(one, [prompt], GREEDY)[0] for prompt in prompts()[:5]]
-    assert generate(local_engine(tiny_v32, torch.bfloat16), prompts()[:5], GREEDY) == expected
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_other_dtypes_equal_each_alone_too(tiny_v32: Path, dtype: torch.dtype) -> None:
+    some, parts = prompts()[:5], local_parts(tiny_v32, dtype)
+    one = engine_of(parts)
+    expected = [generate(one, [prompt], GREEDY)[0] for prompt in some]
+    assert generate(engine_of(parts, limits=SchedulerLimits(chunk_tokens=16)), some, GREEDY) == expected
+    with tcp_engine(tiny_v32, 2, 1, dtype) as remote:
+        assert generate(remote, some, GREEDY) == expected

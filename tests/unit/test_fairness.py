@@ -13,6 +13,7 @@ from actors.queue import WEIGHTS
 from actors.scheduler import SchedulerLimits
 from actors.sequence import Sequence
 from actors.shares import Shares
+from model.cache import PAGE_TOKENS
 from tests.shop import Shop
 
 LIMITS = SchedulerLimits(max_sequences=8, chunk_tokens=64, max_step_tokens=80)
@@ -241,3 +242,51 @@ def test_a_wait_over_what_the_client_grants_is_refused_at_the_door():
     assert refusal is not None
     assert refusal.retry_after_s == pytest.approx(estimate_s)
     assert shop.scheduler.refusal(Terms(tenant="new", max_wait_s=0.1)) is None, "it has nothing waiting"
+
+
+# What the estimate must not count
+
+
+def test_time_in_which_nobody_waits_is_not_charged_to_whoever_left() -> None:
+    shop, terms = Shop(600, SchedulerLimits()), Terms(max_wait_s=60.0)
+    gone = shop.add(4000, 10, terms)
+    shop.step()
+    assert shop.scheduler.waiting == [] and shop.live == [gone]
+    shop.cancel(gone)
+    shop.now_s += 600
+    shop.add(4000, 10, terms)
+    shop.step()
+    assert shop.scheduler.refusal(terms) is None
+
+
+def test_tokens_that_the_cache_holds_are_not_ahead_of_anybody() -> None:
+    shop, terms = Shop(600, SchedulerLimits(), prefix_cache=True), Terms(max_wait_s=60.0)
+    first = shop.add(4000, 1, terms)
+    shop.run()
+    assert first.finish is not None
+    for _ in range(20):
+        shop.add(4000, 1, terms)
+    assert shop.scheduler._queue.tokens_left < 20 * 2 * PAGE_TOKENS
+
+
+def test_choices_that_come_together_are_let_in_together_or_not_at_all() -> None:
+    limits = SchedulerLimits(max_queue=10)
+    shop = Shop(600, limits)
+    assert shop.scheduler.refusal(Terms(num_together=64)) is None  # into an empty queue: else never
+    shop.add(100, 1)
+    assert shop.scheduler.refusal(Terms(num_together=9)) is not None
+    assert shop.scheduler.refusal(Terms(num_together=5)) is None
+
+
+def test_batch_is_not_sent_back_for_pages_that_the_newcomer_shares() -> None:
+    limits = SchedulerLimits(max_sequences=4, chunk_tokens=64, max_step_tokens=80)
+    shop, batch = Shop(12, limits, prefix_cache=True), Terms(is_batch=True)
+    shop.add(5 * PAGE_TOKENS, 1)
+    shop.run()
+    running = shop.add(5 * PAGE_TOKENS, 100, batch)
+    while not running.is_decoding:
+        shop.step()
+    newcomer = shop.add(5 * PAGE_TOKENS, 1)
+    shop.step()
+    assert newcomer.finish is not None or newcomer.pages
+    assert running.num_restarts == 0

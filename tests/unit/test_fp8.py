@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.fp8 import dequantize_blocks, dequantize_blocks_reference, quantize_blocks, scale_shape
+from kernels.blocks import scale_shape
+from kernels.fp8 import dequantize_blocks, dequantize_blocks_reference, quantize_blocks
 
 BLOCK = (128, 128)
 FEW = st.integers(1, 40)

@@ -59,7 +59,7 @@ def check(config: ModelConfig, logits_TE: torch.Tensor, bias_E: torch.Tensor) ->
     assert weights_TK.dtype == torch.float32
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(SHAPES, st.integers(0, 2**31))
 def test_experts_and_weights_are_those_of_the_paper(tiny: ModelConfig, shape, seed):
     config = shaped(tiny, *shape)
@@ -71,7 +71,7 @@ def test_experts_and_weights_are_those_of_the_paper(tiny: ModelConfig, shape, se
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(SHAPES, st.integers(0, 2**31), st.integers(1, 3))
 def test_exact_ties_of_experts_and_of_groups_go_to_the_lowest(tiny: ModelConfig, shape, seed, num_values):
     config = shaped(tiny, *shape)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.messages import FINISH_LENGTH, FINISH_STOP, Terms, TokenEvent, pack_events, unpack_events
-from ingress.engine import Engine
+from ingress.engine_client import EngineClient
 from ingress.errors import EngineError, Overloaded
 from ingress.journal import Journal, JournalError
 from ingress.link import AttentionLink, Credentials, Endpoint
@@ -30,11 +30,13 @@ def expected(num_tokens: int, prompt: tuple[int, ...] = PROMPT) -> list[int]:
     return ids[len(prompt) :]
 
 
-def make_engine(*actors: LoopbackEngine, patience_s: float = 10.0) -> Engine:
-    return Engine([actor.endpoint for actor in actors], token=TOKEN, identity="door-0", patience_s=patience_s)
+def make_engine(*actors: LoopbackEngine, patience_s: float = 10.0) -> EngineClient:
+    return EngineClient(
+        [actor.endpoint for actor in actors], token=TOKEN, identity="door-0", patience_s=patience_s
+    )
 
 
-async def collect(engine: Engine, name: str = "r", **sampling: int) -> list[TokenEvent]:
+async def collect(engine: EngineClient, name: str = "r", **sampling: int) -> list[TokenEvent]:
     return [
         event async for event in engine.generate(name, PROMPT, Sampling(**{"max_tokens": 40, **sampling}))
     ]
@@ -57,7 +59,7 @@ async def until(condition, limit_s: float = 10.0) -> None:
             await asyncio.sleep(0.002)
 
 
-async def closed(*parts: LoopbackEngine | Engine) -> None:
+async def closed(*parts: LoopbackEngine | EngineClient) -> None:
     for part in parts:
         await (part.stop() if isinstance(part, LoopbackEngine) else part.close())
 
@@ -205,7 +207,7 @@ def test_closing_the_generator_cancels_the_sequence():
 
 def test_without_any_actor_a_sequence_is_refused_after_the_patience():
     async def scenario() -> None:
-        engine = Engine([], token=TOKEN, identity="door-0", patience_s=0.05)
+        engine = EngineClient([], token=TOKEN, identity="door-0", patience_s=0.05)
         assert not await engine.ready()
         with pytest.raises(Overloaded) as refused:
             await collect(engine)
@@ -263,7 +265,7 @@ def test_garbage_from_a_peer_ends_the_connection_not_the_engine():
         actor = LoopbackEngine(actor_id="b")
         await actor.start()
         bad = Endpoint(actor_id="a", host="127.0.0.1", port=port)
-        engine = Engine([bad, actor.endpoint], token=TOKEN, identity="door-0")
+        engine = EngineClient([bad, actor.endpoint], token=TOKEN, identity="door-0")
         check(await collect(engine), 40)
         await closed(engine, actor)
         server.close()

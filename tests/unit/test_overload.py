@@ -22,7 +22,7 @@ from actors.engine import OwnedEvents
 from actors.messages import Terms
 from actors.scheduler import SchedulerLimits
 from ingress.app import create_app
-from ingress.engine import Engine
+from ingress.engine_client import EngineClient
 from ingress.limits import Limits
 from ingress.link import Endpoint
 from ingress.tokenizer_file import write_byte_tokenizer
@@ -88,7 +88,7 @@ def serving(tiny: Path, tokenizer: Tokenizer, max_queue_s: float) -> Iterator[Bu
     thread.start()
     background = Background()
     place = Endpoint(actor_id="attention-0", host=server.host, port=server.port)
-    ingress = Engine([place], token=TOKEN, identity="door-0")
+    ingress = EngineClient([place], token=TOKEN, identity="door-0")
     app = create_app(
         engine=ingress,
         tokenizer=tokenizer,

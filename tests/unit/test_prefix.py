@@ -69,6 +69,7 @@ class Shop:
             if sequence.is_decoding or sequence.finish:
                 sequence.num_computed = len(sequence.tokens) - 1
             self.cache.publish(sequence, sequence.num_computed)
+            self.left = [page for page in self.left if not self.pool._readers[page]]  # somebody came back
             self.parents.update((child, parent) for parent, child in pairwise(sequence.page_keys))
             if sequence.finish:
                 self.end(sequence)

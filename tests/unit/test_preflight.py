@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import Result
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from cluster.cli import app
 from cluster.preflight import examine, needed_bytes, write_checkpoint
 from cluster.spec import ShoalSpec
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    directory = tmp_path / "model"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("whole")
     write_checkpoint(directory, "test", seed=1)
     return directory
+
+
+@pytest.fixture
+def checkpoint(whole: Path, tmp_path: Path) -> Path:
+    """To be damaged."""
+    return Path(shutil.copytree(whole, tmp_path / "model"))
 
 
 def shard_of(directory: Path, tensor: str) -> Path:
@@ -89,6 +100,13 @@ def test_more_copies_need_more_memory(checkpoint: Path) -> None:
     assert local < one < two
 
 
+def test_fewer_bytes_per_weight_need_less_memory(checkpoint: Path) -> None:
+    config = examine(ShoalSpec(model=str(checkpoint))).config
+    wide = needed_bytes(ShoalSpec(dtype="float32"), config)
+    assert needed_bytes(ShoalSpec(dtype="bfloat16"), config) < wide
+    assert needed_bytes(ShoalSpec(dtype="int8"), config) < wide
+
+
 def test_a_missing_directory_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere': no such directory"):
         examine(ShoalSpec(model=str(tmp_path / "nowhere")))
@@ -128,26 +146,44 @@ def test_an_mtp_layer_that_is_not_loaded_needs_no_memory(checkpoint: Path) -> No
     assert needed(0) < needed(1) == needed(2)
 
 
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cluster.cli", *arguments], capture_output=True, text=True, timeout=120
-    )
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Result]]:
+    """The command in this process, whose signal handlers stay its own."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield lambda *arguments: CliRunner().invoke(app, ["serve", *arguments])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
-def check_failure(arguments: list[str], words: str) -> None:
-    done = run_cli("serve", *arguments)
-    assert done.returncode == 1
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-
-
-def test_the_command_fails_with_one_line_and_a_code(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_port_that_cannot_be_had_is_said_in_one_line_with_a_code(
+    checkpoint: Path, serve: Callable[..., Result]
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        check_failure([str(checkpoint), "--port", port], f"port {port}")
-    check_failure([str(tmp_path / "nowhere"), "--port", "0"], "port is 0")
+        for asked, words in ((port, f"port {port}"), ("0", "port is 0")):
+            done = serve(str(checkpoint), "--port", asked)
+            assert done.exit_code == 1
+            assert words in done.stderr
+            assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+ITS_IMPORTS = """
+import sys
+from cluster.cli import app
+try:
+    app()
+finally:
+    print(sorted({"ray", "torch"} & set(sys.modules)))
+"""
+
+
+def test_a_bad_checkpoint_is_said_before_ray_and_torch_are_imported(checkpoint: Path) -> None:
     truncate(checkpoint)
-    check_failure([str(checkpoint), "--port", "18099"], ".safetensors")
+    command = [sys.executable, "-c", ITS_IMPORTS, "serve", str(checkpoint), "--port", "18099"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert ".safetensors" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stdout == "[]\n"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from actors.build import local_exchange
 from actors.scheduler import SchedulerLimits
 from kernels.fp8 import dequantize_blocks_reference
 from model.batch import Batch, Chunk, build_batch
@@ -19,17 +20,14 @@ from model.load import load_decoder
 from model.sampling import Sampling
 from model.tiny import write_tiny
 from router.exchange import Exchange
-from tests.shoals import CONTEXT, generate, load, local_engine
+from tests.shoals import CONTEXT, generate, local_engine, local_parts
 
 PROMPT = 150  # well past the tiny models' index_topk of 32
-NEW = 64
+NEW = 64  # into another page
 RELATIVE = 1e-5
 
 
-def reference(directory: Path) -> object:
-    transformers = pytest.importorskip("transformers", reason="the reference model is a test-only dependency")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+def reference(transformers: ModuleType, directory: Path) -> Any:
     kind = transformers.AutoModelForCausalLM
     return kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
 
@@ -38,10 +36,10 @@ def prompt_ids() -> list[int]:
     return torch.randint(16, 272, (PROMPT,), generator=torch.Generator().manual_seed(5)).tolist()
 
 
-def logits_of_every_token(directory: Path, token_ids: list[int], cuts: list[int]) -> Tensor:
+def logits_of_every_token(parts: tuple[Decoder, Exchange], token_ids: list[int], cuts: list[int]) -> Tensor:
     """Logits after each token, the sequence computed in chunks that end at `cuts`."""
-    config, decoder, checkpoint = load(directory)
-    exchange = local_exchange(checkpoint.reader(), config, torch.float32, "local")
+    decoder, exchange = parts
+    config = decoder.config
     cache = LatentCache(config, 2 + len(token_ids) // PAGE_TOKENS, torch.float32)
     pages = list(range(1, cache.num_pages))
     rows = []
@@ -74,24 +72,25 @@ def checkpoint(request: pytest.FixtureRequest, tiny_v32: Path, tiny_v3: Path) ->
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint: Path) -> object:
-    return reference(checkpoint)
+def model(transformers: ModuleType, checkpoint: Path) -> Any:
+    return reference(transformers, checkpoint)
 
 
-def test_logits_equal_transformers_in_prefill_chunks_and_decode(checkpoint: Path, model: object) -> None:
+def test_logits_equal_transformers_in_prefill_chunks_and_decode(checkpoint: Path, model: Any) -> None:
     ids = prompt_ids()
     with torch.no_grad():
-        theirs = model(torch.tensor([ids])).logits[0]  # type: ignore[operator]
+        theirs = model(torch.tensor([ids])).logits[0]
     chunked = [64, 128, PROMPT]
     decoded = [100, *range(101, PROMPT + 1)]
+    parts = local_parts(checkpoint)
     for cuts in ([PROMPT], chunked, decoded):
-        assert relative(logits_of_every_token(checkpoint, ids, cuts), theirs) < RELATIVE
+        assert relative(logits_of_every_token(parts, ids, cuts), theirs) < RELATIVE
 
 
-def test_greedy_tokens_equal_transformers_for_64_steps(checkpoint: Path, model: object) -> None:
+def test_greedy_tokens_equal_transformers_for_64_steps(checkpoint: Path, model: Any) -> None:
     ids = prompt_ids()
     with torch.no_grad():
-        output = model.generate(  # type: ignore[attr-defined]
+        output = model.generate(
             torch.tensor([ids]),
             attention_mask=torch.ones(1, PROMPT, dtype=torch.int64),
             max_new_tokens=NEW,

@@ -14,6 +14,7 @@ from model.sampler import Draw, Drawn, sample, uniform
 from model.sampling import Sampling
 
 VOCAB = 24
+DRAWS = 600
 
 
 def draw(position: int = 5, *, prompt=(), emitted=(), forbidden=(), **sampling: object) -> Draw:
@@ -35,7 +36,7 @@ def one(logits_V: torch.Tensor, how: Draw) -> Drawn:
     return drawn
 
 
-def frequencies(logits_V: torch.Tensor, num_draws: int = 1200, **sampling: object) -> list[float]:
+def frequencies(logits_V: torch.Tensor, num_draws: int = DRAWS, **sampling: object) -> list[float]:
     """How often each token is drawn over many positions."""
     draws = [draw(position, seed=11, **sampling) for position in range(num_draws)]
     drawn = sample(logits_V.expand(num_draws, -1), draws)
@@ -43,7 +44,7 @@ def frequencies(logits_V: torch.Tensor, num_draws: int = 1200, **sampling: objec
     return [counts[token] / num_draws for token in range(len(logits_V))]
 
 
-def assert_distributed(got: list[float], expected: list[float], num_draws: int = 1200) -> None:
+def assert_distributed(got: list[float], expected: list[float], num_draws: int = DRAWS) -> None:
     """Pearson's chi-square within five sigma of its mean; tokens of probability 0 never."""
     assert all(g == 0 for g, e in zip(got, expected, strict=True) if e == 0)
     likely = [(g, e) for g, e in zip(got, expected, strict=True) if e * num_draws >= 5]

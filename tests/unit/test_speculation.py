@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -30,12 +31,13 @@ from model.sampler import Draw, Drawn, sample
 from model.sampling import Sampling
 from router.exchange import Exchange
 from tests.shoals import Generated, engine_of, generate, local_engine, local_parts, tcp_engine
+from tests.unit.foreseeable import write_foreseeable
 from tests.unit.test_demo_network import as_stored
 from tests.unit.test_reference import relative
 
-CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
-TOPK = 64  # of the embedded model
-NEW = 10
+EMBEDDED = Path(__file__).parents[2] / "demo" / "checkpoint"
+LENGTHS = (100, 3, 33, 64, 65, 31, 32, 1, 128, 129, 17, 96, 150, 48, 7, 2)  # index_topk is 32
+NEW = 8
 DEPTHS = (1, 2, 3)
 GREEDY = Sampling(max_tokens=NEW, temperature=0.0, logprobs=0)
 KINDS = {  # besides greedy
@@ -58,24 +60,26 @@ KINDS = {  # besides greedy
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    """Sixteen of mixed lengths, half of them past index_topk; the first is one of those."""
-    made = held_out_prompts(make_encoder(CHECKPOINT), 1, 80)
-    short = [prompt for prompt in made if len(prompt) < TOPK][:8]
-    long = [prompt for prompt in made if TOPK < len(prompt) < 180][:8]
-    mixed = [prompt for pair in zip(long, short, strict=True) for prompt in pair]
-    assert len(mixed) == 16
-    return mixed
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(16, 272, (n,), generator=generator).tolist() for n in LENGTHS]
 
 
 @pytest.fixture(scope="module")
-def plain() -> tuple[Decoder, Exchange]:
-    return local_parts(CHECKPOINT)
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("foreseeable")
+    write_foreseeable(directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
-def drafting() -> tuple[Decoder, Exchange]:
+def plain(checkpoint: Path) -> tuple[Decoder, Exchange]:
+    return local_parts(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def drafting(checkpoint: Path) -> tuple[Decoder, Exchange]:
     """With the MTP layer, for any number of drafts."""
-    return local_parts(CHECKPOINT, draft_tokens=1)
+    return local_parts(checkpoint, draft_tokens=1)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +134,7 @@ def test_tokens_after_a_stop_are_not_said(
     engines: dict[int, Engine], prompts: list[list[int]], alone: list[Generated]
 ) -> None:
     prompt, said = longest(prompts, alone)
-    places = range(2, 8)  # somewhere in a burst, whatever its length
+    places = range(2, 7)  # somewhere in a burst, whatever its length
     told = [Sampling(max_tokens=NEW, temperature=0.0, stop_token_ids=(said[place],)) for place in places]
     for place, ended in zip(places, generate(engines[3], [prompt] * len(told), told), strict=True):
         assert ended.finish == FINISH_STOP
@@ -153,7 +157,7 @@ def test_the_last_place_of_the_context_is_used_and_none_beyond(
     prompts: list[list[int]], plain: tuple[Decoder, Exchange], drafting: tuple[Decoder, Exchange]
 ) -> None:
     told = Sampling(max_tokens=500, temperature=0.0, ignore_eos=True, logprobs=0)
-    prompt = next(prompt for prompt in prompts if 90 < len(prompt) < 128)
+    prompt = prompts[12][:116]
     ended = [
         generate(engine_of(parts, num_pages=3, draft_tokens=depth), [prompt], told)[0]
         for parts, depth in ((plain, 0), (drafting, 3))
@@ -176,9 +180,9 @@ def test_the_chunk_size_changes_nothing(
 
 @pytest.mark.parametrize("num_actors", [1, 2])
 def test_experts_over_sockets_hold_the_mtp_layer_too(
-    prompts: list[list[int]], alone: list[Generated], num_actors: int
+    checkpoint: Path, prompts: list[list[int]], alone: list[Generated], num_actors: int
 ) -> None:
-    with tcp_engine(CHECKPOINT, num_actors, draft_tokens=1) as engine:
+    with tcp_engine(checkpoint, num_actors, draft_tokens=1) as engine:
         assert generate(engine, prompts[:4], GREEDY) == alone[:4]
         assert accepted(engine) > 4
 
@@ -186,8 +190,8 @@ def test_experts_over_sockets_hold_the_mtp_layer_too(
 def test_running_out_of_pages_changes_nothing(
     engines: dict[int, Engine], drafting: tuple[Decoder, Exchange], prompts: list[list[int]]
 ) -> None:
-    told = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True, logprobs=0)
-    long = [prompt for prompt in prompts if len(prompt) > TOPK]
+    told = Sampling(max_tokens=16, temperature=0.0, ignore_eos=True, logprobs=0)
+    long = [prompt for prompt in prompts if len(prompt) > PAGE_TOKENS]
     few = [prompt[: PAGE_TOKENS - 12 + i] for i, prompt in enumerate(long[:4])]  # a second page on the way
     engine = engine_of(drafting, num_pages=6, draft_tokens=2)
     assert generate(engine, few, told) == generate(engines[0], few, told)
@@ -210,9 +214,9 @@ def test_a_sequence_resumed_elsewhere_goes_on_with_the_same_tokens(
 def test_random_checkpoints_answer_as_before_and_soon_draft_no_more(tiny_v32: Path, tiny_v3: Path) -> None:
     """Nothing of theirs is accepted: what refused drafts left behind must not show."""
     ids = torch.randint(16, 272, (150,), generator=torch.Generator().manual_seed(5)).tolist()
-    told = Sampling(max_tokens=40, temperature=0.0, ignore_eos=True, logprobs=0)
+    told = Sampling(max_tokens=WINDOW_STEPS + 10, temperature=0.0, ignore_eos=True, logprobs=0)
     for directory in (tiny_v32, tiny_v3):
-        engine = local_engine(directory, draft_tokens=3)
+        engine = local_engine(directory, draft_tokens=2)
         few = [ids, ids[:64]]
         assert generate(engine, few, told) == generate(local_engine(directory), few, told)
         assert WINDOW_STEPS * 2 <= engine.counters.drafted[0] < 0.7 * engine.counters.decode_tokens
@@ -249,8 +253,8 @@ def guesses(engine: Engine, right: list[Generated], rng: Random, wrong: int) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_mixture_of_right_and_wrong_drafts_changes_nothing(tiny_v32: Path, dtype: torch.dtype) -> None:
-    told = Sampling(max_tokens=24, seed=3, logprobs=1, ignore_eos=True)
-    few = [[20 + i] * n for i, n in enumerate((1, 30, 31, 62, 100, 126))]
+    told = Sampling(max_tokens=12, seed=3, logprobs=1, ignore_eos=True)
+    few = [[20 + i] * n for i, n in enumerate((1, 30, 62, 126))]
     expected = generate(local_engine(tiny_v32, dtype), few, told)
     engine = local_engine(tiny_v32, dtype, draft_tokens=3)
     with guesses(engine, expected, Random(4), wrong=33):
@@ -259,7 +263,7 @@ def test_any_mixture_of_right_and_wrong_drafts_changes_nothing(tiny_v32: Path, d
 
 
 def test_a_wrong_draft_that_overflows_harms_nobody(tiny_v32: Path) -> None:
-    told = Sampling(max_tokens=20, temperature=0.0, ignore_eos=True, logprobs=0)
+    told = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True, logprobs=0)
     few = [[20] * 10, [21] * 70]
     expected = generate(local_engine(tiny_v32), few, told)
     engine = local_engine(tiny_v32, draft_tokens=2)
@@ -272,7 +276,10 @@ def test_a_wrong_draft_that_overflows_harms_nobody(tiny_v32: Path) -> None:
 
 
 def test_drafts_are_drawn_from_what_training_computes(
-    monkeypatch: pytest.MonkeyPatch, drafting: tuple[Decoder, Exchange], prompts: list[list[int]]
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,
+    drafting: tuple[Decoder, Exchange],
+    prompts: list[list[int]],
 ) -> None:
     """Through chunked prefill, accepted and refused drafts, and a rest: the logits of every first draft."""
     seen: list[tuple[int, Tensor]] = []
@@ -283,24 +290,38 @@ def test_drafts_are_drawn_from_what_training_computes(
 
     monkeypatch.setattr(actors.drafter, "sample", recording)
     engine = engine_of(drafting, limits=SchedulerLimits(chunk_tokens=32), draft_tokens=1)
-    prompt = next(prompt for prompt in prompts if len(prompt) > 2 * TOPK)
-    engine.submit("test", "r", prompt, [], Sampling(max_tokens=60, seed=2, temperature=1.5, ignore_eos=True))
+    told = Sampling(max_tokens=45, seed=2, temperature=0.5, ignore_eos=True)
+    engine.submit("test", "r", prompts[0], [], told)
     [sequence] = engine._scheduler.waiting
     while engine.has_work:
         engine.step()
-        if sequence.num_emitted == 30:
-            sequence.pace.resting_tokens = 10
-    assert 0 < accepted(engine) < engine.counters.drafted[0] < 50
-    config = Checkpoint.open(CHECKPOINT).config
-    parameters = as_stored(CHECKPOINT, make_parameters(config, 0, torch.device("cpu")))
-    network = Network(config, parameters, Arithmetic(precision="fp32"), 1024)
+        if not sequence.pace.is_resting:  # and it rests once, however few hold
+            sequence.pace = Pace(resting_tokens=10 * (sequence.num_emitted in (20, 21)))
+    assert 0 < accepted(engine) < engine.counters.drafted[0]
+    positions = [position for position, _ in seen]
+    assert max(later - sooner for sooner, later in pairwise(positions)) > 10  # the rest
+    assert len(seen) > (told.max_tokens - 10) / 2 - 3  # no fewer if all had held
+    config = Checkpoint.open(checkpoint).config
+    parameters = as_stored(checkpoint, make_parameters(config, 0, torch.device("cpu")))
+    network = Network(config, parameters, Arithmetic(precision="fp32"))
     tokens = torch.tensor([sequence.tokens])
     packed = Packed(tokens_BT=tokens, documents_BT=torch.ones_like(tokens))
     with torch.no_grad():
         trained = network.logits(network.forward(packed, attention="sparse").mtp_BTD)[0]
-    assert len(seen) > 15
     for position, row in seen:  # the MTP layer at i reads token i + 1 and predicts token i + 2
         assert relative(row, trained[position - 2]) < 1e-5
+
+
+def test_the_embedded_model_says_the_same_with_its_own_drafts() -> None:
+    """FP8, trained, and its index_topk lies among the lengths of these questions."""
+    made = sorted(held_out_prompts(make_encoder(EMBEDDED), 1, 16), key=len)
+    questions = [made[0], *(prompt for prompt in made if len(prompt) > 70)][:4]
+    parts = local_parts(EMBEDDED, draft_tokens=1)
+    told = [GREEDY, KINDS["sampled"], KINDS["narrowed"], GREEDY]
+    without, engine = engine_of(parts), engine_of(parts, draft_tokens=2)
+    expected = [generate(without, [prompt], own)[0] for prompt, own in zip(questions, told, strict=True)]
+    assert generate(engine, questions, told) == expected
+    assert accepted(engine) > 0
 
 
 def test_drafting_rests_when_it_gains_too_little_and_longer_each_time() -> None:

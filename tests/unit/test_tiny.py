@@ -1,7 +1,6 @@
 """Tiny checkpoints: whole, the same for the same seed, and read by transformers as by us."""
 
 import hashlib
-import importlib
 import json
 
 import pytest
@@ -36,7 +35,7 @@ def test_presets_have_every_part_of_the_released_model(preset):
     config = config_of(preset)
     assert (config.num_expert_groups, config.num_kept_groups, config.num_experts_per_token) == (8, 4, 8)
     assert (config.num_shared_experts, config.num_mtp_layers, config.num_dense_layers) == (1, 1, 1)
-    assert config.num_layers >= 4
+    assert config.num_layers >= 3
     assert config.indexer is not None and config.indexer.num_heads >= 16
     assert config.indexer.topk < config.max_position_embeddings // 8
     assert config.rope.is_yarn and config.rope.softmax_factor > 1
@@ -51,15 +50,10 @@ def test_config_json_has_the_released_keys():
     assert raw["architectures"] == ["DeepseekV32ForCausalLM"]
 
 
-def transformers():
-    """Late: its import takes seconds, which a process that runs other files should not pay."""
-    return importlib.import_module("transformers")
-
-
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("indexer", [False, True])
 def test_every_tensor_of_the_config_is_written(tmp_path, indexer, fp8):
-    config = write_tiny(tmp_path, preset="test", indexer=indexer, fp8=fp8, shard_bytes=200_000)
+    config = write_tiny(tmp_path, preset="test", indexer=indexer, fp8=fp8, shard_bytes=100_000)
     checkpoint = Checkpoint.open(tmp_path)
     names = required_tensors(config) | mtp_tensors(config)
     checkpoint.check(names)
@@ -84,7 +78,7 @@ def test_the_bytes_of_a_seed_are_the_same_on_every_machine(tmp_path):
     reader = Checkpoint.open(tmp_path).reader()
     for name in required_tensors(config):
         reader.read_raw(name)
-    assert reader.checksum() == "08a593cb9bfc1bedf39f3aa9e2caa156"
+    assert reader.checksum() == "b975fd9193855031b8bdd7682f2b136e"
 
 
 def test_another_seed_changes_every_tensor(tmp_path):
@@ -102,7 +96,7 @@ def test_weights_do_not_depend_on_shards_or_storage(tmp_path):
     for name in required_tensors(config):
         expected = wide.read(name, torch.float32)
         # E4M3 keeps 3 mantissa bits: within 1/16 of a value, or of the block's least normal number.
-        torch.testing.assert_close(fp8.read(name, torch.float32), expected, rtol=1 / 15, atol=2e-4)
+        assert torch.allclose(fp8.read(name, torch.float32), expected, rtol=1 / 15, atol=2e-4), name
 
 
 def test_mtp_copies_repeat_embedding_and_head(tmp_path):
@@ -145,9 +139,9 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path):
 @pytest.mark.parametrize(
     ("indexer", "theirs"), [(True, "DeepseekV32ForCausalLM"), (False, "DeepseekV3ForCausalLM")]
 )
-def test_transformers_loads_every_weight_as_our_reader_does(tmp_path, indexer, theirs):
+def test_transformers_loads_every_weight_as_our_reader_does(transformers, tmp_path, indexer, theirs):
     config = write_tiny(tmp_path, preset="test", indexer=indexer, shard_bytes=400_000)
-    model, report = getattr(transformers(), theirs).from_pretrained(
+    model, report = getattr(transformers, theirs).from_pretrained(
         tmp_path, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
     )
     assert not report["missing_keys"] and not report["mismatched_keys"]
@@ -170,18 +164,19 @@ def in_transformers(state, name, config):
     return gate if leaf == "gate_proj" else up
 
 
-def test_greedy_text_is_varied_and_depends_on_the_whole_prompt(tmp_path):
+def test_greedy_text_is_varied_and_depends_on_the_whole_prompt(transformers, tmp_path):
     config = write_tiny(tmp_path, preset="test")
-    theirs = transformers().DeepseekV32ForCausalLM
-    model = theirs.from_pretrained(tmp_path, attn_implementation="eager", dtype=torch.float32)
+    model = transformers.DeepseekV32ForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="eager", dtype=torch.float32
+    )
     prompt = torch.randint(2, 256, (1, 48), generator=torch.Generator().manual_seed(0)).repeat(2, 1)
     prompt[1, 0] += 1
     with torch.no_grad():
-        text = model.generate(prompt, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)[
+        text = model.generate(prompt, max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0)[
             :, 48:
         ]
         logits = model(prompt).logits
-    assert len(set(text[0].tolist())) > 20
+    assert len(set(text[0].tolist())) > 10
     assert text[0].tolist() != text[1].tolist()
     assert 1.0 < logits.std().item() < 4.0
     assert logits.shape[-1] == config.vocab_size

@@ -10,7 +10,6 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from ingress.encoding import encode_messages, render
 from ingress.specials import BOS, EOS, TEMPLATE_SPECIALS, THINK, USER, Special
@@ -106,8 +105,8 @@ def test_the_byte_tokenizer_is_the_same_bytes_every_time(directory, tmp_path):
         assert (tmp_path / "new" / "folder" / name).read_bytes() == (directory / name).read_bytes()
 
 
-def test_the_byte_tokenizer_loads_in_transformers_with_the_same_ids(directory, tokenizer):
-    theirs = PreTrainedTokenizerFast.from_pretrained(directory)
+def test_the_byte_tokenizer_loads_in_transformers_with_the_same_ids(transformers, directory, tokenizer):
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 1, 2)
     assert len(theirs) == 272
     text = "hello wörld 👋\n"

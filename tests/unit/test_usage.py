@@ -15,7 +15,7 @@ import pytest
 
 from actors.attention import AttentionServer, ViewInbox
 from ingress.app import create_app
-from ingress.engine import Engine
+from ingress.engine_client import EngineClient
 from ingress.link import Endpoint
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
@@ -31,7 +31,7 @@ QUESTION = "what do they keep? " * 12
 class Door:
     """The real application in front of two attention actors."""
 
-    engine: Engine
+    engine: EngineClient
     http: httpx.Client
 
     def ask(self, path: str, **fields: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Door:
 
 @contextmanager
 def door_to(background: Background, tokenizer: Tokenizer, places: list[Endpoint]) -> Iterator[Door]:
-    engine = Engine(places, token=TOKEN, identity="door", patience_s=5.0)
+    engine = EngineClient(places, token=TOKEN, identity="door", patience_s=5.0)
     app = create_app(engine=engine, tokenizer=tokenizer, model_name="tiny", context_tokens=CONTEXT)
     with http_server(background, app) as url, httpx.Client(base_url=url, timeout=30) as http:
         while len(engine._candidates()) < len(places):

@@ -31,7 +31,7 @@ def views(draw: st.DrawFn) -> View:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(views())
 def test_bytes_and_back_is_the_same_view(view: View):
     again = View.from_bytes(view.to_bytes())
@@ -39,7 +39,7 @@ def test_bytes_and_back_is_the_same_view(view: View):
     assert (again.replicas == view.replicas).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(views())
 def test_the_table_names_exactly_the_holders_in_ascending_order(view: View):
     for number in range(view.num_layers):
@@ -71,7 +71,7 @@ def test_actors_missing_from_the_placement_hold_nothing():
     assert view.missing() == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
 def test_an_even_placement_covers_every_expert_on_distinct_actors(experts: int, actors: int, replicas: int):
     if replicas > actors or actors > experts:
@@ -150,7 +150,7 @@ def test_bytes_that_are_no_view_are_a_value_error(data: bytes):
         View.from_bytes(data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=60))
 def test_random_bytes_are_a_value_error(data: bytes):
     with pytest.raises(ValueError, match=r"."):
@@ -163,7 +163,7 @@ ATOMS = (
 NESTED = st.recursive(ATOMS, lambda inner: st.lists(inner, max_size=4), max_leaves=8)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.sampled_from(["epoch", "num_experts", "first_layer", "actors", "held"]), NESTED)
 def test_any_value_in_any_place_is_a_view_or_a_value_error(name: str, value: object):
     try:

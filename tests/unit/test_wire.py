@@ -106,7 +106,7 @@ def test_one_byte_at_a_time_gives_the_same_frames():
     assert got == frames
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_random_bytes_are_incomplete_or_a_wire_error(noise, after_a_good_magic):
     try:
@@ -116,14 +116,14 @@ def test_random_bytes_are_incomplete_or_a_wire_error(noise, after_a_good_magic):
     assert frames == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=120))
 def test_a_header_of_random_bytes_is_a_wire_error(noise):
     with pytest.raises(WireError):
         parse(raw_frame(noise))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(NOTES, st.data())
 def test_a_flipped_byte_is_a_wire_error_or_a_well_typed_message(note, data):
     frame = bytearray(encode(note, 0))
@@ -140,7 +140,7 @@ def test_a_flipped_byte_is_a_wire_error_or_a_well_typed_message(note, data):
         assert len(message.key) == 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ANYTHING)
 def test_well_formed_msgpack_that_is_no_message_is_a_wire_error(value):
     with pytest.raises(WireError):
@@ -266,7 +266,7 @@ def test_an_allowed_length_takes_no_memory_until_its_bytes_come():
     assert peak_bytes < 1 << 16
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 5000))
 def test_header_and_payload_together_must_fit_the_limit(header_bytes, payload_bytes, limit_bytes):
     prefix = PREFIX.pack(MAGIC, header_bytes, payload_bytes)

@@ -47,7 +47,7 @@ class Call:
     deadline_s: float | None = None
 
 
-class Engine:
+class EngineClient:
     """patience_s: how long a sequence waits while no attention actor can be reached.
 
     prefix_cache: whether the actors keep the pages of prompts, so that it matters who has seen one.
@@ -208,7 +208,8 @@ async def _follow(
     """The news of `journal` from `link`, until the sequence ends, the link is lost or the time is up."""
     submit, payload = journal.resume()
     try:
-        feed = await link.submit(submit, payload)
+        async with asyncio.timeout_at(deadline_s):
+            feed = await link.submit(submit, payload)
         while (event := await _next_event(feed, deadline_s)) is not None:
             fresh = journal.accept(event)
             if fresh is not None:
