@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 SHORT_ROW = 64  # below this one stable sort is quicker than finding a threshold
-BLOCK = 64  # of a long row: k blocks hold its k largest
 
 
 def topk_lowest(scores_RN: Tensor, k: int) -> Tensor:
@@ -18,11 +17,8 @@ def topk_lowest(scores_RN: Tensor, k: int) -> Tensor:
 
     scores_RN: floating; NaN counts as the largest, so that it is not overlooked. Returns int64 [R, k].
     """
-    num_columns = scores_RN.shape[1]
-    if num_columns <= SHORT_ROW:
+    if scores_RN.shape[1] <= SHORT_ROW:
         return topk_lowest_reference(scores_RN, k)
-    if num_columns % BLOCK == 0 and num_columns >= 4 * k * BLOCK:
-        return _topk_by_blocks(scores_RN, k)
     threshold_R1 = _threshold(scores_RN, k)
     chosen_RN = scores_RN >= threshold_R1
     if bool((chosen_RN.sum(-1) != k).any()):  # ties at the threshold, or a row with NaN: it chose nothing
@@ -34,19 +30,6 @@ def topk_lowest(scores_RN: Tensor, k: int) -> Tensor:
         room_R1 = k - above_RN.sum(-1, keepdim=True)
         chosen_RN = above_RN | (ties_RN & (ties_RN.cumsum(-1) <= room_R1))
     return chosen_RN.nonzero()[:, 1].view(-1, k)
-
-
-def _topk_by_blocks(scores_RN: Tensor, k: int) -> Tensor:
-    """The k blocks with the largest maxima, ties to the lowest, hold the k largest.
-
-    What is in another block has k before it: the maxima of these, each larger, or equal and at a lower
-    position.
-    """
-    blocked_RMB = scores_RN.view(len(scores_RN), -1, BLOCK)
-    blocks_RK = topk_lowest(blocked_RMB.amax(-1), k)
-    held_RKB = blocked_RMB.gather(1, blocks_RK[:, :, None].expand(-1, -1, BLOCK))
-    chosen_RK = topk_lowest(held_RKB.view(len(scores_RN), -1), k)
-    return blocks_RK.gather(1, chosen_RK // BLOCK) * BLOCK + chosen_RK % BLOCK
 
 
 def _threshold(scores_RN: Tensor, k: int) -> Tensor:

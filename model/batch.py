@@ -26,7 +26,8 @@ from kernels.rows import padded_rows
 from model.cache import PAGE_TOKENS
 
 NULL_PAGE = 0  # never owned by a sequence: padding rows write here
-KEYS_PER_OCTAVE = 4  # padding wastes at most a quarter of the keys
+SIZES_PER_OCTAVE = 4  # padding wastes at most a quarter of the keys,
+MOST_PADDING = 2048  # and no more than these
 
 Integers = NDArray[np.int64]
 
@@ -49,14 +50,13 @@ class QueryGroup:
     """Queries whose reductions have one shape.
 
     rows: where the queries lie in the step. pages_BP: the pages of the keys, B = Q, or 1 when all queries
-    belong to one sequence; padding repeats the null page. slots_BL: the cache slots of these pages.
-    hidden_QL: true where a key is after its query or padding; bias_Q1L the same as 0 and -inf, None if
-    sparse: each query sees more keys than the indexer keeps.
+    belong to one sequence; padding repeats the null page. hidden_QL: true where a key is after its query or
+    padding; bias_Q1L the same as 0 and -inf, None if sparse: each query sees more keys than the indexer
+    keeps.
     """
 
     rows: slice
     pages_BP: Tensor
-    slots_BL: Tensor
     hidden_QL: Tensor
     bias_Q1L: Tensor | None
     sparse: bool
@@ -80,9 +80,9 @@ class Batch:
 
 
 def padded_keys(num_keys: int) -> int:
-    """Key count after padding: whole pages, then KEYS_PER_OCTAVE sizes per doubling."""
+    """Key count after padding: whole pages, then SIZES_PER_OCTAVE per doubling, then MOST_PADDING apart."""
     octave = 1 << max(0, (num_keys - 1).bit_length() - 1)  # the largest power of two below num_keys
-    step = max(PAGE_TOKENS, octave // KEYS_PER_OCTAVE)
+    step = min(max(PAGE_TOKENS, octave // SIZES_PER_OCTAVE), MOST_PADDING)
     return -(-num_keys // step) * step
 
 
@@ -160,31 +160,21 @@ def _prefill_groups(chunk: Chunk, first_row: int, index_topk: int | None) -> lis
 
 
 def _group(rows: slice, pages_BP: Integers, positions_Q: Integers, sparse: bool) -> QueryGroup:
-    slots_BL = _slots_in(pages_BP)
-    hidden_QL = torch.from_numpy(np.arange(slots_BL.shape[1])[None] > positions_Q[:, None])
+    num_keys = pages_BP.shape[1] * PAGE_TOKENS
+    hidden_QL = torch.from_numpy(np.arange(num_keys)[None] > positions_Q[:, None])
     bias_Q1L = None
     if not sparse:
         bias_Q1L = torch.zeros(hidden_QL.shape).masked_fill_(hidden_QL, float("-inf"))[:, None]
     return QueryGroup(
-        rows=rows,
-        pages_BP=torch.from_numpy(pages_BP),
-        slots_BL=torch.from_numpy(slots_BL),
-        hidden_QL=hidden_QL,
-        bias_Q1L=bias_Q1L,
-        sparse=sparse,
+        rows=rows, pages_BP=torch.from_numpy(pages_BP), hidden_QL=hidden_QL, bias_Q1L=bias_Q1L, sparse=sparse
     )
 
 
 def _slots(pages: Sequence[int], start: int, count: int) -> Integers:
     """Cache slots of positions start .. start + count."""
-    first_page, end_page = start // PAGE_TOKENS, (start + count - 1) // PAGE_TOKENS + 1
-    return _slots_in(_pages(pages, first_page, end_page))[start % PAGE_TOKENS :][:count]
-
-
-def _slots_in(pages_P: Integers) -> Integers:
-    """Every slot of these pages: the last dimension grows by PAGE_TOKENS."""
-    slots = pages_P[..., None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)
-    return slots.reshape(*pages_P.shape[:-1], -1)
+    positions = np.arange(start, start + count)
+    first, end = start // PAGE_TOKENS, (start + count - 1) // PAGE_TOKENS + 1
+    return _pages(pages, first, end)[positions // PAGE_TOKENS - first] * PAGE_TOKENS + positions % PAGE_TOKENS
 
 
 def _pages(pages: Sequence[int], first: int, end: int) -> Integers:

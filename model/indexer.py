@@ -10,18 +10,17 @@ Letters: Q queries  H index heads  I index dims  L keys  J chosen  S cache slots
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from kernels.topk import topk_lowest
 from model.batch import QueryGroup
-from model.cache import PAGE_TOKENS
+from model.cache import PAGE_TOKENS, pages_of
 
-# What is made of so many keys and queries stays in a core's cache (docs/decisions/011-index-keys-by-tiles.md).
-TILE_PAGES = 128
-TILE_QUERIES = 2
+TILE_PAGES = 64  # keys of so many pages, and their matches, stay in a core's cache
 
 
 def choose_slots(
@@ -33,34 +32,30 @@ def choose_slots(
     """
     scores_QL = index_scores(query_QHI, head_weights_QH, index_SI, group.pages_BP)
     chosen_QJ = topk_lowest(scores_QL.masked_fill_(group.hidden_QL, float("-inf")), topk)
-    return group.slots_BL.expand(len(query_QHI), -1).gather(1, chosen_QJ)
+    pages_QJ = group.pages_BP.expand(len(query_QHI), -1).gather(1, chosen_QJ // PAGE_TOKENS)
+    return pages_QJ * PAGE_TOKENS + chosen_QJ % PAGE_TOKENS
 
 
 def index_scores(query_QHI: Tensor, head_weights_QH: Tensor, index_SI: Tensor, pages_BP: Tensor) -> Tensor:
-    """I[q, s] of every key in these pages, fp32 [Q, L]."""
-    num_queries, heads, dims = query_QHI.shape
-    query_QHI = query_QHI.float()
+    """I[q, s] of every key in these pages, fp32 [Q, L], a tile after the other."""
+    heads, dims = query_QHI.shape[1:]
     weights_Q1H = head_weights_QH.float().mul(heads**-0.5 * dims**-0.5)[:, None]
-    scores_Q1L = query_QHI.new_empty(num_queries, 1, pages_BP.shape[1] * PAGE_TOKENS)
-    scored = 0
-    for keys_BLI in _tiles(index_SI, pages_BP):
-        own = slice(scored, scored + keys_BLI.shape[1])
-        keys_QIL = keys_BLI.float().transpose(1, 2).expand(num_queries, -1, -1)
-        for first in range(0, num_queries, TILE_QUERIES):
-            few = slice(first, first + TILE_QUERIES)
-            match_QHL = torch.bmm(query_QHI[few], keys_QIL[few]).relu_()
-            torch.bmm(weights_Q1H[few], match_QHL, out=scores_Q1L[few, :, own])
-        scored = own.stop
-    return scores_Q1L[:, 0]
+    query_QHI = query_QHI.float()
+    tiles = torch.split(pages_BP, TILE_PAGES, 1)
+    return torch.cat([_tile_scores(query_QHI, weights_Q1H, index_SI, tile_BP) for tile_BP in tiles], 1)
 
 
-def _tiles(index_SI: Tensor, pages_BP: Tensor) -> Iterator[Tensor]:
-    """The keys of TILE_PAGES pages at a time, [B, L, I]; the next overwrite them."""
-    index_dims = index_SI.shape[1]
-    paged_PX = index_SI.view(-1, PAGE_TOKENS * index_dims)
-    place_PX: Tensor | None = None
-    for first in range(0, pages_BP.shape[1], TILE_PAGES):
-        tile_P = pages_BP[:, first : first + TILE_PAGES].reshape(-1)
-        place_PX = place_PX if place_PX is None else place_PX[: len(tile_P)]
-        place_PX = torch.index_select(paged_PX, 0, tile_P, out=place_PX)
-        yield place_PX.view(len(pages_BP), -1, index_dims)
+def _tile_scores(query_QHI: Tensor, weights_Q1H: Tensor, index_SI: Tensor, pages_BP: Tensor) -> Tensor:
+    """The same of few keys, and for few queries at a time: how many changes no bit of a batched product."""
+    few = max(1, TILE_PAGES // pages_BP.shape[1])
+    if len(pages_BP) == 1:
+        keys: Iterable[Tensor] = repeat(pages_of(index_SI, pages_BP).float())
+    else:
+        keys = (pages_of(index_SI, own_BP).float() for own_BP in torch.split(pages_BP, few))
+    parts = zip(torch.split(query_QHI, few), torch.split(weights_Q1H, few), keys, strict=False)
+    return torch.cat([_weigh(query_QHI, weights_Q1H, keys_BLI) for query_QHI, weights_Q1H, keys_BLI in parts])
+
+
+def _weigh(query_QHI: Tensor, weights_Q1H: Tensor, keys_BLI: Tensor) -> Tensor:
+    keys_QIL = keys_BLI.transpose(1, 2).expand(len(query_QHI), -1, -1)
+    return torch.bmm(weights_Q1H, torch.bmm(query_QHI, keys_QIL).relu_())[:, 0]

@@ -32,3 +32,8 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether the tokens so far matter to the next one beyond the model."""
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0
