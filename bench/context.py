@@ -140,7 +140,7 @@ def _steps(engine: Engine, count: int, point: Point) -> list[float]:
 
 @contextmanager
 def drawn_past() -> Iterator[None]:
-    """Within the block steps compute nothing: latents and index keys are drawn, as large as norms make them."""
+    """Within the block steps compute nothing: latents and index keys are drawn, as large as norms make it."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(decoder: Decoder, batch: Batch, cache: LatentCache, exchange: Exchange) -> Tensor:
