@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SHORT_ROW = 64  # below this one stable sort is quicker than finding a threshold
+SHORT_ROW = 64  # up to this one stable sort is quicker than finding a threshold
+FEW = 8  # of a row that long, the k largest are quicker sorted than found by their threshold
 
 
 def topk_lowest(scores_RN: Tensor, k: int) -> Tensor:
@@ -17,8 +18,13 @@ def topk_lowest(scores_RN: Tensor, k: int) -> Tensor:
 
     scores_RN: floating; NaN counts as the largest, so that it is not overlooked. Returns int64 [R, k].
     """
-    if scores_RN.shape[1] <= SHORT_ROW:
+    num_columns = scores_RN.shape[1]
+    if num_columns <= SHORT_ROW:
         return topk_lowest_reference(scores_RN, k)
+    if k * FEW <= num_columns:
+        values, places = torch.topk(scores_RN, k + 1)
+        if bool((values[:, k - 1] > values[:, k]).all()):  # else k cuts through a tie, or through NaN
+            return places[:, :k].sort(-1).values
     threshold_R1 = _threshold(scores_RN, k)
     chosen_RN = scores_RN >= threshold_R1
     if bool((chosen_RN.sum(-1) != k).any()):  # ties at the threshold, or a row with NaN: it chose nothing

@@ -50,13 +50,14 @@ class QueryGroup:
     """Queries whose reductions have one shape.
 
     rows: where the queries lie in the step. pages_BP: the pages of the keys, B = Q, or 1 when all queries
-    belong to one sequence; padding repeats the null page. hidden_QL: true where a key is after its query or
-    padding; bias_Q1L the same as 0 and -inf, None if sparse: each query sees more keys than the indexer
-    keeps.
+    belong to one sequence; padding repeats the null page. slots_BL: the cache slots of these pages.
+    hidden_QL: true where a key is after its query or padding; bias_Q1L the same as 0 and -inf, None if
+    sparse: each query sees more keys than the indexer keeps.
     """
 
     rows: slice
     pages_BP: Tensor
+    slots_BL: Tensor
     hidden_QL: Tensor
     bias_Q1L: Tensor | None
     sparse: bool
@@ -160,21 +161,31 @@ def _prefill_groups(chunk: Chunk, first_row: int, index_topk: int | None) -> lis
 
 
 def _group(rows: slice, pages_BP: Integers, positions_Q: Integers, sparse: bool) -> QueryGroup:
-    num_keys = pages_BP.shape[1] * PAGE_TOKENS
-    hidden_QL = torch.from_numpy(np.arange(num_keys)[None] > positions_Q[:, None])
+    slots_BL = _slots_in(pages_BP)
+    hidden_QL = torch.from_numpy(np.arange(slots_BL.shape[1]) > positions_Q[:, None])
     bias_Q1L = None
     if not sparse:
         bias_Q1L = torch.zeros(hidden_QL.shape).masked_fill_(hidden_QL, float("-inf"))[:, None]
     return QueryGroup(
-        rows=rows, pages_BP=torch.from_numpy(pages_BP), hidden_QL=hidden_QL, bias_Q1L=bias_Q1L, sparse=sparse
+        rows=rows,
+        pages_BP=torch.from_numpy(pages_BP),
+        slots_BL=torch.from_numpy(slots_BL),
+        hidden_QL=hidden_QL,
+        bias_Q1L=bias_Q1L,
+        sparse=sparse,
     )
 
 
 def _slots(pages: Sequence[int], start: int, count: int) -> Integers:
     """Cache slots of positions start .. start + count."""
-    positions = np.arange(start, start + count)
-    first, end = start // PAGE_TOKENS, (start + count - 1) // PAGE_TOKENS + 1
-    return _pages(pages, first, end)[positions // PAGE_TOKENS - first] * PAGE_TOKENS + positions % PAGE_TOKENS
+    first_page, end_page = start // PAGE_TOKENS, (start + count - 1) // PAGE_TOKENS + 1
+    return _slots_in(_pages(pages, first_page, end_page))[start % PAGE_TOKENS :][:count]
+
+
+def _slots_in(pages_P: Integers) -> Integers:
+    """Every slot of these pages: the last dimension grows by PAGE_TOKENS."""
+    slots = pages_P[..., None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)
+    return slots.reshape(*pages_P.shape[:-1], -1)
 
 
 def _pages(pages: Sequence[int], first: int, end: int) -> Integers:

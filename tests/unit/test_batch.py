@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.rows import ROW_MULTIPLE
-from model.batch import MOST_PADDING, NULL_PAGE, Batch, Chunk, QueryGroup, build_batch, padded_keys
+from model.batch import MOST_PADDING, NULL_PAGE, Batch, Chunk, build_batch, padded_keys
 from model.cache import PAGE_TOKENS
 
 
@@ -58,12 +58,6 @@ def slot(chunk: Chunk, position: int) -> int:
     return chunk.pages[position // PAGE_TOKENS] * PAGE_TOKENS + position % PAGE_TOKENS
 
 
-def slots_of(group: QueryGroup, query: int) -> torch.Tensor:
-    """Every slot of a query's pages."""
-    pages_P = group.pages_BP.expand(len(group.hidden_QL), -1)[query]
-    return (pages_P[:, None] * PAGE_TOKENS + torch.arange(PAGE_TOKENS)).flatten()
-
-
 def rows_of(batch: Batch) -> dict[int, int]:
     """Row by token id."""
     ids = batch.token_ids_T[: batch.num_tokens].tolist()
@@ -108,14 +102,15 @@ def test_a_query_sees_its_own_sequence_up_to_itself_and_nothing_else(chunks, top
         rows = range(group.rows.start, group.rows.stop)
         seen_rows += rows
         num_keys = group.pages_BP.shape[1] * PAGE_TOKENS
-        assert group.hidden_QL.shape == (len(rows), num_keys)
+        slots_QL = group.slots_BL.expand(len(rows), -1)
+        assert group.hidden_QL.shape == slots_QL.shape == (len(rows), num_keys)
         if group.bias_Q1L is not None:
             assert torch.equal(group.bias_Q1L[:, 0] == float("-inf"), group.hidden_QL)
             assert (group.bias_Q1L[:, 0][~group.hidden_QL] == 0).all()
         assert (group.bias_Q1L is None) == group.sparse
         for query, row in enumerate(rows):
             chunk, position = of_token[int(batch.token_ids_T[row])]
-            visible = slots_of(group, query)[~group.hidden_QL[query]].tolist()
+            visible = slots_QL[query][~group.hidden_QL[query]].tolist()
             assert visible == [slot(chunk, p) for p in range(position + 1)]
             # The shape of the reduction is a matter of the position alone.
             assert num_keys == padded_keys(position + 1)

@@ -35,7 +35,7 @@ def shuffled(num_pages: int, seed: int) -> Tensor:
 
 def by_definition(query_HI: Tensor, weights_H: Tensor, keys_LI: Tensor) -> Tensor:
     match_HL = torch.relu(query_HI.double() @ keys_LI.double().T)
-    return (weights_H.double()[:, None] * match_HL).sum(0) * (HEADS * DIMS) ** -0.5
+    return (weights_H.double()[:, None] * match_HL).sum(0)
 
 
 @pytest.mark.parametrize("num_pages", NUM_PAGES)
@@ -52,7 +52,7 @@ def test_a_querys_scores_are_the_definition_alone_beside_others_and_on_shared_pa
         keys_LI = pages_of(index_SI, pages_QP[own])[0]
         expected_L = by_definition(query_QHI[i], weights_QH[i], keys_LI)
         # fp32 sums of 16 x 16 products of size 1.
-        torch.testing.assert_close(alone_1L[0].double(), expected_L, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(alone_1L[0].double(), expected_L, rtol=1e-5, atol=1e-4)
 
 
 def test_scores_do_not_depend_on_which_pages_hold_the_keys(index_SI):
