@@ -42,7 +42,11 @@ def _threshold(scores_RN: Tensor, k: int) -> Tensor:
     return torch.topk(scores_RN, k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
 
 
+def ranking(scores_RN: Tensor) -> Tensor:
+    """Positions of each row from the largest to the smallest, equals in order; int64 [R, N]."""
+    return torch.sort(scores_RN, dim=-1, descending=True, stable=True).indices
+
+
 def topk_lowest_reference(scores_RN: Tensor, k: int) -> Tensor:
     """The same by one stable sort."""
-    order_RN = torch.sort(scores_RN, dim=-1, descending=True, stable=True).indices
-    return order_RN[:, :k].sort(-1).values
+    return ranking(scores_RN)[:, :k].sort(-1).values
