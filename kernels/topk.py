@@ -23,7 +23,9 @@ def topk_lowest(scores_RN: Tensor, k: int) -> Tensor:
         return topk_lowest_reference(scores_RN, k)
     if k * FEW <= num_columns:
         values, places = torch.topk(scores_RN, k + 1)
-        if bool((values[:, k - 1] > values[:, k]).all()):  # else k cuts through a tie, or through NaN
+        if all(
+            kth > following for kth, following in values[:, k - 1 :].tolist()
+        ):  # else k cuts a tie, or NaN
             return places[:, :k].sort(-1).values
     threshold_R1 = _threshold(scores_RN, k)
     chosen_RN = scores_RN >= threshold_R1

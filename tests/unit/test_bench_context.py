@@ -19,7 +19,7 @@ from model.checkpoint import Checkpoint
 from model.memory import cache_values_per_token
 from tests.shoals import local_parts
 
-PLAN = Plan(contexts=(512, 1024), rounds=2, tokens=3)
+PLAN = Plan(contexts=(384, 640), rounds=2, tokens=2)
 SLOT_BYTES = 4
 
 
