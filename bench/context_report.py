@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 from rich.table import Table
 
 from bench.machine import describe
@@ -110,6 +111,7 @@ def write(points: Sequence[Point], plan: Plan) -> None:
     run = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": describe(),
+        "load_after": round(psutil.getloadavg()[0], 1),
         "plan": asdict(plan),
         "measured": [point.figures() for point in points],
     }

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from kernels.topk import topk_lowest
 from model.batch import QueryGroup
-from model.cache import pages_of
+from model.cache import PAGE_TOKENS, pages_of
 
-TILE_PAGES = 64  # keys of so many pages, and their matches, stay in a core's cache
+TILE_VALUES = 1 << 18  # of keys, a megabyte: these and their matches stay in a core's cache
 
 
 def choose_slots(
@@ -40,10 +40,11 @@ def index_scores(query_QHI: Tensor, head_weights_QH: Tensor, index_SI: Tensor, p
 
     By tiles of keys, and in each for few queries at a time, which changes no bit of a batched product.
     """
-    if pages_BP.shape[1] > TILE_PAGES:
-        tiles = torch.split(pages_BP, TILE_PAGES, 1)
-        return torch.cat([index_scores(query_QHI, head_weights_QH, index_SI, tile) for tile in tiles], 1)
-    few = TILE_PAGES // pages_BP.shape[1]
+    tile = tile_pages(index_SI.shape[1])
+    if pages_BP.shape[1] > tile:
+        tiles = torch.split(pages_BP, tile, 1)
+        return torch.cat([index_scores(query_QHI, head_weights_QH, index_SI, own_BP) for own_BP in tiles], 1)
+    few = tile // pages_BP.shape[1]
     if len(query_QHI) <= few:
         return _weigh(query_QHI, head_weights_QH, _keys(index_SI, pages_BP))
     if len(pages_BP) == 1:
@@ -52,6 +53,10 @@ def index_scores(query_QHI: Tensor, head_weights_QH: Tensor, index_SI: Tensor, p
         keys = (_keys(index_SI, own_BP) for own_BP in torch.split(pages_BP, few))
     parts = zip(torch.split(query_QHI, few), torch.split(head_weights_QH, few), keys, strict=False)
     return torch.cat([_weigh(*part) for part in parts])
+
+
+def tile_pages(index_dims: int) -> int:
+    return max(1, TILE_VALUES // (PAGE_TOKENS * index_dims))
 
 
 def _keys(index_SI: Tensor, pages_BP: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def test_a_past_of_many_tiles_changes_nothing(
     parts: tuple[Decoder, Exchange], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if a core's cache held the index keys of a page only; contexts that fill real tiles take long."""
-    monkeypatch.setattr(model.indexer, "TILE_PAGES", 1)
+    monkeypatch.setattr(model.indexer, "TILE_VALUES", 1)
     some, engine = prompts()[-4:], engine_of(parts)
     alone = [generate(engine, [prompt], GREEDY)[0] for prompt in some]
     assert generate(engine_of(parts, limits=SchedulerLimits(chunk_tokens=16)), some, GREEDY) == alone
