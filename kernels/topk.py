@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SHORT_ROW = 64  # up to this one stable sort is quicker than finding a threshold
-FEW = 8  # of a row that long, the k largest are quicker sorted than found by their threshold
+FEW = 8  # in rows of FEW * k and more, k are quicker found by sorting them than by their threshold
 
 
 def topk_lowest(scores_RN: Tensor, k: int) -> Tensor:
@@ -23,9 +23,8 @@ def topk_lowest(scores_RN: Tensor, k: int) -> Tensor:
         return topk_lowest_reference(scores_RN, k)
     if k * FEW <= num_columns:
         values, places = torch.topk(scores_RN, k + 1)
-        if all(
-            kth > following for kth, following in values[:, k - 1 :].tolist()
-        ):  # else k cuts a tie, or NaN
+        cut = values[:, k - 1 :].tolist()
+        if all(kth > following for kth, following in cut):  # else k cuts through a tie, or through NaN
             return places[:, :k].sort(-1).values
     threshold_R1 = _threshold(scores_RN, k)
     chosen_RN = scores_RN >= threshold_R1
