@@ -97,12 +97,12 @@ def measure(engines: dict[str, Engine], plan: Plan, note: Callable[[str], None])
         for number in range(plan.rounds):
             note(f"{context} tokens: prefill, round {number + 1}")
             for name, engine in engines.items():
-                here[name].prefill.append(_steps(engine, 1, here[name]))
+                here[name].prefill.append(_steps(engine, 1))
         for number in range(plan.rounds):
             note(f"{context} tokens: decode, round {number + 1}")
             for name, engine in engines.items():
                 with _indexer_timed() as index_s:
-                    here[name].decode.append(_steps(engine, plan.tokens, here[name]))
+                    here[name].decode.append(_steps(engine, plan.tokens))
                 here[name].index_s += index_s
         for engine in engines.values():
             engine.cancel("bench", str(context))
@@ -111,13 +111,23 @@ def measure(engines: dict[str, Engine], plan: Plan, note: Callable[[str], None])
 
 
 def _begin(name: str, engine: Engine, context: int, prompt: Prompt, plan: Plan) -> Point:
-    """Submit the prompt and go through it up to the chunks that are to be timed."""
+    """Submit the prompt and go through it up to the chunks that are to be timed.
+
+    The last before those tells how much memory a chunk needs.
+    """
     before = _num_computed(engine)
     engine.submit("bench", str(context), prompt, [], ENDLESS)
     with nullcontext() if plan.computed else drawn_past():
-        while _num_computed(engine) - before < len(prompt) - plan.rounds * CHUNK_TOKENS:
+        while _num_computed(engine) - before < len(prompt) - (plan.rounds + 1) * CHUNK_TOKENS:
             engine.step()
-    return Point(system=name, context=context, bytes_per_token=int(engine.stats()["cache_bytes_per_token"]))
+    with peak_memory() as peak:
+        engine.step()
+    return Point(
+        system=name,
+        context=context,
+        bytes_per_token=int(engine.stats()["cache_bytes_per_token"]),
+        peak_bytes=peak[0] if peak else None,
+    )
 
 
 def _num_computed(engine: Engine) -> int:
@@ -126,15 +136,13 @@ def _num_computed(engine: Engine) -> int:
     return int(stats["prefill_tokens"] + stats["prefix_hit_tokens"])
 
 
-def _steps(engine: Engine, count: int, point: Point) -> list[float]:
+def _steps(engine: Engine, count: int) -> list[float]:
     """CPU seconds of each of the next steps."""
     seconds = []
-    with peak_memory() as peak:
-        for _ in range(count):
-            start_s = time.thread_time()
-            engine.step()
-            seconds.append(time.thread_time() - start_s)
-    point.peak_bytes = max([*peak, point.peak_bytes or 0]) if peak else None
+    for _ in range(count):
+        start_s = time.thread_time()
+        engine.step()
+        seconds.append(time.thread_time() - start_s)
     return seconds
 
 

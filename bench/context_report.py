@@ -45,7 +45,7 @@ class Plan:
 class Point:
     """One system at one context. index_s: of the decoded tokens, what choosing keys took.
 
-    peak_bytes: what the timed steps needed beside what the process held, None where that is not told.
+    peak_bytes: what a chunk of a prompt needs for a moment, None where that is not told.
     """
 
     system: str

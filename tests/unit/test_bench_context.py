@@ -19,7 +19,7 @@ from model.checkpoint import Checkpoint
 from model.memory import cache_values_per_token
 from tests.shoals import local_parts
 
-PLAN = Plan(contexts=(384, 640), rounds=2, tokens=2)
+PLAN = Plan(contexts=(512, 768), rounds=2, tokens=2)
 SLOT_BYTES = 4
 
 
@@ -42,6 +42,7 @@ def test_every_system_takes_the_planned_turns_at_every_context(points: list[Poin
         assert [len(burst) for burst in one.decode] == [PLAN.tokens] * PLAN.rounds
         assert min(one.tpot_ms, one.prefill_tokens_per_s) > 0
         assert 0 <= one.index_ms < one.tpot_ms
+        assert one.peak_bytes is None or one.peak_bytes > 0
         assert bool(one.index_s) == (one.system == DSA)  # the other has no keys to choose
 
 
