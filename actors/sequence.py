@@ -91,7 +91,7 @@ class Sequence:
             sampling=sampling,
             position=len(self.tokens) + len(drafts),
             prompt_ids=self.tokens[: self.num_prompt] if sampling.repetition_penalty != 1.0 else (),
-            emitted_ids=self.tokens[self.num_prompt :] + drafts,
+            emitted_ids=self.tokens[self.num_prompt :] + drafts if sampling.is_penalised else (),
             forbidden_ids=forbidden,
         )
 

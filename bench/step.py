@@ -23,19 +23,17 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import actors.engine
 import model.mla
-from actors.build import local_exchange
 from actors.engine import Engine
 from actors.scheduler import Scheduler
+from bench.local import local_engine
 from bench.report import stdout_console
 from bench.timing import make_prompts
 from cluster.preflight import write_checkpoint
 from cluster.spec import cache_directory
-from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
 from model.decoder import Decoder
 from model.experts import ExpertShard, Mlp
 from model.gate import Gate
-from model.load import load_decoder
 from model.mla import Mla
 from model.sampling import Sampling
 from router.exchange import Exchange
@@ -79,18 +77,6 @@ class Share:
     @property
     def total_s(self) -> float:
         return self.products_s + self.operators_s + self.python_s
-
-
-def local_engine(
-    checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int, num_sequences: int
-) -> Engine:
-    """An attention actor's engine that holds every expert itself."""
-    config = checkpoint.config_to_serve(draft_tokens=0)
-    reader = checkpoint.reader()
-    decoder = load_decoder(reader, config, dtype, context_tokens)
-    exchange = local_exchange(reader, config, dtype, "local")
-    pages = 1 + num_sequences * (context_tokens // PAGE_TOKENS + 1)
-    return Engine(decoder, exchange, num_pages=pages, context_tokens=context_tokens)
 
 
 @contextmanager
@@ -137,7 +123,9 @@ def main(
     torch.set_num_threads(1)
     context_tokens = prompt_tokens + 2 * tokens + WARM_STEPS + 1
     opened = Checkpoint.open(checkpoint or _preset())
-    engine = local_engine(opened, getattr(torch, dtype), context_tokens, batch)
+    engine = local_engine(
+        opened, context_tokens=context_tokens, num_sequences=batch, dtype=getattr(torch, dtype)
+    )
     for prompt in make_prompts("warm", count=1, num_tokens=prompt_tokens):
         engine.submit("bench", "warm", prompt, [], Sampling(max_tokens=WARM_STEPS, temperature=0.0))
     _run(engine, steps=None)

@@ -27,8 +27,8 @@ from rich.table import Table
 from actors.build import build_expert
 from actors.engine import Engine
 from actors.options import ActorOptions
+from bench.local import local_engine
 from bench.report import stdout_console
-from bench.step import local_engine
 from bench.timing import make_prompts
 from cluster.preflight import write_checkpoint
 from cluster.spec import cache_directory
@@ -76,7 +76,8 @@ def main(tokens: Annotated[int, typer.Option(min=8, help="new tokens of the one 
     directory = cache_directory() / f"{PRESET}-wire"
     write_checkpoint(directory, PRESET, seed=0)
     checkpoint = Checkpoint.open(directory)
-    local = _milliseconds(local_engine(checkpoint, torch.float32, CONTEXT_TOKENS, 1), tokens)
+    engine = local_engine(checkpoint, context_tokens=CONTEXT_TOKENS, num_sequences=1)
+    local = _milliseconds(engine, tokens)
     marks: Marks = []
     with _expert_process(directory) as (port, answered):
         remote = _milliseconds(_remote_engine(checkpoint, port, marks), tokens)

@@ -143,7 +143,8 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
     except (LaunchError, ValueError) as error:
         _fail(str(error))
     try:
-        _announce(cluster.url, preflight.model_name, cluster.status(), time.monotonic() - started_s, as_json)
+        seconds = time.monotonic() - started_s
+        _announce(cluster.url, preflight, spec.cache_tokens, cluster.status(), seconds, as_json)
         _watch(cluster, stop)
     except KeyboardInterrupt:
         pass
@@ -188,16 +189,27 @@ def _watch(cluster: Any, stop: threading.Event) -> None:
         shown = len(events)
 
 
-def _announce(url: str, model_name: str, status: Mapping[str, Any], seconds: float, as_json: bool) -> None:
-    members = status["members"]
+def _announce(
+    url: str,
+    preflight: Preflight,
+    cache_tokens: int,
+    status: Mapping[str, Any],
+    seconds: float,
+    as_json: bool,
+) -> None:
+    members, model_name = status["members"], preflight.model_name
+    per_token = preflight.cache_bytes_per_token
     if as_json:
         ready = {"url": url, "model": model_name, "seconds": round(seconds, 1), "members": members}
+        ready["cache"] = {"tokens": cache_tokens, "bytes_per_token": per_token}
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
         return
     actors = "\n".join(_describe(member) for member in members)
     body = (
-        f"[bold]{url}/v1[/]   model [bold]{model_name}[/]   ready in {seconds:.1f} s\n\n{actors}\n\n"
+        f"[bold]{url}/v1[/]   model [bold]{model_name}[/]   ready in {seconds:.1f} s\n\n{actors}\n"
+        f"cache of each attention actor: {cache_tokens:,} tokens of {per_token:,} bytes, "
+        f"{cache_tokens * per_token / 1e6:.1f} MB\n\n"
         f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
         f'  -d \'{{"model": "{model_name}", "messages": [{{"role": "user", "content": "Hello"}}], '
         '"max_tokens": 32, "stream": true}\'\n\n'

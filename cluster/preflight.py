@@ -34,6 +34,7 @@ class Preflight:
     config: ModelConfig
     context_tokens: int
     draft_tokens: int
+    cache_bytes_per_token: int
     needed_bytes: int
 
 
@@ -73,6 +74,7 @@ def examine(spec: ShoalSpec) -> Preflight:
         config=config,
         context_tokens=context_tokens,
         draft_tokens=draft_tokens,
+        cache_bytes_per_token=cache_values_per_token(config) * spec.value_bytes,
         needed_bytes=needed,
     )
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from demo.figures import heat_map, histogram, lines
+from bench.plots import lines
+from demo.figures import heat_map, histogram
 from demo.report_page import Inputs, Section
 from demo.report_training import BASE, MAIN, NO_BIAS, tokens_line
 from demo.runs import Table

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from demo.figures import bars, lines
+from bench.plots import lines
+from demo.figures import bars
 from demo.report_page import Inputs, Section
 from demo.runs import Curves, Run, TopkPoint
 

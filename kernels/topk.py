@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SHORT_ROW = 64  # below this one stable sort is quicker than finding a threshold
+SHORT_ROW = 64  # up to this one stable sort is quicker than finding a threshold
+FEW = 8  # in rows of FEW * k and more, k are quicker found by sorting them than by their threshold
 
 
 def topk_lowest(scores_RN: Tensor, k: int) -> Tensor:
@@ -17,8 +18,14 @@ def topk_lowest(scores_RN: Tensor, k: int) -> Tensor:
 
     scores_RN: floating; NaN counts as the largest, so that it is not overlooked. Returns int64 [R, k].
     """
-    if scores_RN.shape[1] <= SHORT_ROW:
+    num_columns = scores_RN.shape[1]
+    if num_columns <= SHORT_ROW:
         return topk_lowest_reference(scores_RN, k)
+    if k * FEW <= num_columns:
+        values, places = torch.topk(scores_RN, k + 1)
+        cut = values[:, k - 1 :].tolist()
+        if all(kth > following for kth, following in cut):  # else k cuts through a tie, or through NaN
+            return places[:, :k].sort(-1).values
     threshold_R1 = _threshold(scores_RN, k)
     chosen_RN = scores_RN >= threshold_R1
     if bool((chosen_RN.sum(-1) != k).any()):  # ties at the threshold, or a row with NaN: it chose nothing
@@ -36,7 +43,11 @@ def _threshold(scores_RN: Tensor, k: int) -> Tensor:
     return torch.topk(scores_RN, k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
 
 
+def ranking(scores_RN: Tensor) -> Tensor:
+    """Positions of each row from the largest to the smallest, equals in order; int64 [R, N]."""
+    return torch.sort(scores_RN, dim=-1, descending=True, stable=True).indices
+
+
 def topk_lowest_reference(scores_RN: Tensor, k: int) -> Tensor:
     """The same by one stable sort."""
-    order_RN = torch.sort(scores_RN, dim=-1, descending=True, stable=True).indices
-    return order_RN[:, :k].sort(-1).values
+    return ranking(scores_RN)[:, :k].sort(-1).values

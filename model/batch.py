@@ -26,9 +26,10 @@ from kernels.rows import padded_rows
 from model.cache import PAGE_TOKENS
 
 NULL_PAGE = 0  # never owned by a sequence: padding rows write here
-KEYS_PER_OCTAVE = 4  # padding wastes at most a quarter of the keys
+SIZES_PER_OCTAVE = 4  # padding wastes at most a quarter of the keys,
+MOST_PADDING = 2048  # and no more than these
 
-Slots = NDArray[np.int64]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,15 +49,17 @@ class Chunk:
 class QueryGroup:
     """Queries whose reductions have one shape.
 
-    rows: where the queries lie in the step. slots_BL: cache slots of the keys, B = Q, or 1 when all queries
-    belong to one sequence; padding repeats the null page. hidden_QL: true where a key is after its query or
-    padding; bias_Q1L the same as 0 and -inf. sparse: each query sees more keys than the indexer keeps.
+    rows: where the queries lie in the step. pages_BP: the pages of the keys, B = Q, or 1 when all queries
+    belong to one sequence; padding repeats the null page. slots_BL: the cache slots of these pages.
+    hidden_QL: true where a key is after its query or padding; bias_Q1L the same as 0 and -inf, None if
+    sparse: each query sees more keys than the indexer keeps.
     """
 
     rows: slice
+    pages_BP: Tensor
     slots_BL: Tensor
     hidden_QL: Tensor
-    bias_Q1L: Tensor
+    bias_Q1L: Tensor | None
     sparse: bool
 
 
@@ -78,9 +81,9 @@ class Batch:
 
 
 def padded_keys(num_keys: int) -> int:
-    """Key count after padding: whole pages, then KEYS_PER_OCTAVE sizes per doubling."""
+    """Key count after padding: whole pages, then SIZES_PER_OCTAVE per doubling, then MOST_PADDING apart."""
     octave = 1 << max(0, (num_keys - 1).bit_length() - 1)  # the largest power of two below num_keys
-    step = max(PAGE_TOKENS, octave // KEYS_PER_OCTAVE)
+    step = min(max(PAGE_TOKENS, octave // SIZES_PER_OCTAVE), MOST_PADDING)
     return -(-num_keys // step) * step
 
 
@@ -90,7 +93,7 @@ def build_batch(chunks: Sequence[Chunk], *, index_topk: int | None) -> Batch:
     order = sorted(range(len(chunks)), key=group_keys.__getitem__)
     token_ids: list[int] = []
     positions: list[int] = []
-    slots: list[Slots] = []
+    slots: list[Integers] = []
     rows = [range(0)] * len(chunks)
     groups: list[QueryGroup] = []
     for key, members in groupby(order, key=group_keys.__getitem__):
@@ -136,11 +139,11 @@ def _is_sparse(num_keys: int, index_topk: int | None) -> bool:
 
 
 def _decode_group(chunks: Sequence[Chunk], first_row: int, index_topk: int | None) -> QueryGroup:
-    num_keys = padded_keys(chunks[0].start + 1)
-    slots = np.stack([_slots(chunk.pages, 0, num_keys) for chunk in chunks])
+    num_pages = padded_keys(chunks[0].start + 1) // PAGE_TOKENS
+    pages = np.stack([_pages(chunk.pages, 0, num_pages) for chunk in chunks])
     positions = np.array([chunk.start for chunk in chunks])
     sparse = _is_sparse(chunks[0].start + 1, index_topk)
-    return _group(slice(first_row, first_row + len(chunks)), slots, positions, sparse)
+    return _group(slice(first_row, first_row + len(chunks)), pages, positions, sparse)
 
 
 def _prefill_groups(chunk: Chunk, first_row: int, index_topk: int | None) -> list[QueryGroup]:
@@ -151,29 +154,43 @@ def _prefill_groups(chunk: Chunk, first_row: int, index_topk: int | None) -> lis
         positions, key=lambda p: (padded_keys(p + 1), _is_sparse(p + 1, index_topk))
     ):
         own = np.fromiter(members, dtype=np.int64)
-        slots = _slots(chunk.pages, 0, num_keys)[None]
-        groups.append(_group(slice(row, row + len(own)), slots, own, sparse))
+        pages = _pages(chunk.pages, 0, num_keys // PAGE_TOKENS)[None]
+        groups.append(_group(slice(row, row + len(own)), pages, own, sparse))
         row += len(own)
     return groups
 
 
-def _group(rows: slice, slots_BL: Slots, positions_Q: Slots, sparse: bool) -> QueryGroup:
-    hidden_QL = torch.from_numpy(np.arange(slots_BL.shape[1])[None] > positions_Q[:, None])
-    bias_QL = torch.zeros(hidden_QL.shape).masked_fill_(hidden_QL, float("-inf"))
+def _group(rows: slice, pages_BP: Integers, positions_Q: Integers, sparse: bool) -> QueryGroup:
+    slots_BL = _slots_in(pages_BP)
+    hidden_QL = torch.from_numpy(np.arange(slots_BL.shape[1]) > positions_Q[:, None])
+    bias_Q1L = None
+    if not sparse:
+        bias_Q1L = torch.zeros(hidden_QL.shape).masked_fill_(hidden_QL, float("-inf"))[:, None]
     return QueryGroup(
         rows=rows,
+        pages_BP=torch.from_numpy(pages_BP),
         slots_BL=torch.from_numpy(slots_BL),
         hidden_QL=hidden_QL,
-        bias_Q1L=bias_QL[:, None],
+        bias_Q1L=bias_Q1L,
         sparse=sparse,
     )
 
 
-def _slots(pages: Sequence[int], start: int, count: int) -> Slots:
-    """Cache slots of positions start .. start + count; positions past the last page fall on the null page."""
-    positions = np.arange(start, start + count)
-    first_page, last_page = start // PAGE_TOKENS, (start + count - 1) // PAGE_TOKENS
-    table = np.full(last_page - first_page + 1, NULL_PAGE, dtype=np.int64)
-    own = pages[first_page : last_page + 1]
+def _slots(pages: Sequence[int], start: int, count: int) -> Integers:
+    """Cache slots of positions start .. start + count."""
+    first_page, end_page = start // PAGE_TOKENS, (start + count - 1) // PAGE_TOKENS + 1
+    return _slots_in(_pages(pages, first_page, end_page))[start % PAGE_TOKENS :][:count]
+
+
+def _slots_in(pages_P: Integers) -> Integers:
+    """Every slot of these pages: the last dimension grows by PAGE_TOKENS."""
+    slots = pages_P[..., None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)
+    return slots.reshape(*pages_P.shape[:-1], -1)
+
+
+def _pages(pages: Sequence[int], first: int, end: int) -> Integers:
+    """pages[first:end]; what is past the last is the null page."""
+    own = pages[first:end]
+    table = np.full(end - first, NULL_PAGE, dtype=np.int64)
     table[: len(own)] = own
-    return table[positions // PAGE_TOKENS - first_page] * PAGE_TOKENS + positions % PAGE_TOKENS
+    return table

@@ -5,6 +5,7 @@ is page * PAGE_TOKENS + offset and means the same place in every layer. Knows no
 page is the business of actors/pages.py.
 
 Letters: S slots of the pool  C latent  R rotary dims  I index dims  T tokens of the step
+         X values of a slot  P pages of a sequence  B sequences
 """
 
 from __future__ import annotations
@@ -28,8 +29,20 @@ class LatentCache:
         index_dim = config.indexer.head_dim if config.indexer else 0
         self.index_SI = [torch.zeros(slots, index_dim, dtype=dtype) for _ in range(num_layers)]
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Of one token over all layers; model/memory.py has the formula."""
+        return sum(slots.shape[1] * slots.itemsize for slots in (*self.latent_SC, *self.index_SI))
+
     def write(self, layer: int, slots_T: Tensor, latent_TC: Tensor, index_TI: Tensor | None) -> None:
         """Store the step's tokens; slots_T: int64, distinct."""
         self.latent_SC[layer].index_copy_(0, slots_T, latent_TC)
         if index_TI is not None:
             self.index_SI[layer].index_copy_(0, slots_T, index_TI)
+
+
+def pages_of(slots_SX: Tensor, pages_BP: Tensor) -> Tensor:
+    """What these pages hold, [B, P * PAGE_TOKENS, X]: a copy, quicker by whole pages than by slots."""
+    width = slots_SX.shape[1]
+    held_PX = slots_SX.view(-1, PAGE_TOKENS * width).index_select(0, pages_BP.reshape(-1))
+    return held_PX.view(len(pages_BP), -1, width)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.rows import matmul_rows
-from kernels.topk import topk_lowest
+from kernels.topk import ranking, topk_lowest
 from model.config import ModelConfig
 
 
@@ -35,16 +35,14 @@ class Gate:
         experts_TK = topk_lowest(choice_TE, config.num_experts_per_token)
         weights_TK = scores_TE.gather(1, experts_TK)
         if config.norm_topk_prob:
-            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-        return weights_TK * config.routed_scaling_factor, experts_TK
+            weights_TK /= weights_TK.sum(-1, keepdim=True).add_(1e-20)
+        return weights_TK.mul_(config.routed_scaling_factor), experts_TK
 
     def _keep_groups(self, choice_TE: Tensor) -> Tensor:
-        """choice_TE with every expert outside the kept groups at -inf."""
+        """choice_TE, in place, with every expert outside the kept groups at -inf."""
         config = self._config
-        choice_TGE = choice_TE.view(
-            -1, config.num_expert_groups, config.num_experts // config.num_expert_groups
-        )
-        best_two = choice_TGE.topk(min(2, choice_TGE.shape[-1]), dim=-1).values
-        kept_TG = topk_lowest(best_two.sum(-1), config.num_kept_groups)
-        outside_TG = torch.ones(choice_TGE.shape[:2], dtype=torch.bool).scatter_(1, kept_TG, False)
-        return choice_TGE.masked_fill(outside_TG[:, :, None], float("-inf")).view_as(choice_TE)
+        choice_TGE = choice_TE.view(len(choice_TE), config.num_expert_groups, -1)
+        best_two_TG = torch.topk(choice_TGE, 2, sorted=False).values.sum(-1)
+        left_TG1 = ranking(best_two_TG)[:, config.num_kept_groups :, None]
+        choice_TGE.scatter_(1, left_TG1.expand(-1, -1, choice_TGE.shape[-1]), float("-inf"))
+        return choice_TE

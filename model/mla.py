@@ -22,7 +22,7 @@ from kernels.norm import layer_norm, rms_norm
 from kernels.rope import rotate
 from kernels.rows import Weight, matmul_rows
 from model.batch import Batch, QueryGroup
-from model.cache import LatentCache
+from model.cache import LatentCache, pages_of
 from model.config import ModelConfig
 from model.indexer import choose_slots
 
@@ -141,46 +141,37 @@ class Mla:
 
     def _gather(self, query_TNC: Tensor, given: _Projected, group: QueryGroup, cache: LatentCache) -> Tensor:
         """Softmax-weighted latents of one group's queries, [Q, N, C]."""
-        config = self._config
-        slots_BL: Tensor = group.slots_BL
-        bias_Q1L: Tensor | None = group.bias_Q1L
+        config, latent_SC = self._config, cache.latent_SC[self._layer]
         if group.sparse:
             assert given.index_query_THI is not None and config.indexer is not None, "sparse without indexer"
-            slots_BL = choose_slots(
+            slots_QJ = choose_slots(
                 given.index_query_THI[group.rows],
                 given.head_weights_TH[group.rows],
                 cache.index_SI[self._layer],
                 group,
                 config.indexer.topk,
             )
-            bias_Q1L = None
-        return attend_slots(
+            keys_BLC = latent_SC.index_select(0, slots_QJ.view(-1)).view(*slots_QJ.shape, -1)
+        else:
+            keys_BLC = pages_of(latent_SC, group.pages_BP)
+        return attend_keys(
             query_TNC[group.rows],
-            cache.latent_SC[self._layer],
-            slots_BL,
-            bias_Q1L,
+            keys_BLC,
+            group.bias_Q1L,
             scale=config.softmax_scale,
             value_dims=config.kv_lora_rank,
         )
 
 
-def attend_slots(
-    query_QNC: Tensor,
-    latent_SC: Tensor,
-    slots_BL: Tensor,
-    bias_Q1L: Tensor | None,
-    *,
-    scale: float,
-    value_dims: int,
+def attend_keys(
+    query_QNC: Tensor, keys_BLC: Tensor, bias_Q1L: Tensor | None, *, scale: float, value_dims: int
 ) -> Tensor:
-    """Attention of each query over its own slots; keys are whole latents, values their first value_dims.
+    """Attention of each query over its own keys; keys are whole latents, values their first value_dims.
 
-    query_QNC: [Q, N, C + R]. slots_BL: int64, B = Q or 1. bias_Q1L: fp32 0 or -inf, None = every slot counts.
-    Returns [Q, N, value_dims] in query's dtype.
+    query_QNC: [Q, N, C + R]. keys_BLC: B = Q or 1. bias_Q1L: fp32 0 or -inf, None = every key counts. Returns
+    [Q, N, value_dims] in query's dtype.
     """
-    num_queries = query_QNC.shape[0]
-    keys_BLC = latent_SC.index_select(0, slots_BL.view(-1)).view(*slots_BL.shape, -1)
-    keys_QLC = keys_BLC.expand(num_queries, -1, -1)
+    keys_QLC = keys_BLC.expand(query_QNC.shape[0], -1, -1)
     scores_QNL = torch.bmm(query_QNC, keys_QLC.transpose(1, 2)).float().mul_(scale)
     if bias_Q1L is not None:
         scores_QNL += bias_Q1L

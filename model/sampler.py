@@ -24,7 +24,10 @@ LEAST_TEMPERATURE = 2.0**-100  # still a normal fp32 number; below it division w
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draw:
-    """What the sampler must know of one sequence. position: how many tokens come before the one to draw."""
+    """What the sampler must know of one sequence. position: how many tokens come before the one to draw.
+
+    prompt_ids and emitted_ids matter, and need be given, only if the sampling is_penalised.
+    """
 
     sampling: Sampling
     position: int
@@ -84,9 +87,7 @@ def _is_plain_greedy(draw: Draw) -> bool:
     sampling = draw.sampling
     return (
         sampling.temperature == 0.0
-        and sampling.presence_penalty == 0.0
-        and sampling.frequency_penalty == 0.0
-        and sampling.repetition_penalty == 1.0
+        and not sampling.is_penalised
         and not sampling.logit_bias
         and not draw.forbidden_ids
     )

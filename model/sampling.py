@@ -34,3 +34,8 @@ class Sampling:
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether the tokens so far matter to the next one beyond the model."""
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0

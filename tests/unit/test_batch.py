@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.rows import ROW_MULTIPLE
-from model.batch import NULL_PAGE, Batch, Chunk, build_batch, padded_keys
+from model.batch import MOST_PADDING, NULL_PAGE, Batch, Chunk, build_batch, padded_keys
 from model.cache import PAGE_TOKENS
 
 
-def test_padded_keys_are_whole_pages_never_fewer_and_waste_at_most_a_quarter():
+def test_padded_keys_are_whole_pages_never_fewer_and_waste_at_most_a_quarter_and_little_when_long():
     previous = 0
     for num_keys in range(1, 70_000):
         padded = padded_keys(num_keys)
@@ -22,6 +22,7 @@ def test_padded_keys_are_whole_pages_never_fewer_and_waste_at_most_a_quarter():
         assert padded >= previous, "more keys, less room"
         assert padded % PAGE_TOKENS == 0
         assert padded - num_keys < PAGE_TOKENS or padded <= 1.25 * num_keys
+        assert padded - num_keys < MOST_PADDING
         previous = padded
 
 
@@ -100,11 +101,13 @@ def test_a_query_sees_its_own_sequence_up_to_itself_and_nothing_else(chunks, top
     for group in batch.groups:
         rows = range(group.rows.start, group.rows.stop)
         seen_rows += rows
-        num_keys = group.slots_BL.shape[1]
+        num_keys = group.pages_BP.shape[1] * PAGE_TOKENS
         slots_QL = group.slots_BL.expand(len(rows), -1)
-        assert group.hidden_QL.shape == slots_QL.shape
-        assert torch.equal(group.bias_Q1L[:, 0] == float("-inf"), group.hidden_QL)
-        assert (group.bias_Q1L[:, 0][~group.hidden_QL] == 0).all()
+        assert group.hidden_QL.shape == slots_QL.shape == (len(rows), num_keys)
+        if group.bias_Q1L is not None:
+            assert torch.equal(group.bias_Q1L[:, 0] == float("-inf"), group.hidden_QL)
+            assert (group.bias_Q1L[:, 0][~group.hidden_QL] == 0).all()
+        assert (group.bias_Q1L is None) == group.sparse
         for query, row in enumerate(rows):
             chunk, position = of_token[int(batch.token_ids_T[row])]
             visible = slots_QL[query][~group.hidden_QL[query]].tolist()
@@ -132,5 +135,5 @@ def test_a_single_token_and_the_same_token_in_a_chunk_meet_the_same_keys(start: 
     ids = list(range(start + 1))
     inside = build_batch([Chunk(token_ids=ids, start=0, pages=pages, wants_logits=True)], index_topk=None)
     own, last = alone.groups[0], inside.groups[-1]
-    assert torch.equal(own.slots_BL, last.slots_BL)
+    assert torch.equal(own.pages_BP, last.pages_BP)
     assert torch.equal(own.hidden_QL[0], last.hidden_QL[-1])

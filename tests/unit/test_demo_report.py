@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from bench.plots import MAX_POINTS, windowed
 from demo.evaluation import PARTS, Evaluation, Outcome, write_evaluation
-from demo.figures import MAX_POINTS, windowed
 from demo.readers import ResultError
 from demo.report import SECTIONS, main, write_report
 from demo.report_experts import relative, specialisation

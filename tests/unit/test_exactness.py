@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import model.indexer
 from actors.messages import Terms
 from actors.scheduler import SchedulerLimits
 from model.decoder import Decoder
@@ -64,6 +65,17 @@ def test_experts_over_sockets_equal_local_ones(
 ) -> None:
     with tcp_engine(tiny_v32, num_actors, replicas) as engine:
         assert generate(engine, prompts(), GREEDY) == alone
+
+
+def test_a_past_of_many_tiles_changes_nothing(
+    parts: tuple[Decoder, Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a core's cache held the index keys of a page only; contexts that fill real tiles take long."""
+    monkeypatch.setattr(model.indexer, "TILE_VALUES", 1)
+    some, engine = prompts()[-4:], engine_of(parts)
+    alone = [generate(engine, [prompt], GREEDY)[0] for prompt in some]
+    assert generate(engine_of(parts, limits=SchedulerLimits(chunk_tokens=16)), some, GREEDY) == alone
+    assert generate(engine_of(parts, num_pages=6), some, GREEDY) == alone
 
 
 def test_running_out_of_pages_changes_nothing(
