@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
 
@@ -26,8 +26,10 @@ from actors.messages import (
     end_event,
     pack_events,
 )
+from actors.metrics import Sample
 from router.exchange import StepAbandoned
 from router.listener import Arrival, Listener, Peer
+from router.load import Counts
 from router.view import View
 from router.wire import BadFrame, from_fields, kinds
 
@@ -80,10 +82,14 @@ class AttentionServer:
     def run(self) -> None:
         """The loop: listen, step, tell."""
         try:
+            laps = self._engine.counters.laps
             while not self._stopping.is_set():
-                self._listen(0.0 if self._engine.has_work else IDLE_POLL_S)
+                is_idle = not self._engine.has_work
+                self._listen(IDLE_POLL_S if is_idle else 0.0)
+                laps.lap("idle" if is_idle else "listen")
                 self._tell(self._engine.expire(self._clock()))
                 self._tell(self._engine.step(self._clock()))
+                laps.lap("tell")
         except StepAbandoned:
             logger.info("stopped in the middle of a step")
         finally:
@@ -101,6 +107,14 @@ class AttentionServer:
     def stats(self) -> dict[str, float]:
         """Counters since birth; read from another thread, so neighbours may be one step apart."""
         return self._engine.stats()
+
+    def samples(self) -> Iterator[Sample]:
+        """The metrics; read from another thread."""
+        return self._engine.samples()
+
+    def expert_pairs(self) -> Counts:
+        """[L, E] pairs (token, expert) since birth; read from another thread."""
+        return self._engine.expert_pairs()
 
     def _listen(self, timeout_s: float) -> None:
         """Take submissions and cancellations; answer those that end at once."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -26,9 +26,11 @@ from actors.messages import (
     TokenEvent,
     end_event,
 )
+from actors.metrics import Sample
 from actors.objection import objection
 from actors.pages import PagePool
 from actors.prefix import PrefixCache
+from actors.samples import exchange_samples, page_samples, step_samples
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
 from actors.step import forward
@@ -39,6 +41,7 @@ from model.decoder import Decoder
 from model.sampler import Drawn, sample
 from model.sampling import Sampling
 from router.exchange import Exchange
+from router.load import Counts
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +108,20 @@ class Engine:
             "parked_s": exchange.parked_s,
             **(self._prefixes.stats() if self._prefixes else {}),
         }
+
+    def samples(self) -> Iterator[Sample]:
+        """The metrics; read from another thread."""
+        yield from step_samples(self.counters)
+        yield from page_samples(self._pool, self._prefixes)
+        yield from exchange_samples(self._exchange)
+        yield Sample("shoal_sequences", self.num_running, ("running",))
+        yield Sample("shoal_sequences", self.num_waiting, ("waiting",))
+        yield Sample("shoal_queue_wait_seconds", self.wait_s)
+        yield Sample("shoal_preemptions_total", self._scheduler.num_preemptions)
+
+    def expert_pairs(self) -> Counts:
+        """[L, E] pairs (token, expert) since birth, of every MoE layer; read from another thread."""
+        return self._exchange.load.pairs_LE.copy()
 
     def submit(
         self,
@@ -179,13 +196,18 @@ class Engine:
         self._note_queue()
         if not planned:
             return {}
+        laps = self.counters.laps
+        laps.lap("plan")
         self._clear(self._pool.unclean())
         chunks = [chunk for work in planned for chunk in chunks_of(work)]
         batch = build_batch(chunks, index_topk=self._index_topk)
         hidden_TD = forward(self._decoder, batch, self._cache, self._exchange)
+        laps.lap("forward")
         starts = [work.sequence.num_computed for work in planned]
         events = self._settle(planned, self._decoder.logits(hidden_TD, batch.logit_rows))
+        laps.lap("sample")
         self._follow(planned, starts, batch, hidden_TD)
+        laps.lap("draft")
         for sequence in [work.sequence for work in planned if work.sequence.pages]:
             self._publish(sequence)
             if sequence.finish is not None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actors.metrics import Sample
 from kernels.rows import dtype_of_rows
 from model.config import ModelConfig
 from model.experts import ExpertShard, Mlp
@@ -76,6 +78,7 @@ class ExpertCounters:
     pairs: int = 0
     batches: int = 0
     refused: int = 0
+    busy_s: float = 0.0
 
 
 class ExpertServer:
@@ -106,8 +109,10 @@ class ExpertServer:
         try:
             while not self._stopping.is_set():
                 orders = self._arrivals()
+                start_s = time.perf_counter()
                 for layer in sorted({order.parcel.key.layer for order in orders}):
                     self._compute(layer, [order for order in orders if order.parcel.key.layer == layer])
+                self.counters.busy_s += time.perf_counter() - start_s
         finally:
             self._listener.close()
 
@@ -125,6 +130,16 @@ class ExpertServer:
             "batches": counters.batches,
             "refused": counters.refused,
         }
+
+    def samples(self) -> Iterator[Sample]:
+        """The metrics; read from another thread."""
+        counters = self.counters
+        yield Sample("shoal_expert_parcels_total", counters.parcels)
+        yield Sample("shoal_expert_rows_total", counters.pairs)
+        yield Sample("shoal_expert_batches_total", counters.batches)
+        yield Sample("shoal_expert_refused_total", counters.refused)
+        yield Sample("shoal_expert_busy_seconds_total", counters.busy_s)
+        yield Sample("shoal_experts_held", len(self._held.experts))
 
     def _arrivals(self) -> list[_Order]:
         orders = []

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from router.assign import Ints, assign
+from router.load import Edge, ExpertLoad
 from router.transport import DispatchKey, Lost, Parcel, Refused, Returned, RouterError, Transport
 from router.view import NO_ACTOR, ActorId, View
 
@@ -35,7 +36,7 @@ class StepAbandoned(RouterError):  # noqa: N818
 
 @dataclass(slots=True)
 class Ticket:
-    """What dispatch hands to combine; used once. `waiting` maps each open key to (actor, its pairs)."""
+    """What dispatch hands to combine; used once. waiting: by open key (actor, pairs, since)."""
 
     layer: int
     num_tokens: int
@@ -43,7 +44,7 @@ class Ticket:
     expert_P: Ints
     returned_PD: Tensor
     deadline_s: float
-    waiting: dict[DispatchKey, tuple[ActorId, NDArray[np.int64]]] = field(default_factory=dict)
+    waiting: dict[DispatchKey, tuple[ActorId, NDArray[np.int64], float]] = field(default_factory=dict)
     parked_P: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
@@ -53,11 +54,10 @@ class Ticket:
 
 @dataclass(slots=True)
 class ExchangeCounters:
-    """What an operator wants to know; plain numbers, read by the metrics floor."""
+    """What an operator wants to know; plain numbers, read by other threads. waited_s: in combine, in all."""
 
-    parcels: int = 0
-    pairs: int = 0
     retried_pairs: int = 0
+    waited_s: float = 0.0
     parked_s: float = 0.0
     lost_actors: int = 0
 
@@ -88,6 +88,8 @@ class Exchange:
         self._attempt = 0
         self._forgive_s = 0.0
         self.counters = ExchangeCounters()
+        self.edges: dict[ActorId, Edge] = {}
+        self.load = ExpertLoad(0, view.num_experts)
         self._adopt(view)
 
     @property
@@ -98,6 +100,7 @@ class Exchange:
         """Between steps: adopt the newest view, number the step."""
         self._step += 1
         self._attempt = 0
+        self.load.mark()
         view = self._next_view()
         if view is not None and view.epoch > self._view.epoch:
             self._adopt(view)
@@ -121,11 +124,14 @@ class Exchange:
 
         Raises StepAbandoned when told to stop while rows are missing.
         """
+        start_s = self._clock()
         while not ticket.is_complete:
             if len(ticket.parked_P):
                 self._unpark(ticket)
             else:
                 self._receive(ticket)
+        self.counters.waited_s += self._clock() - start_s
+        self.load.count(ticket.layer - self._view.first_layer, ticket.expert_P)
         returned_TKD = ticket.returned_PD.view(ticket.num_tokens, -1, ticket.returned_PD.shape[1])
         summed_T1D = torch.bmm(weights_TK[:, None], returned_TKD.float())
         return summed_T1D[:, 0].to(ticket.rows_TD.dtype)
@@ -134,6 +140,10 @@ class Exchange:
         self._view = view
         self._index = {actor.actor_id: i for i, actor in enumerate(view.actors)}
         self._lost: set[int] = set()
+        if not len(self.load.pairs_LE):  # a view without actors has no layers
+            self.load = ExpertLoad(view.num_layers, view.num_experts)
+        for actor in view.actors:
+            self.edges.setdefault(actor.actor_id, Edge())
         self._transport.set_view(view)
 
     def _send(self, ticket: Ticket, pairs: NDArray[np.int64]) -> None:
@@ -158,17 +168,15 @@ class Exchange:
             )
             self._attempt += 1
             actor_id = self._view.actors[actor].actor_id
-            ticket.waiting[key] = (actor_id, own)
+            ticket.waiting[key] = (actor_id, own, self._clock())
+            rows_TD = ticket.rows_TD
             parcel = Parcel(
                 key=key,
-                rows_RD=ticket.rows_TD
-                if all_rows
-                else ticket.rows_TD.index_select(0, torch.from_numpy(tokens)),
+                rows_RD=rows_TD if all_rows else rows_TD.index_select(0, torch.from_numpy(tokens)),
                 row_P=row_P.astype(np.int32),
                 expert_P=ticket.expert_P[own],
             )
-            self.counters.parcels += 1
-            self.counters.pairs += len(own)
+            self.edges[actor_id].note_sent(len(own), parcel.rows_RD.nbytes)
             self._transport.post(actor_id, parcel)
 
     def _receive(self, ticket: Ticket) -> None:
@@ -185,7 +193,7 @@ class Exchange:
         if self._should_stop():
             raise StepAbandoned("the actor is stopping while experts owe rows")
         if not events and ticket.waiting and self._clock() >= ticket.deadline_s:
-            silent = {actor for actor, _ in ticket.waiting.values()}
+            silent = {actor for actor, _, _ in ticket.waiting.values()}
             for actor in sorted(silent):
                 self._lose(ticket, Lost(actor=actor, reason=f"no answer within {self._answer_timeout_s:g} s"))
 
@@ -193,13 +201,14 @@ class Exchange:
         known = ticket.waiting.get(event.key)
         if known is None:
             return  # an answer to an attempt that was given up: its rows came from elsewhere
-        _, pairs = known
+        _, pairs, since_s = known
         expected, rows_PD = ticket.returned_PD, event.rows_PD
         if rows_PD.dtype != expected.dtype or rows_PD.shape != (len(pairs), expected.shape[1]):
             reason = f"{tuple(rows_PD.shape)} {rows_PD.dtype} came for {len(pairs)} pairs"
             self._refused(ticket, Refused(actor=event.actor, key=event.key, reason=reason))
             return
         del ticket.waiting[event.key]
+        self.edges[event.actor].note_answer(self._clock() - since_s, rows_PD.nbytes)
         if len(pairs) == len(ticket.expert_P):
             ticket.returned_PD.copy_(event.rows_PD)
         else:
@@ -219,10 +228,10 @@ class Exchange:
             self._lost.add(index)
             self.counters.lost_actors += 1
             logger.warning("expert actor %s lost at layer %d: %s", event.actor, ticket.layer, event.reason)
-        owed = [key for key, (actor, _) in ticket.waiting.items() if actor == event.actor]
+        owed = [key for key, (actor, _, _) in ticket.waiting.items() if actor == event.actor]
         for key in owed:
             self._transport.cancel(key)
-            _, pairs = ticket.waiting.pop(key)
+            _, pairs, _ = ticket.waiting.pop(key)
             self._retry(ticket, pairs)
 
     def _retry(self, ticket: Ticket, pairs: NDArray[np.int64]) -> None:
@@ -248,7 +257,7 @@ class Exchange:
             view = self._view
         still_open = list(ticket.waiting.items())
         self._adopt(view)
-        for key, (_, pairs) in still_open:  # the new view may have dropped those connections: ask again
+        for key, (_, pairs, _) in still_open:  # the new view may have dropped those connections: ask again
             self._transport.cancel(key)
             del ticket.waiting[key]
             self._retry(ticket, pairs)
