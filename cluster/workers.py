@@ -1,14 +1,16 @@
 """The actors as Ray runs them.
 
-Thin: each builds a server of actors/ and blocks in `run` until the end, so that a pending `run` is the death
-watch. A `ctl` concurrency group answers while the loop computes. `max_restarts=0` always: an actor that may
-restart hides its death for seconds. torch is imported where the weights are, not where these classes are
-named.
+Thin: each builds a server of actors/ and blocks in `run` until the end. A call of `pulse` is always pending:
+Ray fails it within milliseconds of a death, and no answer in time means a hang. `max_restarts=0` always: an
+actor that may restart hides its death for seconds. Detached, so that they outlive the controller, which finds
+them again by name. torch is imported where the weights are, not where these classes are named.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,20 +18,56 @@ import ray
 from actors.options import ActorOptions, AttentionOptions, Loaded
 from router.view import View
 
-CONCURRENCY_GROUPS = {"ctl": 2}
+NAMESPACE = "shoal"
+CONCURRENCY_GROUPS = {"ctl": 2, "pulse": 2}
+PULSE_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pulse:
+    """A sign of life. convicted: (actor id, incarnation) of experts that it caught sending rubbish."""
+
+    is_serving: bool
+    convicted: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Introduction:
+    """What an actor that serves tells a controller that is new. epoch: of the newest view that it knows."""
+
+    loaded: Loaded
+    epoch: int
 
 
 class _Worker:
-    """What both kinds share. `_server` exists once `load` has returned."""
+    """What both kinds share. `_server` and `_loaded` exist once `load` has returned."""
 
     def __init__(self, options: ActorOptions) -> None:
         self._options = options
         self._server: Any = None
+        self._loaded: Loaded | None = None
+        self._ended = threading.Event()
         self._progress = (0, 0, 0.0)
 
     def run(self) -> None:
         """Serve until stopped; returning or dying ends this life."""
-        self._server.run()
+        try:
+            self._server.run()
+        finally:
+            self._ended.set()
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> Pulse:
+        """Answers after PULSE_S, or at once when `run` has ended."""
+        is_serving = not self._ended.wait(PULSE_S)
+        return Pulse(is_serving=is_serving, convicted=self._server.convicted)
+
+    @ray.method(concurrency_group="ctl")
+    def introduce(self) -> Introduction | None:
+        """None: it does not serve."""
+        if self._loaded is None or self._ended.is_set():
+            return None
+        return Introduction(loaded=self._loaded, epoch=self._server.epoch)
 
     @ray.method(concurrency_group="ctl")
     def ping(self) -> int:
@@ -63,8 +101,13 @@ class ExpertWorker(_Worker):
         from actors.build import build_expert
 
         _one_thread()
-        self._server, loaded = build_expert(self._options, experts, self._note)
-        return loaded
+        self._server, self._loaded = build_expert(self._options, experts, self._note)
+        return self._loaded
+
+    @ray.method(concurrency_group="ctl")
+    def spoil(self) -> None:
+        """For fault tests: from now on the weights are not numbers."""
+        self._server.spoil()
 
 
 class AttentionWorker(_Worker):
@@ -76,8 +119,8 @@ class AttentionWorker(_Worker):
 
         _one_thread()
         known = None if view is None else View.from_bytes(view)
-        self._server, loaded = build_attention(self._options, attention, known, self._note)
-        return loaded
+        self._server, self._loaded = build_attention(self._options, attention, known, self._note)
+        return self._loaded
 
     @ray.method(concurrency_group="ctl")
     def set_view(self, view: bytes) -> None:
@@ -95,7 +138,8 @@ def remote_class(kind: type) -> Any:
 
 def spawn(kind: type, options: ActorOptions) -> Any:
     """Start an actor process; returns its handle at once."""
-    return remote_class(kind).remote(options)
+    name = f"{options.actor_id}/{options.incarnation}"
+    return remote_class(kind).options(name=name, namespace=NAMESPACE, lifetime="detached").remote(options)
 
 
 def _one_thread() -> None:
