@@ -6,11 +6,13 @@ Words for people: one line for every failure, a panel when ready. Knows nothing 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -53,6 +55,9 @@ def serve(
     replicas_per_expert: Annotated[
         int | None, typer.Option(help="Copies of each expert [default: 1].")
     ] = None,
+    standbys: Annotated[
+        int | None, typer.Option(help="Processes that wait to take the place of what dies [default: 1].")
+    ] = None,
     ingress: Annotated[int | None, typer.Option(help="Ingress replicas [default: 1].")] = None,
     device: Annotated[str | None, typer.Option(help="cpu.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8 [default: float32].")] = None,
@@ -83,6 +88,7 @@ def serve(
         "attention": attention,
         "experts": experts,
         "replicas_per_expert": replicas_per_expert,
+        "standbys": standbys,
         "ingress": ingress,
         "device": device,
         "dtype": dtype,
@@ -154,7 +160,8 @@ def chaos(
                 port=port,
                 journal=journal,
             )
-            outcomes = run_set(plan, console)
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # Ray tells of every death
+                outcomes = run_set(plan, console)
         except KeyboardInterrupt:
             _fail(INTERRUPTED)
         except (LaunchError, ValueError) as error:

@@ -19,8 +19,9 @@ from typing import Any
 import ray
 
 from actors.options import ActorOptions, AttentionOptions
-from cluster.member import Member, kill
-from cluster.workers import AttentionWorker, ExpertWorker, Introduction, spawn
+from cluster.life import Life
+from cluster.member import Member
+from cluster.workers import Introduction, living, spawn
 from model.config import ModelConfig
 from router.view import ActorId, ExpertActor, View, even_placement, make_view
 
@@ -33,7 +34,10 @@ INTRODUCTION_S = 2.0  # for the living to say who they are
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What to keep alive. Attention options are alike for all; experts are placed evenly."""
+    """What to keep alive. Attention options are alike for all; experts are placed evenly.
+
+    standbys: processes that wait, warm, to take the place of what dies.
+    """
 
     directory: str
     dtype: str
@@ -41,6 +45,7 @@ class Plan:
     num_attention: int
     num_experts: int
     replicas_per_expert: int
+    standbys: int
     draft_tokens: int
     attention: AttentionOptions
 
@@ -58,7 +63,8 @@ class Controller:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._epoch = 0
-        self._lives = 0  # of all members: the incarnation of the newest
+        self._num_lives = 0
+        self._standbys: list[Life] = []
         self._events: list[tuple[float, str]] = []
         self._attention = [Member(f"attention-{i}", None) for i in range(plan.num_attention)]
         placement = (
@@ -77,9 +83,8 @@ class Controller:
             if not self._stopping.is_set():
                 logger.critical("the controller ends by a fault of its own", exc_info=sys.exc_info()[1])
                 os._exit(FAULT)
-        for member in self._members():
-            if member.handle is not None:
-                ray.kill(member.handle)
+        for life in self._lives():
+            ray.kill(life.handle)
 
     @ray.method(concurrency_group="ctl")
     def stop(self) -> None:
@@ -113,7 +118,7 @@ class Controller:
     def stats(self) -> dict[str, Any]:
         """By actor id, the answer to come of every actor that serves."""
         with self._lock:
-            return {m.actor_id: m.handle.stats.remote() for m in self._members() if m.is_active}
+            return {m.actor_id: m.life.handle.stats.remote() for m in self._members() if m.life and m.loaded}
 
     @ray.method(concurrency_group="ctl")
     def view(self) -> bytes:
@@ -124,8 +129,8 @@ class Controller:
     def spoil(self, actor_id: str) -> None:
         """For fault tests: make an expert actor answer rubbish."""
         with self._lock:
-            [member] = [m for m in self._experts if m.actor_id == actor_id and m.is_active]
-            member.handle.spoil.remote()
+            [life] = [m.life for m in self._experts if m.actor_id == actor_id and m.life and m.loaded]
+            life.handle.spoil.remote()
 
     def _watch(self) -> None:
         checked_s = self._clock()
@@ -140,25 +145,24 @@ class Controller:
         yield from self._experts
         yield from self._attention
 
+    def _lives(self) -> Iterator[Life]:
+        yield from (member.life for member in self._members() if member.life)
+        yield from self._standbys
+
     def _adopt_living(self) -> None:
         """Take over the actors that an earlier life of this controller left."""
         named = {member.actor_id: member for member in self._members()}
-        lives: list[tuple[Member, int, Any, Any]] = []  # and the introduction that it was asked for
-        for name in ray.util.list_named_actors():
-            actor_id, _, incarnation = name.rpartition("/")
-            if actor_id in named:
-                handle = ray.get_actor(name)
-                lives.append((named[actor_id], int(incarnation), handle, handle.introduce.remote()))
-        for member, incarnation, handle, asked in lives:
-            self._lives = max(self._lives, incarnation)
-            introduction = _introduction(asked)
-            if introduction is None or member.handle is not None:
-                self._note(f"{member.actor_id} (incarnation {incarnation}) does not serve: ended")
-                kill(handle, None)
+        asked = [(number, handle, handle.introduce.remote()) for number, handle in living()]
+        for number, handle, answer in asked:
+            self._num_lives = max(self._num_lives, number)
+            life, introduction = Life(number, handle), _introduction(answer)
+            member = named.pop(introduction.actor_id, None) if introduction else None
+            if introduction is None or member is None:  # one that loads, waits or hangs: a new one is as good
+                life.end()
                 continue
-            member.adopt(incarnation, handle, introduction)
+            member.adopt(life, introduction.loaded)
             self._epoch = max(self._epoch, introduction.epoch)
-        if lives:
+        if asked:
             adopted = [member.actor_id for member in self._members() if member.is_active]
             self._note(f"controller again in charge of {', '.join(adopted) or 'nobody'}")
             self._publish()
@@ -168,20 +172,36 @@ class Controller:
         serving = self._serving()
         for member in self._members():
             if member.check_load(now_s, self._note) and member.experts is None and self._experts:
-                # It may have loaded under a view that is old by now.
-                member.handle.set_view.remote(self._make_view().to_bytes())
-            pulse = member.check_pulse(now_s, listened_s, self._note)
+                self._send_view(member)  # it may have loaded under a view that is old by now
+            pulse = member.check_life(now_s, listened_s, self._note)
             for convicted in pulse.convicted if pulse else ():
                 self._end_convicted(now_s, *convicted)
         if self._serving() != serving:
             self._publish()
         for member in self._members():
             if member.is_due(now_s):
-                self._spawn(member)
-        if all(member.is_active for member in self._experts):
-            for member in self._attention:
-                if member.handle is not None and member.loading is None and not member.is_active:
-                    self._load_attention(member)
+                member.life = self._next_life()
+            if member.life and not member.loaded and not member.loading and not member.gave_up:
+                self._load(member, member.life)
+        self._keep_standbys(listened_s)
+
+    def _keep_standbys(self, listened_s: float) -> None:
+        """Replace those that are over; new ones only while nobody is waited for: to warm up takes a core."""
+        for life in list(self._standbys):
+            if isinstance(life.check(listened_s), str):
+                life.end()
+                self._standbys.remove(life)
+        if len(self._standbys) < self._plan.standbys and all(m.is_active for m in self._members()):
+            life = self._new_life()
+            life.do(life.handle.warm.remote())
+            self._standbys.append(life)
+
+    def _next_life(self) -> Life:
+        return self._standbys.pop(0) if self._standbys else self._new_life()
+
+    def _new_life(self) -> Life:
+        self._num_lives += 1
+        return Life(self._num_lives, spawn(self._num_lives))
 
     def _end_convicted(self, now_s: float, actor_id: str, incarnation: int) -> None:
         for member in self._experts:
@@ -191,12 +211,11 @@ class Controller:
     def _serving(self) -> list[tuple[str, int]]:
         return [(member.actor_id, member.incarnation) for member in self._experts if member.is_active]
 
-    def _spawn(self, member: Member) -> None:
-        """A new life for a member."""
-        self._lives += 1
+    def _load(self, member: Member, life: Life) -> None:
+        """Tell a life what to be; an attention actor, only when there are experts to dispatch to."""
         options = ActorOptions(
             actor_id=member.actor_id,
-            incarnation=self._lives,
+            incarnation=life.number,
             directory=self._plan.directory,
             dtype=self._plan.dtype,
             host=self._plan.data_host,
@@ -204,14 +223,11 @@ class Controller:
             draft_tokens=self._plan.draft_tokens,
         )
         if member.experts is not None:
-            member.begin(self._lives, spawn(ExpertWorker, options))
-            member.loading = member.handle.load.remote(member.experts)
-        else:
-            member.begin(self._lives, spawn(AttentionWorker, options))
-
-    def _load_attention(self, member: Member) -> None:
-        view = self._make_view().to_bytes() if self._experts else None
-        member.loading = member.handle.load.remote(self._plan.attention, view)
+            member.loading = life.do(life.handle.load_expert.remote(options, member.experts))
+        elif all(expert.has_served for expert in self._experts):
+            view = self._make_view().to_bytes() if self._experts else None
+            load = life.handle.load_attention.remote(options, self._plan.attention, view)
+            member.loading = life.do(load)
 
     def _make_view(self) -> View:
         active = [m for m in self._experts if m.is_active and m.loaded]
@@ -236,14 +252,17 @@ class Controller:
 
     def _publish(self) -> None:
         self._epoch += 1
-        view = self._make_view().to_bytes()
         for member in self._attention:
-            if member.is_active:
-                member.handle.set_view.remote(view)
+            self._send_view(member)
+
+    def _send_view(self, member: Member) -> None:
+        if member.life and member.loaded:
+            member.life.handle.set_view.remote(self._make_view().to_bytes())
 
     def _wait(self) -> None:
         """Until something loads or dies, or a moment passes."""
-        pending = [r for m in self._members() for r in (m.loading, m.pulse) if r is not None]
+        loading = [member.loading for member in self._members() if member.loading is not None]
+        pending = [*loading, *(life.pulse for life in self._lives())]
         if pending:
             ray.wait(pending, num_returns=1, timeout=WATCH_POLL_S, fetch_local=False)
         else:

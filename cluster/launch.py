@@ -139,6 +139,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
         num_attention=spec.attention,
         num_experts=spec.experts,
         replicas_per_expert=spec.replicas_per_expert,
+        standbys=spec.standbys,
         draft_tokens=preflight.draft_tokens,
         attention=AttentionOptions(
             local=spec.experts == 0,

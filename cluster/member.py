@@ -1,26 +1,22 @@
-"""One data-plane actor over all its lives.
+"""One seat of the data plane over all the lives that take it.
 
-Begins a life, sees it load, listens to its pulse and ends it on any doubt: what hangs is killed, so that a
-hang becomes a death, which everybody can tell. Knows nothing of views, nor of other members.
+Sees a life load and serve, notes how it ended and says when the next may begin. Knows nothing of views, nor
+of other members.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import ray
 
 from actors.options import Loaded
-from cluster.workers import Introduction, Pulse
-from router.heartbeat import Silence
+from cluster.life import Life, is_done
+from cluster.workers import Pulse
 
-HANG_S = 1.5  # without a pulse, over the time that one takes: then it is ended
 MAX_DEATHS = 5  # within DEATH_WINDOW_S: from then on the next life waits, or never begins if none has served
 DEATH_WINDOW_S = 60.0
 LONGEST_PAUSE_S = 30.0
@@ -30,15 +26,12 @@ Note = Callable[[str], None]
 
 @dataclass(slots=True)
 class Member:
-    """experts: None for an attention actor. `pulse` is pending while it serves, `loading` while it loads."""
+    """experts: None for an attention actor. `life` without `loaded` is still loading."""
 
     actor_id: str
     experts: tuple[int, ...] | None
-    incarnation: int = 0
-    handle: Any = None
+    life: Life | None = None
     loading: Any = None
-    pulse: Any = None
-    silence: Silence = field(default_factory=Silence)
     loaded: Loaded | None = None
     has_served: bool = False
     deaths_s: deque[float] = field(default_factory=deque)
@@ -47,27 +40,28 @@ class Member:
 
     @property
     def is_active(self) -> bool:
-        return self.pulse is not None
+        return self.life is not None and self.loaded is not None
+
+    @property
+    def incarnation(self) -> int:
+        return self.life.number if self.life else 0
 
     def is_due(self, now_s: float) -> bool:
         """Whether it is time for a next life."""
-        return self.handle is None and self.gave_up is None and now_s >= self.begin_s
+        return self.life is None and self.gave_up is None and now_s >= self.begin_s
 
-    def begin(self, incarnation: int, handle: Any) -> None:
-        self.incarnation, self.handle = incarnation, handle
-
-    def adopt(self, incarnation: int, handle: Any, introduction: Introduction) -> None:
-        """A life that another controller began."""
-        self.begin(incarnation, handle)
-        self._serve(introduction.loaded)
+    def adopt(self, life: Life, loaded: Loaded) -> None:
+        """A life that an earlier controller began, and that serves."""
+        life.pid = loaded.pid
+        self.life, self.loaded, self.has_served = life, loaded, True
 
     def check_load(self, now_s: float, note: Note) -> bool:
         """Whether it has just begun to serve."""
-        if self.loading is None or not is_done(self.loading):
+        if self.life is None or self.loading is None or not is_done(self.loading):
             return False
         loading, self.loading = self.loading, None
         try:
-            loaded = ray.get(loading)
+            loaded: Loaded = ray.get(loading)
         except ray.exceptions.RayTaskError as error:
             self.gave_up = str(error.cause)  # the checkpoint cannot be read: another try would end the same
             note(f"{self.actor_id} cannot load: {error.cause}")
@@ -75,42 +69,32 @@ class Member:
         except ray.exceptions.RayActorError:
             self.bury(now_s, note, "died while it loaded")
             return False
-        self.handle.run.remote()
-        self._serve(loaded)
-        note(f"{self.actor_id} serves (incarnation {self.incarnation})")
+        self.loaded, self.has_served = loaded, True
+        self.life.pid = loaded.pid
+        self.life.handle.run.remote()
+        note(f"{self.actor_id} serves (incarnation {self.life.number})")
         return True
 
-    def check_pulse(self, now_s: float, listened_s: float, note: Note) -> Pulse | None:
-        """Its pulse if one has come; buries it if it is dead, hangs or has ended."""
-        if self.pulse is None:
+    def check_life(self, now_s: float, listened_s: float, note: Note) -> Pulse | None:
+        """Its pulse if one has come; ends and buries it if there is reason to."""
+        if self.life is None or self.gave_up is not None:
             return None
-        if not is_done(self.pulse):
-            self.silence.listened(listened_s)
-            if self.silence.quiet_s >= HANG_S:
-                self.end(now_s, note, "hangs")
+        found = self.life.check(listened_s)
+        if isinstance(found, str):
+            self.end(now_s, note, found)
             return None
-        self.silence.heard()
-        try:
-            pulse: Pulse = ray.get(self.pulse)
-        except ray.exceptions.RayError:
-            self.bury(now_s, note, "died")
-            return None
-        if not pulse.is_serving:
-            self.end(now_s, note, "ended by itself")
-            return None
-        self.pulse = self.handle.pulse.remote()
-        return pulse
+        return found
 
     def end(self, now_s: float, note: Note, why: str) -> None:
-        """Fence it: whatever state its process is in, nothing comes from it any more."""
-        kill(self.handle, self.loaded)
+        """Fence it: its peers must never hear from it again."""
+        assert self.life is not None, f"{self.actor_id} has no life to end"
+        self.life.end()
         self.bury(now_s, note, why)
 
     def bury(self, now_s: float, note: Note, why: str) -> None:
         """This life is over; says when the next may begin."""
         note(f"{self.actor_id} {why} (incarnation {self.incarnation})")
-        self.handle = self.loading = self.pulse = self.loaded = None
-        self.silence.heard()
+        self.life = self.loading = self.loaded = None
         self.deaths_s.append(now_s)
         while self.deaths_s[0] < now_s - DEATH_WINDOW_S:
             self.deaths_s.popleft()
@@ -125,7 +109,7 @@ class Member:
 
     def describe(self) -> dict[str, Any]:
         """What the command line shows; `progress` is still to be awaited."""
-        is_loading = self.handle is not None and not self.is_active and self.gave_up is None
+        is_loading = self.life is not None and not self.is_active and self.gave_up is None
         return {
             "actor_id": self.actor_id,
             "kind": "attention" if self.experts is None else "expert",
@@ -135,30 +119,5 @@ class Member:
             "experts": None if self.experts is None else len(self.experts),
             "bytes_read": self.loaded.bytes_read if self.loaded else None,
             "checksum": self.loaded.checksum if self.loaded else None,
-            "progress": self.handle.progress.remote() if is_loading else None,
+            "progress": self.life.handle.progress.remote() if is_loading and self.life else None,
         }
-
-    def _serve(self, loaded: Loaded) -> None:
-        self.loaded, self.has_served = loaded, True
-        self.silence.heard()
-        self.pulse = self.handle.pulse.remote()
-
-
-def kill(handle: Any, loaded: Loaded | None) -> None:
-    """End a life. Ray asks the process first; one that is suspended does not hear that, but hears SIGKILL."""
-    if loaded is not None:
-        _kill_here(loaded.pid)
-    ray.kill(handle)
-
-
-def is_done(reference: Any) -> bool:
-    return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
-
-
-def _kill_here(pid: int) -> None:
-    """If it is an actor of this machine."""
-    try:
-        if psutil.Process(pid).cmdline()[0].startswith("ray::"):
-            os.kill(pid, signal.SIGKILL)
-    except (psutil.Error, ProcessLookupError, IndexError):
-        return  # gone already
