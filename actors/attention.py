@@ -28,6 +28,7 @@ from actors.messages import (
 )
 from actors.metrics import Sample
 from router.exchange import StepAbandoned
+from router.heartbeat import beating
 from router.listener import Arrival, Listener, Peer
 from router.load import Counts
 from router.view import View
@@ -82,23 +83,42 @@ class AttentionServer:
     def run(self) -> None:
         """The loop: listen, step, tell."""
         try:
-            laps = self._engine.counters.laps
-            while not self._stopping.is_set():
-                is_idle = not self._engine.has_work
-                self._listen(IDLE_POLL_S if is_idle else 0.0)
-                laps.lap("idle" if is_idle else "listen")
-                self._tell(self._engine.expire(self._clock()))
-                self._tell(self._engine.step(self._clock()))
-                laps.lap("tell")
+            with beating(self._listener.beat):
+                while not self._stopping.is_set():
+                    self._turn()
         except StepAbandoned:
             logger.info("stopped in the middle of a step")
         finally:
             self._listener.close()
 
+    def _turn(self) -> None:
+        laps = self._engine.counters.laps
+        if self._engine.has_work:
+            self._listen(0.0)
+            laps.lap("listen")
+        else:
+            self._engine.hear_experts()
+            self._listen(IDLE_POLL_S)
+            laps.lap("idle")
+        self._tell(self._engine.expire(self._clock()))
+        self._tell(self._engine.step(self._clock()))
+        laps.lap("tell")
+
     def stop(self) -> None:
         """End the loop soon; safe from any thread."""
         self._stopping.set()
         self._listener.wake()
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest view that has reached this actor."""
+        newest = self._views.newest()
+        return self._engine.epoch if newest is None else max(newest.epoch, self._engine.epoch)
+
+    @property
+    def convicted(self) -> tuple[tuple[str, int], ...]:
+        """(actor id, incarnation) of experts that sent rubbish."""
+        return tuple((life.actor_id, life.incarnation) for life in self._engine.convicted)
 
     def set_view(self, view: View) -> None:
         """A newer view for the step loop to adopt; safe from any thread."""

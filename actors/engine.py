@@ -42,6 +42,7 @@ from model.sampler import Drawn, sample
 from model.sampling import Sampling
 from router.exchange import Exchange
 from router.load import Counts
+from router.view import ExpertActor
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,15 @@ class Engine:
     def free_pages(self) -> int:
         return self._pool.num_free
 
+    @property
+    def epoch(self) -> int:
+        """Of the view that it computes with."""
+        return self._exchange.view.epoch
+
+    @property
+    def convicted(self) -> frozenset[ExpertActor]:
+        return self._exchange.convicted
+
     def stats(self) -> dict[str, float]:
         """What an operator asks first."""
         exchange = self._exchange.counters
@@ -102,8 +112,9 @@ class Engine:
             "wait_s": self.wait_s,
             "free_pages": self.free_pages,
             "preemptions": self._scheduler.num_preemptions,
-            "epoch": self._exchange.view.epoch,
+            "epoch": self.epoch,
             "retried_pairs": exchange.retried_pairs,
+            "doubted_pairs": exchange.doubted_pairs,
             "lost_actors": exchange.lost_actors,
             "parked_s": exchange.parked_s,
             **(self._prefixes.stats() if self._prefixes else {}),
@@ -189,6 +200,10 @@ class Engine:
             self._end(sequence)
             events[sequence.owner].append(self._refused(sequence.request_id, sequence.num_emitted, refusal))
         return events
+
+    def hear_experts(self) -> None:
+        """While there is nothing to compute: who is lost is known before the next step."""
+        self._exchange.hear()
 
     def step(self, now_s: float = 0.0) -> OwnedEvents:
         """Compute one step; the events of every owner whose sequences advanced."""

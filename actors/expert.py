@@ -23,6 +23,7 @@ from model.config import ModelConfig
 from model.experts import ExpertShard, Mlp
 from model.load import Reader, load_expert
 from router.assign import Ints
+from router.heartbeat import beating
 from router.listener import Listener, Peer
 from router.parcels import Dispatch, Key, Nack, pack_reply, unpack_parcel
 from router.transport import Parcel
@@ -37,6 +38,7 @@ class HeldExperts:
     """A shard and the table that says which slot holds which expert."""
 
     def __init__(self, config: ModelConfig, experts: Sequence[int], dtype: torch.dtype) -> None:
+        self._config = config
         self.experts = tuple(experts)
         self.shard = ExpertShard(config, len(experts), dtype_of_rows(dtype))
         self._slot_E: NDArray[np.int32] = np.full(config.num_experts, NOT_HELD, dtype=np.int32)
@@ -45,6 +47,17 @@ class HeldExperts:
     def fill(self, layer: int, expert: int, weights: Mlp) -> None:
         """Take an expert's weights into its slot."""
         self.shard.fill(layer, int(self._slot_E[expert]), weights)
+
+    def spoil(self) -> None:
+        """Overwrite every weight by NaN."""
+        shape = (self._config.hidden_size, self._config.moe_intermediate_size)
+        nan = Mlp(
+            gate_up_DF=torch.full((shape[0], 2 * shape[1]), torch.nan, dtype=self.shard.dtype),
+            down_FD=torch.full(shape[::-1], torch.nan, dtype=self.shard.dtype),
+        )
+        for layer in self._config.routed_layers:
+            for expert in self.experts:
+                self.fill(layer, expert, nan)
 
     def holds(self, expert_P: Ints) -> bool:
         inside = (expert_P >= 0) & (expert_P < len(self._slot_E))
@@ -107,14 +120,29 @@ class ExpertServer:
     def run(self) -> None:
         """The loop: take what has arrived, compute, answer."""
         try:
-            while not self._stopping.is_set():
-                orders = self._arrivals()
-                start_s = time.perf_counter()
-                for layer in sorted({order.parcel.key.layer for order in orders}):
-                    self._compute(layer, [order for order in orders if order.parcel.key.layer == layer])
-                self.counters.busy_s += time.perf_counter() - start_s
+            with beating(self._listener.beat):
+                while not self._stopping.is_set():
+                    orders = self._arrivals()
+                    start_s = time.perf_counter()
+                    for layer in sorted({order.parcel.key.layer for order in orders}):
+                        self._compute(layer, [order for order in orders if order.parcel.key.layer == layer])
+                    self.counters.busy_s += time.perf_counter() - start_s
         finally:
             self._listener.close()
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest view: an expert actor knows none."""
+        return 0
+
+    @property
+    def convicted(self) -> tuple[tuple[str, int], ...]:
+        """It asks nobody, so it catches nobody."""
+        return ()
+
+    def spoil(self) -> None:
+        """For fault tests: weights that are not numbers, as a broken memory would leave them."""
+        self._held.spoil()
 
     def stop(self) -> None:
         """End the loop soon; safe from any thread."""

@@ -6,11 +6,13 @@ Words for people: one line for every failure, a panel when ready. Knows nothing 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -53,6 +55,9 @@ def serve(
     replicas_per_expert: Annotated[
         int | None, typer.Option(help="Copies of each expert [default: 1].")
     ] = None,
+    standbys: Annotated[
+        int | None, typer.Option(help="Processes that wait to take the place of what dies [default: 1].")
+    ] = None,
     ingress: Annotated[int | None, typer.Option(help="Ingress replicas [default: 1].")] = None,
     device: Annotated[str | None, typer.Option(help="cpu.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8 [default: float32].")] = None,
@@ -83,6 +88,7 @@ def serve(
         "attention": attention,
         "experts": experts,
         "replicas_per_expert": replicas_per_expert,
+        "standbys": standbys,
         "ingress": ingress,
         "device": device,
         "dtype": dtype,
@@ -119,6 +125,55 @@ def make_tiny(
         _fail(str(error))
     size_mb = sum(file.stat().st_size for file in directory.iterdir()) / 1e6
     console.print(f"{directory}: {config.num_layers} layers, {config.num_experts} experts, {size_mb:.1f} MB")
+
+
+@app.command()
+def chaos(
+    model: Annotated[
+        str | None, typer.Argument(help="Checkpoint directory; default: the embedded model.")
+    ] = None,
+    fault: Annotated[list[str] | None, typer.Option(help="By name, several times; default: all.")] = None,
+    kills: Annotated[int, typer.Option(help="SIGKILLs in a row at the end; 0: none.")] = 5,
+    streams: Annotated[int, typer.Option(min=1, help="Streams that are always under way.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the questions and of who is killed.")] = 0,
+    port: Annotated[int, typer.Option(help="HTTP port of the cluster that it starts.")] = 8100,
+    journal: Annotated[Path | None, typer.Option(help="Directory for every event of every stream.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Markdown file to write the table into.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcomes as JSON on stdout.")] = False,
+) -> None:
+    """Start a cluster, load it, kill its processes, and check every token of every stream."""
+    from cluster.reliability import as_json as in_json
+    from cluster.reliability import table, write_report
+
+    with ray_environment():
+        from cluster.chaos_set import Plan, run_set
+        from cluster.launch import LaunchError
+
+        try:
+            check_port("127.0.0.1", port)
+            plan = Plan(
+                model=model,
+                faults=fault or (),
+                kills=kills,
+                streams=streams,
+                seed=seed,
+                port=port,
+                journal=journal,
+            )
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # Ray tells of every death
+                outcomes = run_set(plan, console)
+        except KeyboardInterrupt:
+            _fail(INTERRUPTED)
+        except (LaunchError, ValueError) as error:
+            _fail(str(error))
+    if as_json:
+        sys.stdout.write(in_json(outcomes) + "\n")
+    else:
+        console.print(table(outcomes))
+    if report is not None:
+        write_report(report, outcomes, plan.heading)
+    if not all(outcome.is_as_promised for outcome in outcomes):
+        raise typer.Exit(EXIT_FAILED)
 
 
 def main() -> None:
@@ -180,12 +235,11 @@ def _interrupt(stop: threading.Event) -> NoReturn:
 
 def _watch(cluster: Any, stop: threading.Event) -> None:
     """Print what happens until told to stop."""
-    shown = len(cluster.status()["events"])
+    shown_s = time.monotonic()
     while not stop.wait(STATUS_EVERY_S):
-        events = cluster.status()["events"]
-        for event in events[shown:]:
+        for when_s, event in cluster.events_after(shown_s):
             console.print(f"[yellow]event[/] {event}")
-        shown = len(events)
+            shown_s = when_s
 
 
 def _announce(url: str, model_name: str, status: Mapping[str, Any], seconds: float, as_json: bool) -> None:

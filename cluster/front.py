@@ -21,6 +21,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
+from cluster.workers import NAMESPACE
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.limits import Limits
@@ -30,9 +31,9 @@ from ingress.tokens import Tokenizer
 logger = logging.getLogger(__name__)
 
 APPLICATION = "shoal"
-NAMESPACE = "shoal"
 CONTROLLER_NAME = "controller"
 FOLLOW_S = 0.5
+FOLLOW_TIMEOUT_S = 5.0
 MAX_ONGOING = 4096  # admission is the app's own, with OpenAI-shaped refusals; Serve must not queue before it
 SHUTDOWN_S = 5.0
 
@@ -117,10 +118,11 @@ async def _follow(engine: EngineClient) -> None:
     while True:
         try:
             controller = ray.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
-            endpoints = await controller.endpoints.remote()
+            async with asyncio.timeout(FOLLOW_TIMEOUT_S):
+                endpoints = await controller.endpoints.remote()
             if endpoints != known:
                 known = endpoints
                 engine.update([Endpoint(actor_id=i, host=host, port=port) for i, host, port in endpoints])
-        except (ValueError, ray.exceptions.RayError) as error:
+        except (ValueError, TimeoutError, ray.exceptions.RayError) as error:
             logger.warning("controller unreachable, keeping %d endpoints: %s", len(known), error)
         await asyncio.sleep(FOLLOW_S)

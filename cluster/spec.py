@@ -31,6 +31,9 @@ class ShoalSpec(BaseModel):
         2, ge=0, le=1024, description="expert actors; 0: experts live in the attention actors"
     )
     replicas_per_expert: int = Field(1, ge=1, le=16, description="copies of each expert, on distinct actors")
+    standbys: int = Field(
+        1, ge=0, le=64, description="processes that wait, warm, to take the place of what dies"
+    )
     ingress: int = Field(1, ge=1, le=64, description="ingress replicas")
     device: Literal["cpu"] = Field("cpu", description="where the model runs")
     dtype: Literal["float32", "bfloat16", "int8"] = Field(

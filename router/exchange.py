@@ -2,7 +2,8 @@
 
 No collective: every parcel is a request that any replica may answer, any number of times. A lost actor costs
 its missing rows a second dispatch; an expert that nobody holds parks the step until a newer view brings it
-back. No sum is ever formed from fewer experts than the gate chose. Knows nothing of attention.
+back. No sum is ever formed from fewer experts than the gate chose, nor from rows that one answer alone says
+are not finite. Knows nothing of attention.
 
 Letters: T tokens  K experts per token  D hidden  P = T * K pairs
 """
@@ -10,7 +11,9 @@ Letters: T tokens  K experts per token  D hidden  P = T * K pairs
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,14 +23,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from router.assign import Ints, assign
+from router.heartbeat import SILENCE_S, Silence
 from router.load import Edge, ExpertLoad
-from router.transport import DispatchKey, Lost, Parcel, Refused, Returned, RouterError, Transport
-from router.view import NO_ACTOR, ActorId, View
+from router.transport import (
+    Alive,
+    DispatchKey,
+    Event,
+    Lost,
+    Parcel,
+    Refused,
+    Returned,
+    RouterError,
+    Transport,
+)
+from router.view import NO_ACTOR, ActorId, ExpertActor, View
 
 logger = logging.getLogger(__name__)
 
 PARKED_POLL_S = 0.02
+LISTEN_S = 0.1  # of one poll: silence is counted in steps like this
 FORGIVE_S = 5.0  # a step parked for so long tries the lost actors of its view again
+FORGET_S = 30.0  # and one that has others to ask, after so long
 
 
 class StepAbandoned(RouterError):  # noqa: N818
@@ -36,7 +52,11 @@ class StepAbandoned(RouterError):  # noqa: N818
 
 @dataclass(slots=True)
 class Ticket:
-    """What dispatch hands to combine; used once. waiting: by open key (actor, pairs, since)."""
+    """What dispatch hands to combine; used once.
+
+    waiting: by open key, the actor and its pairs. accused: by pair, who said first that its row is not
+    finite.
+    """
 
     layer: int
     num_tokens: int
@@ -44,12 +64,19 @@ class Ticket:
     expert_P: Ints
     returned_PD: Tensor
     deadline_s: float
-    waiting: dict[DispatchKey, tuple[ActorId, NDArray[np.int64], float]] = field(default_factory=dict)
+    waiting: dict[DispatchKey, tuple[ActorId, NDArray[np.int64]]] = field(default_factory=dict)
+    sent_s: dict[DispatchKey, float] = field(default_factory=dict)
     parked_P: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    silences: defaultdict[ActorId, Silence] = field(default_factory=lambda: defaultdict(Silence))
+    accused: dict[int, ActorId] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
         return not self.waiting and not len(self.parked_P)
+
+    @property
+    def owing(self) -> set[ActorId]:
+        return {actor for actor, _ in self.waiting.values()}
 
 
 @dataclass(slots=True)
@@ -60,13 +87,15 @@ class ExchangeCounters:
     waited_s: float = 0.0
     parked_s: float = 0.0
     lost_actors: int = 0
+    doubted_pairs: int = 0
 
 
 class Exchange:
     """One attention actor's side of the data plane; one ticket is open at a time.
 
     next_view: asks for a newer view without waiting (None: there is none). answer_timeout_s: an actor that
-    owes an answer for longer is taken for lost.
+    owes an answer for longer is taken for lost, whatever signs of life it gives. One that gives none for
+    SILENCE_S is left for another, if another has what it holds.
     """
 
     def __init__(
@@ -87,6 +116,8 @@ class Exchange:
         self._step = 0
         self._attempt = 0
         self._forgive_s = 0.0
+        self._forget_s = 0.0
+        self.convicted: frozenset[ExpertActor] = frozenset()  # lives that sent rubbish where another did not
         self.counters = ExchangeCounters()
         self.edges: dict[ActorId, Edge] = {}
         self.load = ExpertLoad(0, view.num_experts)
@@ -101,9 +132,16 @@ class Exchange:
         self._step += 1
         self._attempt = 0
         self.load.mark()
-        view = self._next_view()
-        if view is not None and view.epoch > self._view.epoch:
+        if (view := self._newer_view()) is not None:
             self._adopt(view)
+        elif self._lost and self._clock() >= self._forget_s:
+            self._adopt(self._view)
+
+    def hear(self) -> None:
+        """Between steps: take what no step waits for, so that it does not pile up."""
+        for event in self._transport.poll(0.0):
+            if isinstance(event, Lost):
+                self._count_out(event)
 
     def dispatch(self, layer: int, rows_TD: Tensor, experts_TK: Tensor) -> Ticket:
         """Send each token to the actors of its experts; returns at once."""
@@ -138,13 +176,18 @@ class Exchange:
 
     def _adopt(self, view: View) -> None:
         self._view = view
-        self._index = {actor.actor_id: i for i, actor in enumerate(view.actors)}
-        self._lost: set[int] = set()
         if not len(self.load.pairs_LE):  # a view without actors has no layers
             self.load = ExpertLoad(view.num_layers, view.num_experts)
         for actor in view.actors:
             self.edges.setdefault(actor.actor_id, Edge())
+        self._index = {actor.actor_id: i for i, actor in enumerate(view.actors)}
+        self._lost = {i for i, actor in enumerate(view.actors) if actor in self.convicted}
+        self._forget_s = self._clock() + FORGET_S
         self._transport.set_view(view)
+
+    def _newer_view(self) -> View | None:
+        view = self._next_view()
+        return view if view is not None and view.epoch > self._view.epoch else None
 
     def _send(self, ticket: Ticket, pairs: NDArray[np.int64]) -> None:
         """Dispatch the given pairs; those whose expert nobody holds are parked."""
@@ -168,7 +211,8 @@ class Exchange:
             )
             self._attempt += 1
             actor_id = self._view.actors[actor].actor_id
-            ticket.waiting[key] = (actor_id, own, self._clock())
+            ticket.waiting[key] = (actor_id, own)
+            ticket.sent_s[key] = self._clock()
             rows_TD = ticket.rows_TD
             parcel = Parcel(
                 key=key,
@@ -181,38 +225,104 @@ class Exchange:
 
     def _receive(self, ticket: Ticket) -> None:
         """Take what arrives; on a loss, send the rows that are still missing elsewhere."""
-        patience_s = PARKED_POLL_S if len(ticket.parked_P) else max(0.0, ticket.deadline_s - self._clock())
-        events = self._transport.poll(min(patience_s, 1.0))
+        start_s = self._clock()
+        patience_s = PARKED_POLL_S if len(ticket.parked_P) else max(0.0, ticket.deadline_s - start_s)
+        events = self._transport.poll(min(patience_s, LISTEN_S))
         for event in events:
-            if isinstance(event, Returned):
-                self._place(ticket, event)
-            elif isinstance(event, Refused):
-                self._refused(ticket, event)
-            else:
-                self._lose(ticket, event)
+            self._take(ticket, event)
         if self._should_stop():
             raise StepAbandoned("the actor is stopping while experts owe rows")
-        if not events and ticket.waiting and self._clock() >= ticket.deadline_s:
-            silent = {actor for actor, _, _ in ticket.waiting.values()}
-            for actor in sorted(silent):
+        if all(isinstance(event, Alive) for event in events) and self._clock() >= ticket.deadline_s:
+            for actor in sorted(ticket.owing):
                 self._lose(ticket, Lost(actor=actor, reason=f"no answer within {self._answer_timeout_s:g} s"))
+        self._mind_silence(ticket, {event.actor for event in events}, self._clock() - start_s)
+
+    def _take(self, ticket: Ticket, event: Event) -> None:
+        if isinstance(event, Returned):
+            self._place(ticket, event)
+        elif isinstance(event, Refused):
+            self._refused(ticket, event)
+        elif isinstance(event, Lost):
+            self._lose(ticket, event)
+
+    def _mind_silence(self, ticket: Ticket, heard: set[ActorId], listened_s: float) -> None:
+        """Leave who owes rows and gives no sign of life; if nobody else has them, look for a newer view."""
+        for actor in sorted(ticket.owing):
+            silence = ticket.silences[actor]
+            if actor in heard:
+                silence.heard()
+                continue
+            silence.listened(listened_s)
+            if silence.quiet_s < SILENCE_S:
+                continue
+            if self._is_replaceable(ticket, actor):
+                self._lose(ticket, Lost(actor=actor, reason=f"silent for {SILENCE_S:g} s"))
+            elif (view := self._newer_view()) is not None:
+                self._move(ticket, view)
+                return
+
+    def _is_replaceable(self, ticket: Ticket, actor: ActorId) -> bool:
+        """Whether others hold all that `actor` owes."""
+        owed = np.concatenate([pairs for name, pairs in ticket.waiting.values() if name == actor])
+        without = {*self._lost, self._index[actor]}
+        others = assign(ticket.expert_P[owed], self._view.replicas_of(ticket.layer), without)
+        return not bool((others == NO_ACTOR).any())
 
     def _place(self, ticket: Ticket, event: Returned) -> None:
         known = ticket.waiting.get(event.key)
         if known is None:
             return  # an answer to an attempt that was given up: its rows came from elsewhere
-        _, pairs, since_s = known
+        _, pairs = known
         expected, rows_PD = ticket.returned_PD, event.rows_PD
         if rows_PD.dtype != expected.dtype or rows_PD.shape != (len(pairs), expected.shape[1]):
             reason = f"{tuple(rows_PD.shape)} {rows_PD.dtype} came for {len(pairs)} pairs"
             self._refused(ticket, Refused(actor=event.actor, key=event.key, reason=reason))
             return
+        if not math.isfinite(float(rows_PD.sum())) and not self._is_believed(ticket, event, pairs):
+            return
         del ticket.waiting[event.key]
-        self.edges[event.actor].note_answer(self._clock() - since_s, rows_PD.nbytes)
+        self.edges[event.actor].note_answer(self._clock() - ticket.sent_s[event.key], rows_PD.nbytes)
+        if ticket.accused:
+            self._judge(ticket, event, pairs)
         if len(pairs) == len(ticket.expert_P):
             ticket.returned_PD.copy_(event.rows_PD)
         else:
             ticket.returned_PD.index_copy_(0, torch.from_numpy(pairs), event.rows_PD)
+
+    def _is_believed(self, ticket: Ticket, event: Returned, pairs: NDArray[np.int64]) -> bool:
+        """Whether rows that are not finite may be so; if not, somebody is asked again.
+
+        What two answers say is so, and what rows that were not finite before are made of. Without a replica
+        the same actor is the second one.
+        """
+        num_experts_per_token = len(ticket.expert_P) // ticket.num_tokens
+        sent_PD = ticket.rows_TD[torch.from_numpy(pairs // num_experts_per_token)]
+        bad_P = (_finite(sent_PD) & ~_finite(event.rows_PD)).numpy()
+        doubted = [int(pair) for pair in pairs[bad_P] if int(pair) not in ticket.accused]
+        if not doubted:
+            return True
+        self.counters.doubted_pairs += len(doubted)
+        is_replaceable = self._is_replaceable(ticket, event.actor)
+        ticket.accused.update(dict.fromkeys(doubted, event.actor))
+        if is_replaceable:
+            self._lose(ticket, Lost(actor=event.actor, reason=f"{len(doubted)} rows that are not finite"))
+        else:
+            logger.warning("%s sent rows that are not finite: asked again", event.actor)
+            del ticket.waiting[event.key]
+            self._retry(ticket, pairs)
+        return False
+
+    def _judge(self, ticket: Ticket, event: Returned, pairs: NDArray[np.int64]) -> None:
+        """A second answer has come to pairs that were doubted: it says whether the first was wrong."""
+        for pair, is_finite in zip(pairs.tolist(), _finite(event.rows_PD).tolist(), strict=True):
+            accused = ticket.accused.get(pair)
+            index = None if accused is None or accused == event.actor else self._index.get(accused)
+            if index is None:
+                continue
+            if is_finite:
+                self.convicted |= {self._view.actors[index]}
+            elif self._view.actors[index] not in self.convicted:
+                self._lost.discard(index)
 
     def _refused(self, ticket: Ticket, event: Refused) -> None:
         known = ticket.waiting.pop(event.key, None)
@@ -223,16 +333,20 @@ class Exchange:
 
     def _lose(self, ticket: Ticket, event: Lost) -> None:
         """Count the actor out of this view and re-send what it owed."""
+        self._count_out(event)
+        owed = [key for key, (actor, _) in ticket.waiting.items() if actor == event.actor]
+        for key in owed:
+            self._transport.cancel(key)
+            _, pairs = ticket.waiting.pop(key)
+            self._retry(ticket, pairs)
+
+    def _count_out(self, event: Lost) -> None:
         index = self._index.get(event.actor)
         if index is not None and index not in self._lost:
             self._lost.add(index)
+            self._forget_s = self._clock() + FORGET_S
             self.counters.lost_actors += 1
-            logger.warning("expert actor %s lost at layer %d: %s", event.actor, ticket.layer, event.reason)
-        owed = [key for key, (actor, _, _) in ticket.waiting.items() if actor == event.actor]
-        for key in owed:
-            self._transport.cancel(key)
-            _, pairs, _ = ticket.waiting.pop(key)
-            self._retry(ticket, pairs)
+            logger.warning("expert actor %s lost: %s", event.actor, event.reason)
 
     def _retry(self, ticket: Ticket, pairs: NDArray[np.int64]) -> None:
         ticket.deadline_s = self._clock() + self._answer_timeout_s
@@ -246,23 +360,35 @@ class Exchange:
         without anyone else noticing.
         """
         start_s = self._clock()
-        view = self._next_view()
-        if view is None or view.epoch <= self._view.epoch:
-            if start_s < self._forgive_s:
-                if not ticket.waiting:
-                    time.sleep(PARKED_POLL_S)
-                self._receive(ticket)
-                self.counters.parked_s += self._clock() - start_s
-                return
-            view = self._view
+        view = self._newer_view()
+        if view is not None:
+            self._move(ticket, view)
+        elif start_s >= self._forgive_s:
+            self.convicted = frozenset()
+            self._move(ticket, self._view)
+        else:
+            if not ticket.waiting:
+                time.sleep(PARKED_POLL_S)
+            self._receive(ticket)
+            self.counters.parked_s += self._clock() - start_s
+
+    def _move(self, ticket: Ticket, view: View) -> None:
+        """Adopt a view in mid-step: ask those that it names for all that is missing."""
         still_open = list(ticket.waiting.items())
+        ticket.silences.clear()
+        ticket.accused.clear()
         self._adopt(view)
-        for key, (_, pairs, _) in still_open:  # the new view may have dropped those connections: ask again
+        for key, (_, pairs) in still_open:  # the new view may have dropped those connections: ask again
             self._transport.cancel(key)
             del ticket.waiting[key]
             self._retry(ticket, pairs)
         parked, ticket.parked_P = ticket.parked_P, np.empty(0, dtype=np.int64)
         self._retry(ticket, parked)
+
+
+def _finite(rows_PD: Tensor) -> Tensor:
+    """[P]: whether a row is finite."""
+    return torch.isfinite(rows_PD).all(-1)
 
 
 def _distinct(values: NDArray[np.int64], limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -33,6 +33,7 @@ from actors.messages import (
 from ingress.link import Endpoint
 from model.sampling import Sampling
 from router import handshake, wire
+from router.heartbeat import Beat
 
 T = TypeVar("T")
 TokenFunction = Callable[
@@ -92,6 +93,7 @@ class LoopbackEngine:
     drop_after: int | None = None
     fail: bool = False
     mute: bool = False  # takes sequences, says nothing
+    beats: bool = False  # but, while mute, that it lives
     num_cached: int | None = None
     submits: list[Submit] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -188,6 +190,8 @@ class LoopbackEngine:
                 await has_work.wait()
             await asyncio.sleep(0.001 if self.mute else self.pause_s)
             if self.mute:
+                if self.beats:
+                    writer.write(wire.encode(Beat()))
                 continue
             events = [self._advance(name, sequence) for name, sequence in running.items()]
             for event in events:
