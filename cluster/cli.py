@@ -23,9 +23,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cluster.environment import ray_environment
 from cluster.port import check_port
-from cluster.spec import ShoalSpec, SpecError
+from cluster.spec import ShoalSpec, SpecError, admin_key
 
 if TYPE_CHECKING:
+    from cluster.admin import AdminServer
+    from cluster.launch import Cluster
     from cluster.preflight import Preflight
 
 EXIT_FAILED = 1
@@ -63,6 +65,9 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8 [default: float32].")] = None,
     host: Annotated[str | None, typer.Option(help="HTTP address [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port [default: 8000].")] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Port of the live page and metrics [default: any that is free].")
+    ] = None,
     context_tokens: Annotated[int | None, typer.Option(help="Longest prompt + answer.")] = None,
     cache_tokens: Annotated[
         int | None, typer.Option(help="Cache per attention actor [default: 65536].")
@@ -94,6 +99,7 @@ def serve(
         "dtype": dtype,
         "host": host,
         "port": port,
+        "admin_port": admin_port,
         "context_tokens": context_tokens,
         "cache_tokens": cache_tokens,
         "max_queue_s": max_queue_s,
@@ -188,6 +194,7 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
     _on_signals(lambda *_: _interrupt(stop))
     preflight = _examine(spec)
     try:
+        from cluster.admin import AdminServer
         from cluster.launch import LaunchError, launch, shut_down
 
         with _Loading() as loading:
@@ -197,14 +204,18 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
         _fail(INTERRUPTED)
     except (LaunchError, ValueError) as error:
         _fail(str(error))
+    admin = None
     try:
-        _announce(cluster.url, preflight.model_name, cluster.status(), time.monotonic() - started_s, as_json)
+        admin = AdminServer(cluster, spec.admin_host, spec.admin_port, admin_key())
+        _announce(cluster, admin, time.monotonic() - started_s, as_json)
         _watch(cluster, stop)
     except KeyboardInterrupt:
         pass
     finally:
         _on_signals(signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
         with console.status("stopping ..."):
+            if admin is not None:
+                admin.close()
             shut_down(cluster)
         console.print("stopped")
 
@@ -214,6 +225,8 @@ def _examine(spec: ShoalSpec) -> Preflight:
     try:
         with console.status("reading the checkpoint ..."):
             check_port(spec.host, spec.port)
+            if spec.admin_port:
+                check_port(spec.admin_host, spec.admin_port)
             from cluster.preflight import examine
 
             return examine(spec)
@@ -233,7 +246,7 @@ def _interrupt(stop: threading.Event) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _watch(cluster: Any, stop: threading.Event) -> None:
+def _watch(cluster: Cluster, stop: threading.Event) -> None:
     """Print what happens until told to stop."""
     shown_s = time.monotonic()
     while not stop.wait(STATUS_EVERY_S):
@@ -242,10 +255,16 @@ def _watch(cluster: Any, stop: threading.Event) -> None:
             shown_s = when_s
 
 
-def _announce(url: str, model_name: str, status: Mapping[str, Any], seconds: float, as_json: bool) -> None:
-    members = status["members"]
+def _announce(cluster: Cluster, admin: AdminServer, seconds: float, as_json: bool) -> None:
+    url, model_name, members = cluster.url, cluster.model_name, cluster.status()["members"]
     if as_json:
-        ready = {"url": url, "model": model_name, "seconds": round(seconds, 1), "members": members}
+        ready = {
+            "url": url,
+            "model": model_name,
+            "seconds": round(seconds, 1),
+            "members": members,
+            "admin": {"url": admin.url, "key": admin.key},
+        }
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
         return
@@ -255,6 +274,7 @@ def _announce(url: str, model_name: str, status: Mapping[str, Any], seconds: flo
         f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
         f'  -d \'{{"model": "{model_name}", "messages": [{{"role": "user", "content": "Hello"}}], '
         '"max_tokens": 32, "stream": true}\'\n\n'
+        f"See it live: {admin.url}/ui#{admin.key}\n"
         "Ctrl-C stops everything."
     )
     console.print(Panel(body, title="shoal", expand=False))

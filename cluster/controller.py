@@ -108,6 +108,7 @@ class Controller:
             return {
                 "pid": os.getpid(),
                 "epoch": self._epoch,
+                "first_layer": self._config.num_dense_layers,
                 "ready": all(member.is_active for member in members),
                 "failed": [f"{m.actor_id}: {m.gave_up}" for m in members if m.gave_up],
                 "events": list(self._events),
@@ -119,6 +120,13 @@ class Controller:
         """By actor id, the answer to come of every actor that serves."""
         with self._lock:
             return {m.actor_id: m.life.handle.stats.remote() for m in self._members() if m.life and m.loaded}
+
+    @ray.method(concurrency_group="ctl")
+    def expert_pairs(self) -> dict[str, Any]:
+        """By actor id, the answer to come of every attention actor that serves (Worker.expert_pairs)."""
+        with self._lock:
+            active = [m for m in self._attention if m.life and m.loaded]
+            return {m.actor_id: m.life.handle.expert_pairs.remote() for m in active if m.life}
 
     @ray.method(concurrency_group="ctl")
     def view(self) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from actors.options import AttentionOptions
 from cluster.controller import Controller, Plan
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
 from cluster.preflight import Preflight
+from cluster.snapshot import Snapshot, take
 from cluster.spec import ShoalSpec
 from cluster.workers import NAMESPACE, remote_class
 
@@ -43,6 +45,7 @@ class Cluster:
 
     spec: ShoalSpec
     url: str
+    model_name: str
     controller: Any
 
     def status(self) -> dict[str, Any]:
@@ -67,6 +70,17 @@ class Cluster:
         """For fault tests: make an expert actor answer rubbish."""
         ray.get(self.controller.spoil.remote(actor_id), timeout=STATUS_TIMEOUT_S)
 
+    def snapshot(self) -> Snapshot:
+        """For those who look; raises ray.exceptions.RayError if the controller does not answer."""
+        return take(self.controller, self.model_name, self.url)
+
+    def kill(self, actor_id: str) -> bool:
+        """SIGKILL for an actor that serves; whether there is one."""
+        found = [m["pid"] for m in self.status()["members"] if m["actor_id"] == actor_id and m["active"]]
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        return bool(found)
+
     def stats(self) -> dict[str, dict[str, float]]:
         """By actor id, its counters since birth. Raises ray.exceptions.RayError if one cannot tell."""
         answers = ray.get(self.controller.stats.remote(), timeout=10)
@@ -81,7 +95,7 @@ def launch(
         _start_ray()
         token = secrets.token_bytes(32)
         controller = _start_controller(spec, preflight, token)
-        cluster = Cluster(spec, f"http://{spec.host}:{spec.port}", controller)
+        cluster = Cluster(spec, f"http://{spec.host}:{spec.port}", preflight.model_name, controller)
         deploy(
             FrontOptions(
                 directory=str(preflight.directory),

@@ -37,6 +37,9 @@ class Member:
     deaths_s: deque[float] = field(default_factory=deque)
     begin_s: float = 0.0  # the next life, not before
     gave_up: str | None = None
+    num_deaths: int = 0
+    gone_since_s: float | None = None
+    recovery_s: float | None = None  # of the last death: until the next life served
 
     @property
     def is_active(self) -> bool:
@@ -70,6 +73,8 @@ class Member:
             self.bury(now_s, note, "died while it loaded")
             return False
         self.loaded, self.has_served = loaded, True
+        if self.gone_since_s is not None:
+            self.recovery_s, self.gone_since_s = now_s - self.gone_since_s, None
         self.life.pid = loaded.pid
         self.life.handle.run.remote()
         note(f"{self.actor_id} serves (incarnation {self.life.number})")
@@ -95,6 +100,8 @@ class Member:
         """This life is over; says when the next may begin."""
         note(f"{self.actor_id} {why} (incarnation {self.incarnation})")
         self.life = self.loading = self.loaded = None
+        self.num_deaths += 1
+        self.gone_since_s = now_s if self.gone_since_s is None else self.gone_since_s
         self.deaths_s.append(now_s)
         while self.deaths_s[0] < now_s - DEATH_WINDOW_S:
             self.deaths_s.popleft()
@@ -116,6 +123,11 @@ class Member:
             "incarnation": self.incarnation,
             "active": self.is_active,
             "pid": self.loaded.pid if self.loaded else None,
+            "host": self.loaded.host if self.loaded else None,
+            "metrics_port": self.loaded.metrics_port if self.loaded else None,
+            "gave_up": self.gave_up,
+            "deaths": self.num_deaths,
+            "recovery_s": self.recovery_s,
             "experts": None if self.experts is None else len(self.experts),
             "bytes_read": self.loaded.bytes_read if self.loaded else None,
             "checksum": self.loaded.checksum if self.loaded else None,

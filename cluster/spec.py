@@ -7,6 +7,7 @@ only place that reads the environment. Knows nothing of Ray.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -42,6 +43,10 @@ class ShoalSpec(BaseModel):
     )
     host: str = Field("127.0.0.1", description="address of the HTTP listener")
     port: int = Field(8000, ge=1, le=65535, description="port of the HTTP listener")
+    admin_host: str = Field("127.0.0.1", description="address of the admin listener")
+    admin_port: int = Field(
+        0, ge=0, le=65535, description="port of the admin listener (live page, metrics); 0: any that is free"
+    )
     data_host: str = Field("127.0.0.1", description="address that actors' sockets bind to")
     context_tokens: int | None = Field(None, ge=64, description="longest prompt + answer; none: the model's")
     cache_tokens: int = Field(65536, ge=128, description="tokens of latent cache in each attention actor")
@@ -89,6 +94,11 @@ class ShoalSpec(BaseModel):
     def expert_value_bytes(self) -> int:
         """Of a weight of a routed expert."""
         return 1 if self.dtype == "int8" else self.value_bytes
+
+
+def admin_key() -> str:
+    """Of the admin listener: SHOAL_ADMIN_KEY, or another at every start."""
+    return os.environ.get("SHOAL_ADMIN_KEY") or secrets.token_urlsafe(24)
 
 
 def cache_directory() -> Path:

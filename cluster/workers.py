@@ -116,6 +116,12 @@ class Worker:
         return stats
 
     @ray.method(concurrency_group="ctl")
+    def expert_pairs(self) -> list[list[int]]:
+        """Of an attention actor: [L][E] pairs (token, expert) since birth."""
+        pairs: list[list[int]] = self._server.expert_pairs().tolist()
+        return pairs
+
+    @ray.method(concurrency_group="ctl")
     def spoil(self) -> None:
         """For fault tests, to an expert actor: from now on its weights are not numbers."""
         self._server.spoil()
