@@ -182,6 +182,34 @@ def chaos(
         raise typer.Exit(EXIT_FAILED)
 
 
+@app.command()
+def top(
+    url: Annotated[str | None, typer.Option(help="Of the admin listener; default: the one here.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="SHOAL_ADMIN_KEY", help="Its key.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Look for a second, print and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON on stdout.")] = False,
+) -> None:
+    """Watch actors, expert load and events of a running cluster."""
+    from cluster.beacon import Beacon, newest
+    from cluster.top import draw
+    from cluster.top_app import NoAnswer, TopApp, fetch
+
+    beacon = Beacon(url=url.rstrip("/"), key=key or "") if url else newest()
+    if beacon is None:
+        _fail("no cluster runs here: start one with `shoal serve`, or name its admin listener with --url")
+    try:
+        if as_json:
+            sys.stdout.write(json.dumps(fetch(beacon)) + "\n")
+        elif once or not sys.stdout.isatty():
+            before = fetch(beacon)
+            time.sleep(STATUS_EVERY_S)
+            Console().print(draw(fetch(beacon), before))
+        else:
+            TopApp(beacon).run()
+    except NoAnswer as error:
+        _fail(str(error))
+
+
 def main() -> None:
     """The entry point of the `shoal` command."""
     app()
@@ -195,6 +223,7 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
     preflight = _examine(spec)
     try:
         from cluster.admin import AdminServer
+        from cluster.beacon import lit
         from cluster.launch import LaunchError, launch, shut_down
 
         with _Loading() as loading:
@@ -207,8 +236,9 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
     admin = None
     try:
         admin = AdminServer(cluster, spec.admin_host, spec.admin_port, admin_key())
-        _announce(cluster, admin, time.monotonic() - started_s, as_json)
-        _watch(cluster, stop)
+        with lit(admin.url, admin.key):
+            _announce(cluster, admin, time.monotonic() - started_s, as_json)
+            _watch(cluster, stop)
     except KeyboardInterrupt:
         pass
     finally:
@@ -274,7 +304,7 @@ def _announce(cluster: Cluster, admin: AdminServer, seconds: float, as_json: boo
         f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
         f'  -d \'{{"model": "{model_name}", "messages": [{{"role": "user", "content": "Hello"}}], '
         '"max_tokens": 32, "stream": true}\'\n\n'
-        f"See it live: {admin.url}/ui#{admin.key}\n"
+        f"See it live: {admin.url}/ui#{admin.key}, or `shoal top` in another terminal.\n"
         "Ctrl-C stops everything."
     )
     console.print(Panel(body, title="shoal", expand=False))
