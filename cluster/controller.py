@@ -21,7 +21,7 @@ import ray
 from actors.options import ActorOptions, AttentionOptions
 from cluster.life import Life
 from cluster.member import Member
-from cluster.workers import Introduction, living, spawn
+from cluster.workers import Greeting, Introduction, living, spawn
 from model.config import ModelConfig
 from router.view import ActorId, ExpertActor, View, even_placement, make_view
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_POLL_S = 0.2
 FAULT = 70  # exit status
+PRESENT_S = 5.0  # an ingress asks twice a second
 INTRODUCTION_S = 2.0  # for the living to say who they are
 
 
@@ -64,6 +65,7 @@ class Controller:
         self._stopping = threading.Event()
         self._epoch = 0
         self._num_lives = 0
+        self._greeted: dict[Greeting, float] = {}
         self._standbys: list[Life] = []
         self._events: list[tuple[float, str]] = []
         self._attention = [Member(f"attention-{i}", None) for i in range(plan.num_attention)]
@@ -91,9 +93,11 @@ class Controller:
         self._stopping.set()
 
     @ray.method(concurrency_group="ctl")
-    def endpoints(self) -> list[tuple[str, str, int]]:
+    def endpoints(self, greeting: Greeting | None = None) -> list[tuple[str, str, int]]:
         """(actor id, host, port) of every attention actor that serves."""
         with self._lock:
+            if greeting is not None:
+                self._greeted[greeting] = self._clock()
             return [
                 (m.actor_id, m.loaded.host, m.loaded.port)
                 for m in self._attention
@@ -108,6 +112,7 @@ class Controller:
             return {
                 "pid": os.getpid(),
                 "epoch": self._epoch,
+                "ingresses": [(g.identity, g.host, g.metrics_port) for g in self._present()],
                 "first_layer": self._config.num_dense_layers,
                 "ready": all(member.is_active for member in members),
                 "failed": [f"{m.actor_id}: {m.gave_up}" for m in members if m.gave_up],
@@ -139,6 +144,12 @@ class Controller:
         with self._lock:
             [life] = [m.life for m in self._experts if m.actor_id == actor_id and m.life and m.loaded]
             life.handle.spoil.remote()
+
+    def _present(self) -> list[Greeting]:
+        """The ingresses that have asked of late."""
+        now_s = self._clock()
+        self._greeted = {who: at_s for who, at_s in self._greeted.items() if at_s > now_s - PRESENT_S}
+        return sorted(self._greeted, key=lambda greeting: greeting.identity)
 
     def _watch(self) -> None:
         checked_s = self._clock()

@@ -107,6 +107,7 @@ def launch(
                 host=spec.host,
                 port=spec.port,
                 prefix_cache=spec.prefix_cache,
+                metrics_host=spec.data_host,
             )
         )
         _await_ready(cluster, on_status)

@@ -49,6 +49,7 @@ def take(controller: Any, model: str, url: str) -> Snapshot:
         "epoch": status["epoch"],
         "ready": status["ready"],
         "actors": members,
+        "ingresses": status["ingresses"],
         "experts": {
             "first_layer": status["first_layer"],
             "pairs": _summed([answers[key] for key in answers if isinstance(key, tuple)]),
@@ -66,6 +67,8 @@ def targets(snapshot: Snapshot, own: str) -> list[dict[str, Any]]:
             found.append(
                 {"targets": [address], "labels": {"role": actor["kind"], "actor": actor["actor_id"]}}
             )
+    for identity, host, port in snapshot["ingresses"]:
+        found.append({"targets": [f"{host}:{port}"], "labels": {"role": "ingress", "actor": identity}})
     return found
 
 

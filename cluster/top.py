@@ -62,16 +62,16 @@ def heat_map(load: Rates, first_layer: int) -> RenderableType:
 
 def actor_table(now: Mapping[str, Any], before: Mapping[str, Any]) -> Table:
     """One line for every actor."""
-    table = Table(expand=False)
+    table = Table(box=None, pad_edge=False)
     for name in ("actor", "state"):
-        table.add_column(name)
-    for name in ("pid", "life", "per second", "in step", "waiting", "free pages", "deaths", "recovered in"):
-        table.add_column(name, justify="right")
+        table.add_column(name, no_wrap=True)
+    for name in ("pid", "life", "rate", "run", "wait", "pages", "deaths", "mended"):
+        table.add_column(name, justify="right", no_wrap=True)
     lives = {(actor["actor_id"], actor["pid"]): actor["stats"] for actor in before["actors"]}
     for actor in now["actors"]:
         stats, old = actor["stats"] or {}, lives.get((actor["actor_id"], actor["pid"])) or {}
         counters = ("prefill_tokens", "decode_tokens") if actor["kind"] == "attention" else ("pairs",)
-        rise: float = sum(_rise(stats.get(name, 0), old.get(name, 0)) for name in counters)
+        rise = sum(_rise(stats.get(name, 0.0), old.get(name, 0.0)) for name in counters)
         unit = "tokens" if actor["kind"] == "attention" else "rows"
         state = Text(actor["state"], "green" if actor["state"] == "serves" else "red")
         recovery = "-" if actor["recovery_s"] is None else f"{actor['recovery_s']:.2f} s"
@@ -79,7 +79,7 @@ def actor_table(now: Mapping[str, Any], before: Mapping[str, Any]) -> Table:
             actor["actor_id"],
             state if actor["stats"] is not None else Text("silent", "yellow"),
             *(str(actor["pid"] or "-"), str(actor["incarnation"])),
-            f"{rise / _seconds(now, before):.0f} {unit}",
+            f"{rise / _seconds(now, before):.0f} {unit}/s",
             *(_number(stats.get(name)) for name in ("running", "waiting", "free_pages")),
             *(str(actor["deaths"]), recovery),
         )
@@ -123,7 +123,8 @@ def _seconds(now: Mapping[str, Any], before: Mapping[str, Any]) -> float:
 
 
 def _rise(now: float, before: float) -> float:
-    return max(0.0, now - before)
+    """Of a counter; one that began anew has not gone down."""
+    return max(now - before, 0.0)
 
 
 def _at(counts: Sequence[Sequence[int]], layer: int, expert: int) -> int:

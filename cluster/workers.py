@@ -44,6 +44,15 @@ class Introduction:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What an ingress tells the controller each time it asks: who it is, and where its metrics are."""
+
+    identity: str
+    host: str
+    metrics_port: int
+
+
 class Worker:
     """`_server` and `_loaded` exist once it has loaded."""
 

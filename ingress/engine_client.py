@@ -28,6 +28,7 @@ from ingress.affinity import Affinity, Mark, marks_of
 from ingress.errors import DeadlineExceeded, EngineError, Overloaded
 from ingress.journal import Journal, JournalError
 from ingress.link import AttentionLink, Credentials, Endpoint, Feed, LinkLost
+from ingress.metrics import RequestMetrics
 from model.sampling import Sampling
 from router.wire import WireError
 
@@ -73,6 +74,7 @@ class EngineClient:
         self._is_started = False
         self._is_closed = False
         self._open_sequences = 0
+        self.metrics = RequestMetrics()
 
     @property
     def open_sequences(self) -> int:
@@ -131,11 +133,13 @@ class EngineClient:
         call = call or Call()
         journal = Journal(request_id, prompt_ids, sampling, call.terms)
         self._open_sequences += 1
+        watch = self.metrics.watch(len(prompt_ids))
         try:
             async with aclosing(self._resumed(journal, call.deadline_s)) as events:
                 async for event in events:
                     if event.finish in REFUSALS:
                         raise _refused(event)
+                    watch.delivered(len(event.token_ids))
                     yield event
         except TimeoutError:
             if not journal.emitted:
@@ -145,6 +149,7 @@ class EngineClient:
             yield _cut_short(journal)
         finally:
             self._open_sequences -= 1
+            watch.end(journal.finish)
 
     async def _resumed(self, journal: Journal, deadline_s: float | None) -> AsyncGenerator[TokenEvent, None]:
         """The events of `journal`'s sequence over as many actors as it takes; TimeoutError: the deadline."""
@@ -160,6 +165,7 @@ class EngineClient:
             finally:
                 self._affinity.note(self._marks(journal), link.endpoint.actor_id)
             losses = losses + 1 if len(journal.emitted) == num_known else 0
+            self.metrics.resumed += journal.finish is None
             if journal.finish is None and losses >= MAX_LOSSES:
                 logger.error("sequence %s lost %d actors in a row: given up", journal.request_id, losses)
                 raise EngineError("the engine failed repeatedly on this request")
