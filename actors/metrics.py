@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from threading import Thread
 from typing import Literal
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, ThreadingWSGIServer, generate_latest
 from prometheus_client.registry import Collector
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -223,20 +226,40 @@ METRICS: tuple[Metric, ...] = (
 BY_NAME = {metric.name: metric for metric in METRICS}
 
 
+def exposition(read: Callable[[], Iterable[Sample]]) -> bytes:
+    """What /metrics answers: the samples and the process' memory, descriptors and processor time.
+
+    In the plain format always: in the newer one prometheus_client spells an alias with an underscore.
+    """
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(SampleCollector(read))
+    return generate_latest(registry)
+
+
 class MetricsServer:
     """GET /metrics on a thread of its own, until closed."""
 
     def __init__(self, read: Callable[[], Iterable[Sample]], host: str, port: int = 0) -> None:
-        registry = CollectorRegistry()
-        ProcessCollector(registry=registry)  # memory, descriptors, processor time
-        registry.register(SampleCollector(read))
-        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        def answer(_: object, start: Callable[[str, list[tuple[str, str]]], object]) -> list[bytes]:
+            body = exposition(read)
+            start("200 OK", [("content-type", CONTENT_TYPE_PLAIN_0_0_4)])
+            return [body]
+
+        self._server = make_server(host, port, answer, ThreadingWSGIServer, handler_class=_Silent)
         self.port: int = self._server.server_port
+        self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """A scrape a second is no news."""
 
 
 class SampleCollector(Collector):

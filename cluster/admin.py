@@ -17,13 +17,12 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from actors.metrics import SampleCollector
+from actors.metrics import exposition
 from cluster.snapshot import Looker, controller_samples, targets
 
 PAGE = Path(__file__).with_name("page.html")
@@ -43,10 +42,8 @@ def create_admin(looker: Looker, key: str, own: Callable[[], str] = lambda: "127
 
     async def metrics(_: Request) -> Response:
         seen = await run_in_threadpool(looker.snapshot)
-        registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        registry.register(SampleCollector(lambda: controller_samples(seen)))
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        body = exposition(lambda: controller_samples(seen))
+        return Response(body, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def kill(request: Request) -> Response:
         actor_id = request.path_params["actor_id"]

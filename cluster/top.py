@@ -119,7 +119,7 @@ def _events(now: Mapping[str, Any]) -> RenderableType:
 
 
 def _seconds(now: Mapping[str, Any], before: Mapping[str, Any]) -> float:
-    return max(1e-3, now["at_s"] - before["at_s"])
+    return max(1e-3, float(now["at_s"] - before["at_s"]))
 
 
 def _rise(now: float, before: float) -> float:

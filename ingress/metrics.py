@@ -1,7 +1,7 @@
 """What an ingress tells Prometheus: requests, tokens and how long they took.
 
-One `Watch` per choice, touched once per delivery. Belongs to the event loop; read by a scraper's thread. Knows
-nothing of HTTP.
+One `Watch` per choice, touched once per delivery. Belongs to the event loop; read by a scraper's thread.
+Knows nothing of HTTP.
 """
 
 from __future__ import annotations
