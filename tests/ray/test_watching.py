@@ -26,10 +26,6 @@ OWN = {
     "expert": "shoal_expert_rows_total",
     "ingress": "shoal_open_sequences",
 }
-    "attention": "shoal_steps_total",
-    "expert": "shoal_expert_rows_total",
-    "ingress": "shoal_open_sequences",
-}
 
 
 def ask(cluster: Served, path: str, method: str = "GET") -> Any:

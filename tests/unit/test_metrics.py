@@ -57,6 +57,14 @@ def test_names_follow_prometheus_rules() -> None:
         assert metric.roles
 
 
+def test_the_docs_list_every_metric_with_what_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "observability.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `(shoal_[a-z_]+)`.* \| ([a-z]+) \| ([a-z_, -]+) \| ([a-z, ]+): (.*) \|$", page, re.M
+    )
+    assert rows == [(m.name, m.kind, ", ".join(m.labels) or "-", ", ".join(m.roles), m.help) for m in METRICS]
+
+
 def test_an_engine_tells_every_metric_of_its_role_and_no_other(tiny_v32: Path) -> None:
     engine = local_engine(tiny_v32, draft_tokens=1)
     generate(engine, [list(range(40))], GREEDY)
