@@ -187,7 +187,8 @@ class Exchange:
             if actor == NO_ACTOR:
                 if not len(ticket.parked_P):
                     self._forgive_s = self._clock() + FORGIVE_S
-                ticket.parked_P = np.concatenate([ticket.parked_P, own])
+                # In order, as all pairs are kept: a parcel of all of them is placed as a whole.
+                ticket.parked_P = np.sort(np.concatenate([ticket.parked_P, own]))
                 continue
             tokens, row_P = _distinct(own // num_experts_per_token, ticket.num_tokens)
             all_rows = len(tokens) == ticket.num_tokens
