@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from actors.options import ActorOptions, AttentionOptions
-from cluster.life import Life
+from cluster.life import Life, hang_s
 from cluster.member import Member
 from cluster.workers import Introduction, living, spawn
 from model.config import ModelConfig
@@ -157,11 +157,13 @@ class Controller:
             self._num_lives = max(self._num_lives, number)
             life, introduction = Life(number, handle), _introduction(answer)
             member = named.pop(introduction.actor_id, None) if introduction else None
-            if introduction is None or member is None:  # one that loads, waits or hangs: a new one is as good
+            if introduction and introduction.loaded and member:
+                member.adopt(life, introduction.loaded)
+                self._epoch = max(self._epoch, introduction.epoch)
+            elif introduction and not introduction.loaded:
+                self._standbys.append(life)
+            else:  # it starts, loads or hangs: a new one is as good
                 life.end()
-                continue
-            member.adopt(life, introduction.loaded)
-            self._epoch = max(self._epoch, introduction.epoch)
         if asked:
             adopted = [member.actor_id for member in self._members() if member.is_active]
             self._note(f"controller again in charge of {', '.join(adopted) or 'nobody'}")
@@ -170,10 +172,11 @@ class Controller:
     def _advance(self, now_s: float, listened_s: float) -> None:
         """Notice what has loaded and what has died; publish if the set of serving experts changed."""
         serving = self._serving()
+        patience_s = hang_s(sum(life.is_late for life in self._lives()))
         for member in self._members():
             if member.check_load(now_s, self._note) and member.experts is None and self._experts:
                 self._send_view(member)  # it may have loaded under a view that is old by now
-            pulse = member.check_life(now_s, listened_s, self._note)
+            pulse = member.check_life(now_s, listened_s, patience_s, self._note)
             for convicted in pulse.convicted if pulse else ():
                 self._end_convicted(now_s, *convicted)
         if self._serving() != serving:
@@ -183,12 +186,12 @@ class Controller:
                 member.life = self._next_life()
             if member.life and not member.loaded and not member.loading and not member.gave_up:
                 self._load(member, member.life)
-        self._keep_standbys(listened_s)
+        self._keep_standbys(listened_s, patience_s)
 
-    def _keep_standbys(self, listened_s: float) -> None:
+    def _keep_standbys(self, listened_s: float, patience_s: float) -> None:
         """Replace those that are over; new ones only while nobody is waited for: to warm up takes a core."""
         for life in list(self._standbys):
-            if isinstance(life.check(listened_s), str):
+            if isinstance(life.check(listened_s, patience_s), str):
                 life.end()
                 self._standbys.remove(life)
         if len(self._standbys) < self._plan.standbys and all(m.is_active for m in self._members()):

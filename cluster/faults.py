@@ -63,15 +63,15 @@ def processes() -> Counter[str]:
     return Counter({title: count for title, count in titles.items() if title and "IDLE" not in title})
 
 
-def descriptors() -> int:
-    """Files and sockets that are open in all of them."""
-    total = 0
+def descriptors() -> Counter[str]:
+    """How many files and sockets the processes of each kind have open."""
+    total: Counter[str] = Counter()
     for process in psutil.Process().children(recursive=True):
         try:
-            total += process.num_fds()
+            total[_title(process)] += process.num_fds()
         except psutil.Error:
             continue
-    return total
+    return Counter({title: count for title, count in total.items() if title and "IDLE" not in title})
 
 
 def send(number: signal.Signals, *names: str) -> Inject:

@@ -37,11 +37,14 @@ class Pulse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Introduction:
-    """What an actor that serves tells a controller that is new. epoch: of the newest view that it knows."""
+    """What an actor tells a controller that is new. epoch: of the newest view that it knows.
 
-    actor_id: str
-    loaded: Loaded
-    epoch: int
+    loaded: None if it has nothing, and is warm.
+    """
+
+    actor_id: str = ""
+    loaded: Loaded | None = None
+    epoch: int = 0
 
 
 class Worker:
@@ -51,17 +54,20 @@ class Worker:
         self._actor_id = ""
         self._server: Any = None
         self._loaded: Loaded | None = None
+        self._is_standby = False
         self._ended = threading.Event()
         self._progress = (0, 0, 0.0)
 
     def warm(self) -> None:
         """Import what every load needs: most of the time that a new process takes."""
         importlib.import_module("actors.build")
+        self._is_standby = True
 
     def load_expert(self, options: ActorOptions, experts: tuple[int, ...]) -> Loaded:
         """Read the experts and start to listen; raises CheckpointError."""
         from actors.build import build_expert
 
+        self._is_standby = False
         _one_thread()
         self._server, loaded = build_expert(options, experts, self._note)
         self._actor_id, self._loaded = options.actor_id, loaded
@@ -73,6 +79,7 @@ class Worker:
         """Read what an attention actor owns and start to listen; raises CheckpointError."""
         from actors.build import build_attention
 
+        self._is_standby = False
         _one_thread()
         known = None if view is None else View.from_bytes(view)
         self._server, loaded = build_attention(options, attention, known, self._note)
@@ -94,7 +101,9 @@ class Worker:
 
     @ray.method(concurrency_group="ctl")
     def introduce(self) -> Introduction | None:
-        """None: it does not serve."""
+        """None: it is in between, or has ended."""
+        if self._is_standby:
+            return Introduction()
         if self._loaded is None or self._ended.is_set():
             return None
         return Introduction(actor_id=self._actor_id, loaded=self._loaded, epoch=self._server.epoch)

@@ -661,9 +661,7 @@ def test_a_process_frozen_then_thawed_then_killed_while_it_owes_rows_changes_no_
     everything = range(fleet.config.num_experts)
     with expert_process(tiny_v32, "expert-0", everything) as (doomed, process):
         actors = [doomed, fleet.start("expert-1", everything)]
-        engine = fleet.engine(
-            view_of(fleet.config, 1, actors, [everything, everything]), answer_timeout_s=0.5
-        )
+        engine = fleet.engine(view_of(fleet.config, 1, actors, [everything, everything]))
         lost: list[int] = []
 
         def freeze() -> None:  # rows go into its socket and no answer comes in time
