@@ -172,7 +172,9 @@ class _Times:
 
 
 def _try(served: Served, fault: Fault, load: Load, hit: Callable[[], _Times], keep: Keep) -> Outcome:
-    cluster, before = served.cluster, _Footprint.of(served.cluster)
+    cluster = served.cluster
+    _await(lambda: cluster.status()["standbys"] >= cluster.spec.standbys, RECOVERY_S)
+    before = _Footprint.of(cluster)
     with Streams(cluster.url, served.model, load.questions, load.streams) as streams:
         _await(lambda: streams.num_tokens >= WARM_TOKENS * load.streams, RECOVERY_S)
         at_s = time.monotonic()

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_POLL_S = 0.2
 FAULT = 70  # exit status
+EVENTS_KEPT = 1000
 INTRODUCTION_S = 2.0  # for the living to say who they are
 
 
@@ -65,7 +67,7 @@ class Controller:
         self._epoch = 0
         self._num_lives = 0
         self._standbys: list[Life] = []
-        self._events: list[tuple[float, str]] = []
+        self._events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
         self._attention = [Member(f"attention-{i}", None) for i in range(plan.num_attention)]
         placement = (
             even_placement(config.num_experts, plan.num_experts, plan.replicas_per_expert)
@@ -109,6 +111,7 @@ class Controller:
                 "pid": os.getpid(),
                 "epoch": self._epoch,
                 "ready": all(member.is_active for member in members),
+                "standbys": sum(not life.is_busy() for life in self._standbys),
                 "failed": [f"{m.actor_id}: {m.gave_up}" for m in members if m.gave_up],
                 "events": list(self._events),
                 "members": [member.describe() for member in members],

@@ -64,14 +64,17 @@ def processes() -> Counter[str]:
 
 
 def descriptors() -> Counter[str]:
-    """How many files and sockets the processes of each kind have open."""
+    """How many files and sockets our processes of each kind have open; not those of Ray itself."""
     total: Counter[str] = Counter()
     for process in psutil.Process().children(recursive=True):
         try:
             total[_title(process)] += process.num_fds()
         except psutil.Error:
             continue
-    return Counter({title: count for title, count in total.items() if title and "IDLE" not in title})
+    ours = {
+        title: count for title, count in total.items() if title.startswith("ray::") and "IDLE" not in title
+    }
+    return Counter(ours)
 
 
 def send(number: signal.Signals, *names: str) -> Inject:

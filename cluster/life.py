@@ -39,13 +39,13 @@ class Life:
 
     @property
     def is_late(self) -> bool:
-        return self._busy is None and self._silence.quiet_s >= LATE_S
+        return not self.is_busy() and self._silence.quiet_s >= LATE_S
 
     def check(self, listened_s: float, hang_s: float) -> Pulse | str | None:
         """Its pulse if one has come; why it is over, if it is. hang_s: a longer silence is a hang."""
         if not is_done(self.pulse):
             self._silence.listened(listened_s)
-            patience_s = BUSY_S if self._is_busy() else hang_s
+            patience_s = BUSY_S if self.is_busy() else hang_s
             return "hangs" if self._silence.quiet_s >= patience_s else None
         self._silence.heard()
         try:
@@ -57,7 +57,8 @@ class Life:
         self.pulse = self.handle.pulse.remote()
         return pulse
 
-    def _is_busy(self) -> bool:
+    def is_busy(self) -> bool:
+        """Whether it starts, warms up or loads."""
         if self._busy is not None and is_done(self._busy):
             self._busy = None
             self._silence.heard()
