@@ -203,7 +203,12 @@ class Controller:
             self._standbys.append(life)
 
     def _next_life(self) -> Life:
-        return self._standbys.pop(0) if self._standbys else self._new_life()
+        """A warm one; one that warms up, politely, would take longer than a new one."""
+        warm = [life for life in self._standbys if not life.is_busy()]
+        if not warm:
+            return self._new_life()
+        self._standbys.remove(warm[0])
+        return warm[0]
 
     def _new_life(self) -> Life:
         self._num_lives += 1

@@ -9,7 +9,9 @@ name. torch is imported where the weights are, not where this class is named.
 from __future__ import annotations
 
 import importlib
+import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ NAMESPACE = "shoal"
 NAME = "life"
 CONCURRENCY_GROUPS = {"ctl": 2, "pulse": 2}
 PULSE_S = 0.5
+POLITE = 10  # niceness
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +63,10 @@ class Worker:
 
     def warm(self) -> None:
         """Import what every load needs: most of the time that a new process takes."""
-        importlib.import_module("actors.build")
+        thread = threading.Thread(target=_import_politely)
+        thread.start()
+        thread.join()
+        importlib.import_module("actors.build")  # if it failed there, it fails here, where somebody is told
         self._is_standby = True
 
     def load_expert(self, options: ActorOptions, experts: tuple[int, ...]) -> Loaded:
@@ -151,6 +157,13 @@ def living() -> list[tuple[int, Any]]:
     """The number and handle of every actor that was ever spawned and has not ended."""
     parts = [(name, *name.partition("/")) for name in ray.util.list_named_actors()]
     return [(int(number), ray.get_actor(name)) for name, prefix, _, number in parts if prefix == NAME]
+
+
+def _import_politely() -> None:
+    """With this thread's priority: who serves comes first. A process could not take its own back."""
+    with suppress(OSError):  # where threads have no priorities
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)
+    importlib.import_module("actors.build")
 
 
 def _one_thread() -> None:
