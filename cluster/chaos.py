@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from cluster.faults import Fault, Victims, are_replaced, descriptors, kill_any, living, processes
 from cluster.history import (
     CUT,
+    SERVED,
     Breach,
     StreamEvent,
     by_request,
@@ -171,7 +172,9 @@ class _Times:
 
 
 def _try(served: Served, fault: Fault, load: Load, hit: Callable[[], _Times], keep: Keep) -> Outcome:
-    cluster, before = served.cluster, _Footprint.of(served.cluster)
+    cluster = served.cluster
+    _await(lambda: cluster.status()["standbys"] >= cluster.spec.standbys, RECOVERY_S)
+    before = _Footprint.of(cluster)
     with Streams(cluster.url, served.model, load.questions, load.streams) as streams:
         _await(lambda: streams.num_tokens >= WARM_TOKENS * load.streams, RECOVERY_S)
         at_s = time.monotonic()
@@ -222,7 +225,7 @@ def _outcome(
         failed=len({breach.request for breach in breaches if breach.rule in ("failed", "end")}),
         cut=len(cut),
         differing=sum(
-            differing(tokens_of(events), expected[request], is_whole=request not in cut)
+            differing(tokens_of(events), expected[request], is_whole=events[-1].finish in SERVED)
             for request, events in requests.items()
         ),
         breaches=tuple(breaches),
@@ -233,7 +236,7 @@ def _outcome(
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Footprint:
     processes: Counter[str]
-    descriptors: int
+    descriptors: Counter[str]
     free_pages: int
     sequences: int
 
@@ -250,8 +253,11 @@ class _Footprint:
     def beyond(self, before: _Footprint) -> list[str]:
         """What there is more than before, in words."""
         words = [f"{count} more {title}" for title, count in (self.processes - before.processes).items()]
-        if self.descriptors > before.descriptors * DESCRIPTORS:
-            words.append(f"{self.descriptors - before.descriptors} more open files")
+        words += [
+            f"{count - before.descriptors[title]} more open files in {title}"
+            for title, count in self.descriptors.items()
+            if count > before.descriptors[title] * DESCRIPTORS
+        ]
         if self.free_pages < before.free_pages:
             words.append(f"{before.free_pages - self.free_pages} fewer free pages")
         if self.sequences:

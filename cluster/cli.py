@@ -149,7 +149,7 @@ def chaos(
 ) -> None:
     """Start a cluster, load it, kill its processes, and check every token of every stream."""
     from cluster.reliability import as_json as in_json
-    from cluster.reliability import table, write_report
+    from cluster.reliability import places_of, table, write_report
 
     with ray_environment():
         from cluster.chaos_set import Plan, run_set
@@ -157,6 +157,8 @@ def chaos(
 
         try:
             check_port("127.0.0.1", port)
+            if report is not None:
+                places_of(report)  # not after minutes
             plan = Plan(
                 model=model,
                 faults=fault or (),

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import ray
 
 from actors.options import ActorOptions, AttentionOptions
-from cluster.life import Life
+from cluster.life import Life, hang_s
 from cluster.member import Member
 from cluster.workers import Greeting, Introduction, living, spawn
 from model.config import ModelConfig
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 WATCH_POLL_S = 0.2
 FAULT = 70  # exit status
 PRESENT_S = 5.0  # an ingress asks twice a second
+EVENTS_KEPT = 1000
 INTRODUCTION_S = 2.0  # for the living to say who they are
 
 
@@ -67,7 +69,7 @@ class Controller:
         self._num_lives = 0
         self._greeted: dict[Greeting, float] = {}
         self._standbys: list[Life] = []
-        self._events: list[tuple[float, str]] = []
+        self._events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
         self._attention = [Member(f"attention-{i}", None) for i in range(plan.num_attention)]
         placement = (
             even_placement(config.num_experts, plan.num_experts, plan.replicas_per_expert)
@@ -115,6 +117,7 @@ class Controller:
                 "ingresses": [(g.identity, g.host, g.metrics_port) for g in self._present()],
                 "first_layer": self._config.num_dense_layers,
                 "ready": all(member.is_active for member in members),
+                "standbys": sum(not life.is_busy() for life in self._standbys),
                 "failed": [f"{m.actor_id}: {m.gave_up}" for m in members if m.gave_up],
                 "events": list(self._events),
                 "members": [member.describe() for member in members],
@@ -176,11 +179,13 @@ class Controller:
             self._num_lives = max(self._num_lives, number)
             life, introduction = Life(number, handle), _introduction(answer)
             member = named.pop(introduction.actor_id, None) if introduction else None
-            if introduction is None or member is None:  # one that loads, waits or hangs: a new one is as good
+            if introduction and introduction.loaded and member:
+                member.adopt(life, introduction.loaded)
+                self._epoch = max(self._epoch, introduction.epoch)
+            elif introduction and not introduction.loaded:
+                self._standbys.append(life)
+            else:  # it starts, loads or hangs: a new one is as good
                 life.end()
-                continue
-            member.adopt(life, introduction.loaded)
-            self._epoch = max(self._epoch, introduction.epoch)
         if asked:
             adopted = [member.actor_id for member in self._members() if member.is_active]
             self._note(f"controller again in charge of {', '.join(adopted) or 'nobody'}")
@@ -189,10 +194,11 @@ class Controller:
     def _advance(self, now_s: float, listened_s: float) -> None:
         """Notice what has loaded and what has died; publish if the set of serving experts changed."""
         serving = self._serving()
+        patience_s = hang_s(sum(life.is_late for life in self._lives()))
         for member in self._members():
             if member.check_load(now_s, self._note) and member.experts is None and self._experts:
                 self._send_view(member)  # it may have loaded under a view that is old by now
-            pulse = member.check_life(now_s, listened_s, self._note)
+            pulse = member.check_life(now_s, listened_s, patience_s, self._note)
             for convicted in pulse.convicted if pulse else ():
                 self._end_convicted(now_s, *convicted)
         if self._serving() != serving:
@@ -202,12 +208,12 @@ class Controller:
                 member.life = self._next_life()
             if member.life and not member.loaded and not member.loading and not member.gave_up:
                 self._load(member, member.life)
-        self._keep_standbys(listened_s)
+        self._keep_standbys(listened_s, patience_s)
 
-    def _keep_standbys(self, listened_s: float) -> None:
+    def _keep_standbys(self, listened_s: float, patience_s: float) -> None:
         """Replace those that are over; new ones only while nobody is waited for: to warm up takes a core."""
         for life in list(self._standbys):
-            if isinstance(life.check(listened_s), str):
+            if isinstance(life.check(listened_s, patience_s), str):
                 life.end()
                 self._standbys.remove(life)
         if len(self._standbys) < self._plan.standbys and all(m.is_active for m in self._members()):
@@ -216,7 +222,12 @@ class Controller:
             self._standbys.append(life)
 
     def _next_life(self) -> Life:
-        return self._standbys.pop(0) if self._standbys else self._new_life()
+        """A warm one; one that warms up, politely, would take longer than a new one."""
+        warm = [life for life in self._standbys if not life.is_busy()]
+        if not warm:
+            return self._new_life()
+        self._standbys.remove(warm[0])
+        return warm[0]
 
     def _new_life(self) -> Life:
         self._num_lives += 1

@@ -63,15 +63,18 @@ def processes() -> Counter[str]:
     return Counter({title: count for title, count in titles.items() if title and "IDLE" not in title})
 
 
-def descriptors() -> int:
-    """Files and sockets that are open in all of them."""
-    total = 0
+def descriptors() -> Counter[str]:
+    """How many files and sockets our processes of each kind have open; not those of Ray itself."""
+    total: Counter[str] = Counter()
     for process in psutil.Process().children(recursive=True):
         try:
-            total += process.num_fds()
+            total[_title(process)] += process.num_fds()
         except psutil.Error:
             continue
-    return total
+    ours = {
+        title: count for title, count in total.items() if title.startswith("ray::") and "IDLE" not in title
+    }
+    return Counter(ours)
 
 
 def send(number: signal.Signals, *names: str) -> Inject:

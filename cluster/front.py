@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 APPLICATION = "shoal"
 CONTROLLER_NAME = "controller"
-FOLLOW_S = 0.5
+FOLLOW_S = 0.2
 FOLLOW_TIMEOUT_S = 5.0
 MAX_ONGOING = 4096  # admission is the app's own, with OpenAI-shaped refusals; Serve must not queue before it
 SHUTDOWN_S = 5.0

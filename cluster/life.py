@@ -17,7 +17,8 @@ import ray
 from cluster.workers import Pulse
 from router.heartbeat import Silence
 
-HANG_S = 1.5  # without a pulse, over the time that one takes
+LATE_S = 1.0  # twice the time that a pulse takes
+HANG_S = 1.5
 BUSY_S = 60.0  # the same while it starts or loads: to import torch stops every thread for seconds
 
 
@@ -36,11 +37,16 @@ class Life:
         self._busy = work
         return work
 
-    def check(self, listened_s: float) -> Pulse | str | None:
-        """Its pulse if one has come; why it is over, if it is; else None."""
+    @property
+    def is_late(self) -> bool:
+        return not self.is_busy() and self._silence.quiet_s >= LATE_S
+
+    def check(self, listened_s: float, hang_s: float) -> Pulse | str | None:
+        """Its pulse if one has come; why it is over, if it is. hang_s: a longer silence is a hang."""
         if not is_done(self.pulse):
             self._silence.listened(listened_s)
-            return "hangs" if self._silence.quiet_s >= self._patience_s() else None
+            patience_s = BUSY_S if self.is_busy() else hang_s
+            return "hangs" if self._silence.quiet_s >= patience_s else None
         self._silence.heard()
         try:
             pulse: Pulse = ray.get(self.pulse)
@@ -51,11 +57,12 @@ class Life:
         self.pulse = self.handle.pulse.remote()
         return pulse
 
-    def _patience_s(self) -> float:
+    def is_busy(self) -> bool:
+        """Whether it starts, warms up or loads."""
         if self._busy is not None and is_done(self._busy):
             self._busy = None
             self._silence.heard()
-        return HANG_S if self._busy is None else BUSY_S
+        return self._busy is not None
 
     def end(self) -> None:
         """Whatever state its process is in, nothing comes from it any more.
@@ -65,6 +72,11 @@ class Life:
         if self.pid is not None:
             _kill_here(self.pid)
         ray.kill(self.handle)
+
+
+def hang_s(num_late: int) -> float:
+    """How long a silence is a hang. Where many are late at once, the machine is slow: be slow to kill."""
+    return HANG_S * max(1, num_late)
 
 
 def is_done(reference: Any) -> bool:

@@ -80,11 +80,11 @@ class Member:
         note(f"{self.actor_id} serves (incarnation {self.life.number})")
         return True
 
-    def check_life(self, now_s: float, listened_s: float, note: Note) -> Pulse | None:
+    def check_life(self, now_s: float, listened_s: float, hang_s: float, note: Note) -> Pulse | None:
         """Its pulse if one has come; ends and buries it if there is reason to."""
         if self.life is None or self.gave_up is not None:
             return None
-        found = self.life.check(listened_s)
+        found = self.life.check(listened_s, hang_s)
         if isinstance(found, str):
             self.end(now_s, note, found)
             return None

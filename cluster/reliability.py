@@ -42,14 +42,20 @@ def as_json(outcomes: Sequence[Outcome]) -> str:
 
 
 def write_report(file: Path, outcomes: Sequence[Outcome], heading: str) -> None:
-    """Put the outcomes where the last ones are; raises ValueError if the file has no place for them."""
-    text = file.read_text(encoding="utf-8")
+    """Put the outcomes where the last ones are."""
+    before, after = places_of(file)
+    measured = f"{BEGIN}\n{heading}\n\n{as_markdown(outcomes)}\n{END}"
+    file.write_text(before + measured + after, encoding="utf-8")
+
+
+def places_of(file: Path) -> tuple[str, str]:
+    """What comes before the outcomes and what after; raises ValueError if the file has no place for them."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{file} has no {BEGIN} ... {END}: nowhere to write the measured figures")
-    measured = f"{BEGIN}\n{heading}\n\n{as_markdown(outcomes)}\n{END}"
-    file.write_text(before + measured + after, encoding="utf-8")
+    return before, after
 
 
 def as_markdown(outcomes: Sequence[Outcome]) -> str:

@@ -61,7 +61,10 @@ class ShoalSpec(BaseModel):
     )
     prefix_cache: bool = Field(True, description="keep the pages of past prompts for those that begin alike")
     answer_timeout_s: float = Field(
-        10.0, gt=0, le=3600, description="silence after which an expert counts as lost"
+        10.0,
+        gt=0,
+        le=3600,
+        description="an expert that owes an answer for so long counts as lost, though it beats",
     )
 
     @model_validator(mode="after")

@@ -9,7 +9,9 @@ name. torch is imported where the weights are, not where this class is named.
 from __future__ import annotations
 
 import importlib
+import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ NAMESPACE = "shoal"
 NAME = "life"
 CONCURRENCY_GROUPS = {"ctl": 2, "pulse": 2}
 PULSE_S = 0.5
+POLITE = 10  # niceness
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,11 +40,14 @@ class Pulse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Introduction:
-    """What an actor that serves tells a controller that is new. epoch: of the newest view that it knows."""
+    """What an actor tells a controller that is new. epoch: of the newest view that it knows.
 
-    actor_id: str
-    loaded: Loaded
-    epoch: int
+    loaded: None if it has nothing, and is warm.
+    """
+
+    actor_id: str = ""
+    loaded: Loaded | None = None
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +66,23 @@ class Worker:
         self._actor_id = ""
         self._server: Any = None
         self._loaded: Loaded | None = None
+        self._is_standby = False
         self._ended = threading.Event()
         self._progress = (0, 0, 0.0)
 
     def warm(self) -> None:
         """Import what every load needs: most of the time that a new process takes."""
-        importlib.import_module("actors.build")
+        thread = threading.Thread(target=_import_politely)
+        thread.start()
+        thread.join()
+        importlib.import_module("actors.build")  # if it failed there, it fails here, where somebody is told
+        self._is_standby = True
 
     def load_expert(self, options: ActorOptions, experts: tuple[int, ...]) -> Loaded:
         """Read the experts and start to listen; raises CheckpointError."""
         from actors.build import build_expert
 
+        self._is_standby = False
         _one_thread()
         self._server, loaded = build_expert(options, experts, self._note)
         self._actor_id, self._loaded = options.actor_id, loaded
@@ -82,6 +94,7 @@ class Worker:
         """Read what an attention actor owns and start to listen; raises CheckpointError."""
         from actors.build import build_attention
 
+        self._is_standby = False
         _one_thread()
         known = None if view is None else View.from_bytes(view)
         self._server, loaded = build_attention(options, attention, known, self._note)
@@ -103,7 +116,9 @@ class Worker:
 
     @ray.method(concurrency_group="ctl")
     def introduce(self) -> Introduction | None:
-        """None: it does not serve."""
+        """None: it is in between, or has ended."""
+        if self._is_standby:
+            return Introduction()
         if self._loaded is None or self._ended.is_set():
             return None
         return Introduction(actor_id=self._actor_id, loaded=self._loaded, epoch=self._server.epoch)
@@ -157,6 +172,13 @@ def living() -> list[tuple[int, Any]]:
     """The number and handle of every actor that was ever spawned and has not ended."""
     parts = [(name, *name.partition("/")) for name in ray.util.list_named_actors()]
     return [(int(number), ray.get_actor(name)) for name, prefix, _, number in parts if prefix == NAME]
+
+
+def _import_politely() -> None:
+    """With this thread's priority: who serves comes first. A process could not take its own back."""
+    with suppress(OSError):  # where threads have no priorities
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)
+    importlib.import_module("actors.build")
 
 
 def _one_thread() -> None:

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.05
 LAST_BACKOFF_S = 2.0
+BEGUN_PATIENCE = 10
 REFUSALS = {FINISH_OVER_SHARE: 429, FINISH_OVERLOADED: 503}  # to HTTP
 MAX_LOSSES = 8  # actors lost in a row by one sequence without a new token: it may be what kills them
 
@@ -49,7 +50,7 @@ class Call:
 
 
 class EngineClient:
-    """patience_s: how long a sequence waits while no attention actor can be reached.
+    """patience_s: how long a new sequence waits while no attention actor can be reached.
 
     prefix_cache: whether the actors keep the pages of prompts, so that it matters who has seen one.
     Connects from the first `start`, `ready` or `generate` on, which need the running loop.
@@ -173,7 +174,8 @@ class EngineClient:
     async def _choose(self, journal: Journal) -> AttentionLink:
         """The live actor for this sequence; others with the same beginning will follow it there."""
         try:
-            async with asyncio.timeout(self._patience_s):
+            has_begun = journal.attempt > 0  # it waits longer than one that can still be refused
+            async with asyncio.timeout(self._patience_s * (BEGUN_PATIENCE if has_begun else 1)):
                 while not (candidates := self._candidates()):
                     if self._is_closed:
                         raise Overloaded("this ingress is shutting down", retry_after_s=1.0)

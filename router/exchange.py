@@ -13,18 +13,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from router.assign import Ints, assign
-from router.heartbeat import SILENCE_S, Silence
+from router.assign import assign
+from router.heartbeat import SILENCE_S
 from router.load import Edge, ExpertLoad
+from router.ticket import Pairs, Ticket
 from router.transport import (
     Alive,
     DispatchKey,
@@ -48,35 +47,6 @@ FORGET_S = 30.0  # and one that has others to ask, after so long
 
 class StepAbandoned(RouterError):  # noqa: N818
     """The exchange was told to stop while a step was waiting for experts."""
-
-
-@dataclass(slots=True)
-class Ticket:
-    """What dispatch hands to combine; used once.
-
-    waiting: by open key, the actor and its pairs. accused: by pair, who said first that its row is not
-    finite.
-    """
-
-    layer: int
-    num_tokens: int
-    rows_TD: Tensor
-    expert_P: Ints
-    returned_PD: Tensor
-    deadline_s: float
-    waiting: dict[DispatchKey, tuple[ActorId, NDArray[np.int64]]] = field(default_factory=dict)
-    sent_s: dict[DispatchKey, float] = field(default_factory=dict)
-    parked_P: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    silences: defaultdict[ActorId, Silence] = field(default_factory=lambda: defaultdict(Silence))
-    accused: dict[int, ActorId] = field(default_factory=dict)
-
-    @property
-    def is_complete(self) -> bool:
-        return not self.waiting and not len(self.parked_P)
-
-    @property
-    def owing(self) -> set[ActorId]:
-        return {actor for actor, _ in self.waiting.values()}
 
 
 @dataclass(slots=True)
@@ -189,18 +159,17 @@ class Exchange:
         view = self._next_view()
         return view if view is not None and view.epoch > self._view.epoch else None
 
-    def _send(self, ticket: Ticket, pairs: NDArray[np.int64]) -> None:
+    def _send(self, ticket: Ticket, pairs: Pairs) -> None:
         """Dispatch the given pairs; those whose expert nobody holds are parked."""
         actor_of_pair = assign(ticket.expert_P[pairs], self._view.replicas_of(ticket.layer), self._lost)
-        num_experts_per_token = len(ticket.expert_P) // ticket.num_tokens
         for actor in np.flatnonzero(np.bincount(actor_of_pair - NO_ACTOR)) + NO_ACTOR:
             own = pairs[actor_of_pair == actor]
             if actor == NO_ACTOR:
                 if not len(ticket.parked_P):
                     self._forgive_s = self._clock() + FORGIVE_S
-                ticket.parked_P = np.concatenate([ticket.parked_P, own])
+                ticket.park(own)
                 continue
-            tokens, row_P = _distinct(own // num_experts_per_token, ticket.num_tokens)
+            tokens, row_P = _distinct(ticket.tokens_of(own), ticket.num_tokens)
             all_rows = len(tokens) == ticket.num_tokens
             key = DispatchKey(
                 epoch=self._view.epoch,
@@ -247,6 +216,8 @@ class Exchange:
 
     def _mind_silence(self, ticket: Ticket, heard: set[ActorId], listened_s: float) -> None:
         """Leave who owes rows and gives no sign of life; if nobody else has them, look for a newer view."""
+        if not ticket.waiting:
+            return
         for actor in sorted(ticket.owing):
             silence = ticket.silences[actor]
             if actor in heard:
@@ -263,7 +234,7 @@ class Exchange:
 
     def _is_replaceable(self, ticket: Ticket, actor: ActorId) -> bool:
         """Whether others hold all that `actor` owes."""
-        owed = np.concatenate([pairs for name, pairs in ticket.waiting.values() if name == actor])
+        owed = np.concatenate([pairs for _, pairs in ticket.owed_by(actor)])
         without = {*self._lost, self._index[actor]}
         others = assign(ticket.expert_P[owed], self._view.replicas_of(ticket.layer), without)
         return not bool((others == NO_ACTOR).any())
@@ -278,51 +249,33 @@ class Exchange:
             reason = f"{tuple(rows_PD.shape)} {rows_PD.dtype} came for {len(pairs)} pairs"
             self._refused(ticket, Refused(actor=event.actor, key=event.key, reason=reason))
             return
-        if not math.isfinite(float(rows_PD.sum())) and not self._is_believed(ticket, event, pairs):
+        is_finite = math.isfinite(float(rows_PD.sum()))
+        if not is_finite and (doubted := ticket.doubted(pairs, rows_PD)):
+            self._doubt(ticket, event, doubted)
             return
-        del ticket.waiting[event.key]
         self.edges[event.actor].note_answer(self._clock() - ticket.sent_s[event.key], rows_PD.nbytes)
         if ticket.accused:
-            self._judge(ticket, event, pairs)
-        if len(pairs) == len(ticket.expert_P):
-            ticket.returned_PD.copy_(event.rows_PD)
-        else:
-            ticket.returned_PD.index_copy_(0, torch.from_numpy(pairs), event.rows_PD)
+            self._judge(ticket.verdicts(event.actor, pairs, rows_PD))
+        ticket.place(event.key, rows_PD)
 
-    def _is_believed(self, ticket: Ticket, event: Returned, pairs: NDArray[np.int64]) -> bool:
-        """Whether rows that are not finite may be so; if not, somebody is asked again.
-
-        What two answers say is so, and what rows that were not finite before are made of. Without a replica
-        the same actor is the second one.
-        """
-        num_experts_per_token = len(ticket.expert_P) // ticket.num_tokens
-        sent_PD = ticket.rows_TD[torch.from_numpy(pairs // num_experts_per_token)]
-        bad_P = (_finite(sent_PD) & ~_finite(event.rows_PD)).numpy()
-        doubted = [int(pair) for pair in pairs[bad_P] if int(pair) not in ticket.accused]
-        if not doubted:
-            return True
+    def _doubt(self, ticket: Ticket, event: Returned, doubted: list[int]) -> None:
+        """Ask another for rows that are not finite; without a replica, the same actor."""
         self.counters.doubted_pairs += len(doubted)
-        is_replaceable = self._is_replaceable(ticket, event.actor)
         ticket.accused.update(dict.fromkeys(doubted, event.actor))
-        if is_replaceable:
+        if self._is_replaceable(ticket, event.actor):
             self._lose(ticket, Lost(actor=event.actor, reason=f"{len(doubted)} rows that are not finite"))
         else:
             logger.warning("%s sent rows that are not finite: asked again", event.actor)
-            del ticket.waiting[event.key]
-            self._retry(ticket, pairs)
-        return False
+            self._retry(ticket, ticket.waiting.pop(event.key)[1])
 
-    def _judge(self, ticket: Ticket, event: Returned, pairs: NDArray[np.int64]) -> None:
-        """A second answer has come to pairs that were doubted: it says whether the first was wrong."""
-        for pair, is_finite in zip(pairs.tolist(), _finite(event.rows_PD).tolist(), strict=True):
-            accused = ticket.accused.get(pair)
-            index = None if accused is None or accused == event.actor else self._index.get(accused)
-            if index is None:
-                continue
-            if is_finite:
-                self.convicted |= {self._view.actors[index]}
-            elif self._view.actors[index] not in self.convicted:
-                self._lost.discard(index)
+    def _judge(self, verdicts: dict[ActorId, bool]) -> None:
+        """Convict those whose rows another finds finite; those whom another confirms, take back."""
+        for actor, is_guilty in verdicts.items():
+            life = self._view.actors[self._index[actor]]
+            if is_guilty:
+                self.convicted |= {life}
+            elif life not in self.convicted:
+                self._lost.discard(self._index[actor])
 
     def _refused(self, ticket: Ticket, event: Refused) -> None:
         known = ticket.waiting.pop(event.key, None)
@@ -334,10 +287,9 @@ class Exchange:
     def _lose(self, ticket: Ticket, event: Lost) -> None:
         """Count the actor out of this view and re-send what it owed."""
         self._count_out(event)
-        owed = [key for key, (actor, _) in ticket.waiting.items() if actor == event.actor]
-        for key in owed:
+        for key, pairs in ticket.owed_by(event.actor):
             self._transport.cancel(key)
-            _, pairs = ticket.waiting.pop(key)
+            del ticket.waiting[key]
             self._retry(ticket, pairs)
 
     def _count_out(self, event: Lost) -> None:
@@ -348,7 +300,7 @@ class Exchange:
             self.counters.lost_actors += 1
             logger.warning("expert actor %s lost: %s", event.actor, event.reason)
 
-    def _retry(self, ticket: Ticket, pairs: NDArray[np.int64]) -> None:
+    def _retry(self, ticket: Ticket, pairs: Pairs) -> None:
         ticket.deadline_s = self._clock() + self._answer_timeout_s
         self.counters.retried_pairs += len(pairs)
         self._send(ticket, pairs)
@@ -375,8 +327,7 @@ class Exchange:
     def _move(self, ticket: Ticket, view: View) -> None:
         """Adopt a view in mid-step: ask those that it names for all that is missing."""
         still_open = list(ticket.waiting.items())
-        ticket.silences.clear()
-        ticket.accused.clear()
+        ticket.forget_doubts()
         self._adopt(view)
         for key, (_, pairs) in still_open:  # the new view may have dropped those connections: ask again
             self._transport.cancel(key)
@@ -386,12 +337,7 @@ class Exchange:
         self._retry(ticket, parked)
 
 
-def _finite(rows_PD: Tensor) -> Tensor:
-    """[P]: whether a row is finite."""
-    return torch.isfinite(rows_PD).all(-1)
-
-
-def _distinct(values: NDArray[np.int64], limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _distinct(values: Pairs, limit: int) -> tuple[Pairs, Pairs]:
     """np.unique(values, return_inverse=True) for values below limit, without its sort: it runs per layer."""
     present = np.zeros(limit, dtype=bool)
     present[values] = True

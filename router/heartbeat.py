@@ -15,7 +15,7 @@ from typing import ClassVar
 
 BEAT_S = 0.25
 SILENCE_S = 1.0
-LONGEST_STEP_S = 0.5
+LONGEST_STEP_S = BEAT_S
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

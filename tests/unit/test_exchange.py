@@ -512,6 +512,23 @@ def test_without_a_replica_the_step_parks_until_a_newer_view_and_then_sums_the_s
     assert exchange.counters.parked_s > 0.0
 
 
+def test_rows_parked_at_different_times_come_back_to_their_places_from_one_actor():
+    """Both copies died, the second one's rows first; one that holds everything took their place."""
+    step, transport = Step(8), Scripted()
+
+    def react(name: ActorId, parcel: Parcel) -> list[Event]:
+        if parcel.key.epoch == 1:
+            both = [Lost(actor=ActorId(one), reason="scripted") for one in "ba"]
+            return both if len(transport.posted) == 2 else []
+        return [answer(name, parcel)]
+
+    transport.react = react
+    news = [view(2, {"c": ALL}), None, None]
+    exchange = Exchange(transport, view(1, HALVES), next_view=lambda: news.pop() if news else None)
+    assert torch.equal(step.run(exchange), step.undisturbed())
+    assert len(transport.posted[-1][1].row_P) == 8 * TOP, "all in one parcel"
+
+
 def test_what_other_actors_owe_when_a_newer_view_comes_is_asked_for_again():
     """The new view may have dropped their connections, and with them the answers."""
     step = Step(8)
@@ -644,9 +661,7 @@ def test_a_process_frozen_then_thawed_then_killed_while_it_owes_rows_changes_no_
     everything = range(fleet.config.num_experts)
     with expert_process(tiny_v32, "expert-0", everything) as (doomed, process):
         actors = [doomed, fleet.start("expert-1", everything)]
-        engine = fleet.engine(
-            view_of(fleet.config, 1, actors, [everything, everything]), answer_timeout_s=0.5
-        )
+        engine = fleet.engine(view_of(fleet.config, 1, actors, [everything, everything]))
         lost: list[int] = []
 
         def freeze() -> None:  # rows go into its socket and no answer comes in time
