@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup setup-dev serve check simulate test bench soak train evaluate report clean
+.PHONY: help setup setup-dev serve check simulate test bench soak chaos train evaluate report clean
 
 help:
 	@echo "make setup     install what serving needs into $(VENV)"
@@ -16,6 +16,7 @@ help:
 	@echo "make simulate  10,000 schedules of faults; one of them again: ARGS=--hypothesis-seed=N"
 	@echo "make bench     tokens/s, TTFT and TPOT beside transformers"
 	@echo "make soak      ten minutes at twice what it can serve: refusals, queue, memory"
+	@echo "make chaos     kill, suspend and spoil processes under load; docs/reliability.md"
 	@echo "make train     train the embedded model again (a GPU, minutes); overwrites demo/checkpoint"
 	@echo "make evaluate  ask the embedded model held-out questions, over HTTP"
 	@echo "make report    docs/model-report.md from demo/results"
@@ -66,6 +67,9 @@ bench: setup-dev
 
 soak: setup-dev
 	$(BIN)/python -m bench.soak --minutes 10 $(ARGS)
+
+chaos: setup
+	$(BIN)/shoal chaos --report docs/reliability.md $(ARGS)
 
 train: setup
 	$(BIN)/python -m demo.train --results demo/results --export demo/checkpoint $(ARGS)

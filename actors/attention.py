@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
 
@@ -27,8 +27,11 @@ from actors.messages import (
     pack_events,
     taken_event,
 )
+from actors.metrics import Sample
 from router.exchange import StepAbandoned
+from router.heartbeat import beating
 from router.listener import Arrival, Listener, Peer
+from router.load import Counts
 from router.view import View
 from router.wire import BadFrame, from_fields, kinds
 
@@ -81,19 +84,42 @@ class AttentionServer:
     def run(self) -> None:
         """The loop: listen, step, tell."""
         try:
-            while not self._stopping.is_set():
-                self._listen(0.0 if self._engine.has_work else IDLE_POLL_S)
-                self._tell(self._engine.expire(self._clock()))
-                self._tell(self._engine.step(self._clock()))
+            with beating(self._listener.beat):
+                while not self._stopping.is_set():
+                    self._turn()
         except StepAbandoned:
             logger.info("stopped in the middle of a step")
         finally:
             self._listener.close()
 
+    def _turn(self) -> None:
+        laps = self._engine.counters.laps
+        if self._engine.has_work:
+            self._listen(0.0)
+            laps.lap("listen")
+        else:
+            self._engine.hear_experts()
+            self._listen(IDLE_POLL_S)
+            laps.lap("idle")
+        self._tell(self._engine.expire(self._clock()))
+        self._tell(self._engine.step(self._clock()))
+        laps.lap("tell")
+
     def stop(self) -> None:
         """End the loop soon; safe from any thread."""
         self._stopping.set()
         self._listener.wake()
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest view that has reached this actor."""
+        newest = self._views.newest()
+        return self._engine.epoch if newest is None else max(newest.epoch, self._engine.epoch)
+
+    @property
+    def convicted(self) -> tuple[tuple[str, int], ...]:
+        """(actor id, incarnation) of experts that sent rubbish."""
+        return tuple((life.actor_id, life.incarnation) for life in self._engine.convicted)
 
     def set_view(self, view: View) -> None:
         """A newer view for the step loop to adopt; safe from any thread."""
@@ -102,6 +128,14 @@ class AttentionServer:
     def stats(self) -> dict[str, float]:
         """Counters since birth; read from another thread, so neighbours may be one step apart."""
         return self._engine.stats()
+
+    def samples(self) -> Iterator[Sample]:
+        """The metrics; read from another thread."""
+        return self._engine.samples()
+
+    def expert_pairs(self) -> Counts:
+        """[L, E] pairs (token, expert) since birth; read from another thread."""
+        return self._engine.expert_pairs()
 
     def _listen(self, timeout_s: float) -> None:
         """Take submissions and cancellations, and say which are let in and which have ended."""

@@ -19,6 +19,7 @@ import torch
 from actors.attention import AttentionServer, ViewInbox
 from actors.engine import Engine
 from actors.expert import ExpertServer, load_held_experts
+from actors.metrics import MetricsServer
 from actors.options import ActorOptions, AttentionOptions, Loaded
 from actors.scheduler import SchedulerLimits
 from model.cache import PAGE_TOKENS
@@ -51,7 +52,7 @@ def build_expert(options: ActorOptions, experts: Sequence[int], note: Note) -> t
         token=options.token,
         host=options.host,
     )
-    return server, _loaded(server.host, server.port, reader)
+    return server, _loaded(server, reader)
 
 
 def build_attention(
@@ -103,7 +104,7 @@ def build_attention(
         token=options.token,
         host=options.host,
     )
-    return server, _loaded(server.host, server.port, reader)
+    return server, _loaded(server, reader)
 
 
 def local_exchange(reader: Reader, config: ModelConfig, dtype: torch.dtype, actor_id: str) -> Exchange:
@@ -129,7 +130,13 @@ def _expert_names(config: ModelConfig, experts: Sequence[int]) -> list[str]:
     ]
 
 
-def _loaded(host: str, port: int, reader: WeightReader) -> Loaded:
+def _loaded(server: AttentionServer | ExpertServer, reader: WeightReader) -> Loaded:
+    metrics = MetricsServer(server.samples, server.host)  # lives as long as the process
     return Loaded(
-        host=host, port=port, pid=os.getpid(), bytes_read=reader.bytes_read, checksum=reader.checksum()
+        host=server.host,
+        port=server.port,
+        metrics_port=metrics.port,
+        pid=os.getpid(),
+        bytes_read=reader.bytes_read,
+        checksum=reader.checksum(),
     )

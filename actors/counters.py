@@ -5,16 +5,32 @@ Written by the step loop, read by whoever asks for stats. Knows nothing of what 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from actors.scheduler import Work
 
 
+class Laps:
+    """Where a loop's time goes: every moment belongs to the part that ends next."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since_s = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """What has passed since the last lap was `part`."""
+        now_s = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now_s - self._since_s
+        self._since_s = now_s
+
+
 @dataclass(slots=True)
 class EngineCounters:
-    """drafted, accepted: by place, first draft of a step, second, ..."""
+    """drafted, accepted: by place, first draft of a step, second, ... laps: of the step loop."""
 
+    laps: Laps = field(default_factory=Laps)
     steps: int = 0
     prefill_tokens: int = 0
     decode_tokens: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -26,9 +26,11 @@ from actors.messages import (
     TokenEvent,
     end_event,
 )
+from actors.metrics import Sample
 from actors.objection import objection
 from actors.pages import PagePool
 from actors.prefix import PrefixCache
+from actors.samples import exchange_samples, page_samples, step_samples
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
 from actors.step import forward
@@ -39,6 +41,8 @@ from model.decoder import Decoder
 from model.sampler import Drawn, sample
 from model.sampling import Sampling
 from router.exchange import Exchange
+from router.load import Counts
+from router.view import ExpertActor
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +93,15 @@ class Engine:
     def free_pages(self) -> int:
         return self._pool.num_free
 
+    @property
+    def epoch(self) -> int:
+        """Of the view that it computes with."""
+        return self._exchange.view.epoch
+
+    @property
+    def convicted(self) -> frozenset[ExpertActor]:
+        return self._exchange.convicted
+
     def stats(self) -> dict[str, float]:
         """What an operator asks first."""
         exchange = self._exchange.counters
@@ -101,12 +114,27 @@ class Engine:
             "cache_tokens": self._pool.num_pages * PAGE_TOKENS,
             "cache_bytes_per_token": self._cache.bytes_per_token,
             "preemptions": self._scheduler.num_preemptions,
-            "epoch": self._exchange.view.epoch,
+            "epoch": self.epoch,
             "retried_pairs": exchange.retried_pairs,
+            "doubted_pairs": exchange.doubted_pairs,
             "lost_actors": exchange.lost_actors,
             "parked_s": exchange.parked_s,
             **(self._prefixes.stats() if self._prefixes else {}),
         }
+
+    def samples(self) -> Iterator[Sample]:
+        """The metrics; read from another thread."""
+        yield from step_samples(self.counters)
+        yield from page_samples(self._pool, self._prefixes)
+        yield from exchange_samples(self._exchange)
+        yield Sample("shoal_sequences", self.num_running, ("running",))
+        yield Sample("shoal_sequences", self.num_waiting, ("waiting",))
+        yield Sample("shoal_queue_wait_seconds", self.wait_s)
+        yield Sample("shoal_preemptions_total", self._scheduler.num_preemptions)
+
+    def expert_pairs(self) -> Counts:
+        """[L, E] pairs (token, expert) since birth, of every MoE layer; read from another thread."""
+        return self._exchange.load.pairs_LE.copy()
 
     def submit(
         self,
@@ -179,19 +207,28 @@ class Engine:
             self._note_queue()
         return events
 
+    def hear_experts(self) -> None:
+        """While there is nothing to compute: who is lost is known before the next step."""
+        self._exchange.hear()
+
     def step(self, now_s: float = 0.0) -> OwnedEvents:
         """Compute one step; the events of every owner whose sequences advanced."""
         planned = self._scheduler.plan(now_s)
         self._note_queue()
         if not planned:
             return {}
+        laps = self.counters.laps
+        laps.lap("plan")
         self._clear(self._pool.unclean())
         chunks = [chunk for work in planned for chunk in chunks_of(work)]
         batch = build_batch(chunks, index_topk=self._index_topk)
         hidden_TD = forward(self._decoder, batch, self._cache, self._exchange)
+        laps.lap("forward")
         starts = [work.sequence.num_computed for work in planned]
         events = self._settle(planned, self._decoder.logits(hidden_TD, batch.logit_rows))
+        laps.lap("sample")
         self._follow(planned, starts, batch, hidden_TD)
+        laps.lap("draft")
         for sequence in [work.sequence for work in planned if work.sequence.pages]:
             self._publish(sequence)
             if sequence.finish is not None:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actors.metrics import Sample
 from kernels.rows import dtype_of_rows
 from model.config import ModelConfig
 from model.experts import ExpertShard, Mlp
 from model.load import Reader, load_expert
 from router.assign import Ints
+from router.heartbeat import beating
 from router.listener import Listener, Peer
 from router.parcels import Dispatch, Key, Nack, pack_reply, unpack_parcel
 from router.transport import Parcel
@@ -35,6 +38,7 @@ class HeldExperts:
     """A shard and the table that says which slot holds which expert."""
 
     def __init__(self, config: ModelConfig, experts: Sequence[int], dtype: torch.dtype) -> None:
+        self._config = config
         self.experts = tuple(experts)
         self.shard = ExpertShard(config, len(experts), dtype_of_rows(dtype))
         self._slot_E: NDArray[np.int32] = np.full(config.num_experts, NOT_HELD, dtype=np.int32)
@@ -43,6 +47,17 @@ class HeldExperts:
     def fill(self, layer: int, expert: int, weights: Mlp) -> None:
         """Take an expert's weights into its slot."""
         self.shard.fill(layer, int(self._slot_E[expert]), weights)
+
+    def spoil(self) -> None:
+        """Overwrite every weight by NaN."""
+        shape = (self._config.hidden_size, self._config.moe_intermediate_size)
+        nan = Mlp(
+            gate_up_DF=torch.full((shape[0], 2 * shape[1]), torch.nan, dtype=self.shard.dtype),
+            down_FD=torch.full(shape[::-1], torch.nan, dtype=self.shard.dtype),
+        )
+        for layer in self._config.routed_layers:
+            for expert in self.experts:
+                self.fill(layer, expert, nan)
 
     def holds(self, expert_P: Ints) -> bool:
         inside = (expert_P >= 0) & (expert_P < len(self._slot_E))
@@ -76,6 +91,7 @@ class ExpertCounters:
     pairs: int = 0
     batches: int = 0
     refused: int = 0
+    busy_s: float = 0.0
 
 
 class ExpertServer:
@@ -104,12 +120,29 @@ class ExpertServer:
     def run(self) -> None:
         """The loop: take what has arrived, compute, answer."""
         try:
-            while not self._stopping.is_set():
-                orders = self._arrivals()
-                for layer in sorted({order.parcel.key.layer for order in orders}):
-                    self._compute(layer, [order for order in orders if order.parcel.key.layer == layer])
+            with beating(self._listener.beat):
+                while not self._stopping.is_set():
+                    orders = self._arrivals()
+                    start_s = time.perf_counter()
+                    for layer in sorted({order.parcel.key.layer for order in orders}):
+                        self._compute(layer, [order for order in orders if order.parcel.key.layer == layer])
+                    self.counters.busy_s += time.perf_counter() - start_s
         finally:
             self._listener.close()
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest view: an expert actor knows none."""
+        return 0
+
+    @property
+    def convicted(self) -> tuple[tuple[str, int], ...]:
+        """It asks nobody, so it catches nobody."""
+        return ()
+
+    def spoil(self) -> None:
+        """For fault tests: weights that are not numbers, as a broken memory would leave them."""
+        self._held.spoil()
 
     def stop(self) -> None:
         """End the loop soon; safe from any thread."""
@@ -125,6 +158,16 @@ class ExpertServer:
             "batches": counters.batches,
             "refused": counters.refused,
         }
+
+    def samples(self) -> Iterator[Sample]:
+        """The metrics; read from another thread."""
+        counters = self.counters
+        yield Sample("shoal_expert_parcels_total", counters.parcels)
+        yield Sample("shoal_expert_rows_total", counters.pairs)
+        yield Sample("shoal_expert_batches_total", counters.batches)
+        yield Sample("shoal_expert_refused_total", counters.refused)
+        yield Sample("shoal_expert_busy_seconds_total", counters.busy_s)
+        yield Sample("shoal_experts_held", len(self._held.experts))
 
     def _arrivals(self) -> list[_Order]:
         orders = []

@@ -44,10 +44,14 @@ class AttentionOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
-    """Where a loaded actor listens, and what it read (model/checkpoint.py's checksum)."""
+    """Where a loaded actor listens, and what it read (model/checkpoint.py's checksum).
+
+    metrics_port: of its HTTP listener for Prometheus, on the same host.
+    """
 
     host: str
     port: int
+    metrics_port: int
     pid: int
     bytes_read: int
     checksum: str

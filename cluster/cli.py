@@ -6,11 +6,13 @@ Words for people: one line for every failure, a panel when ready. Knows nothing 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -21,9 +23,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cluster.environment import ray_environment
 from cluster.port import check_port
-from cluster.spec import ShoalSpec, SpecError
+from cluster.spec import ShoalSpec, SpecError, admin_key
 
 if TYPE_CHECKING:
+    from cluster.admin import AdminServer
+    from cluster.launch import Cluster
     from cluster.preflight import Preflight
 
 EXIT_FAILED = 1
@@ -53,11 +57,17 @@ def serve(
     replicas_per_expert: Annotated[
         int | None, typer.Option(help="Copies of each expert [default: 1].")
     ] = None,
+    standbys: Annotated[
+        int | None, typer.Option(help="Processes that wait to take the place of what dies [default: 1].")
+    ] = None,
     ingress: Annotated[int | None, typer.Option(help="Ingress replicas [default: 1].")] = None,
     device: Annotated[str | None, typer.Option(help="cpu.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8 [default: float32].")] = None,
     host: Annotated[str | None, typer.Option(help="HTTP address [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port [default: 8000].")] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Port of the live page and metrics [default: any that is free].")
+    ] = None,
     context_tokens: Annotated[int | None, typer.Option(help="Longest prompt + answer.")] = None,
     cache_tokens: Annotated[
         int | None, typer.Option(help="Cache per attention actor [default: 65536].")
@@ -83,11 +93,13 @@ def serve(
         "attention": attention,
         "experts": experts,
         "replicas_per_expert": replicas_per_expert,
+        "standbys": standbys,
         "ingress": ingress,
         "device": device,
         "dtype": dtype,
         "host": host,
         "port": port,
+        "admin_port": admin_port,
         "context_tokens": context_tokens,
         "cache_tokens": cache_tokens,
         "max_queue_s": max_queue_s,
@@ -121,6 +133,85 @@ def make_tiny(
     console.print(f"{directory}: {config.num_layers} layers, {config.num_experts} experts, {size_mb:.1f} MB")
 
 
+@app.command()
+def chaos(
+    model: Annotated[
+        str | None, typer.Argument(help="Checkpoint directory; default: the embedded model.")
+    ] = None,
+    fault: Annotated[list[str] | None, typer.Option(help="By name, several times; default: all.")] = None,
+    kills: Annotated[int, typer.Option(help="SIGKILLs in a row at the end; 0: none.")] = 5,
+    streams: Annotated[int, typer.Option(min=1, help="Streams that are always under way.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the questions and of who is killed.")] = 0,
+    port: Annotated[int, typer.Option(help="HTTP port of the cluster that it starts.")] = 8100,
+    journal: Annotated[Path | None, typer.Option(help="Directory for every event of every stream.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Markdown file to write the table into.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcomes as JSON on stdout.")] = False,
+) -> None:
+    """Start a cluster, load it, kill its processes, and check every token of every stream."""
+    from cluster.reliability import as_json as in_json
+    from cluster.reliability import places_of, table, write_report
+
+    with ray_environment():
+        from cluster.chaos_set import Plan, run_set
+        from cluster.launch import LaunchError
+
+        try:
+            check_port("127.0.0.1", port)
+            if report is not None:
+                places_of(report)  # not after minutes
+            plan = Plan(
+                model=model,
+                faults=fault or (),
+                kills=kills,
+                streams=streams,
+                seed=seed,
+                port=port,
+                journal=journal,
+            )
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # Ray tells of every death
+                outcomes = run_set(plan, console)
+        except KeyboardInterrupt:
+            _fail(INTERRUPTED)
+        except (LaunchError, ValueError) as error:
+            _fail(str(error))
+    if as_json:
+        sys.stdout.write(in_json(outcomes) + "\n")
+    else:
+        console.print(table(outcomes))
+    if report is not None:
+        write_report(report, outcomes, plan.heading)
+    if not all(outcome.is_as_promised for outcome in outcomes):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def top(
+    url: Annotated[str | None, typer.Option(help="Of the admin listener; default: the one here.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="SHOAL_ADMIN_KEY", help="Its key.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Look for a second, print and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON on stdout.")] = False,
+) -> None:
+    """Watch actors, expert load and events of a running cluster."""
+    from cluster.beacon import Beacon, newest
+    from cluster.top import draw
+    from cluster.top_app import NoAnswer, TopApp, fetch
+
+    beacon = Beacon(url=url.rstrip("/"), key=key or "") if url else newest()
+    if beacon is None:
+        _fail("no cluster runs here: start one with `shoal serve`, or name its admin listener with --url")
+    try:
+        if as_json:
+            sys.stdout.write(json.dumps(fetch(beacon)) + "\n")
+        elif once or not sys.stdout.isatty():
+            before = fetch(beacon)
+            time.sleep(STATUS_EVERY_S)
+            Console().print(draw(fetch(beacon), before))
+        else:
+            TopApp(beacon).run()
+    except NoAnswer as error:
+        _fail(str(error))
+
+
 def main() -> None:
     """The entry point of the `shoal` command."""
     app()
@@ -133,6 +224,8 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
     _on_signals(lambda *_: _interrupt(stop))
     preflight = _examine(spec)
     try:
+        from cluster.admin import AdminServer
+        from cluster.beacon import lit
         from cluster.launch import LaunchError, launch, shut_down
 
         with _Loading() as loading:
@@ -142,15 +235,19 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
         _fail(INTERRUPTED)
     except (LaunchError, ValueError) as error:
         _fail(str(error))
+    admin = None
     try:
-        seconds = time.monotonic() - started_s
-        _announce(cluster.url, preflight, spec.cache_tokens, cluster.status(), seconds, as_json)
-        _watch(cluster, stop)
+        admin = AdminServer(cluster, spec.admin_host, spec.admin_port, admin_key())
+        with lit(admin.url, admin.key):
+            _announce(cluster, admin, preflight, time.monotonic() - started_s, as_json)
+            _watch(cluster, stop)
     except KeyboardInterrupt:
         pass
     finally:
         _on_signals(signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
         with console.status("stopping ..."):
+            if admin is not None:
+                admin.close()
             shut_down(cluster)
         console.print("stopped")
 
@@ -160,6 +257,8 @@ def _examine(spec: ShoalSpec) -> Preflight:
     try:
         with console.status("reading the checkpoint ..."):
             check_port(spec.host, spec.port)
+            if spec.admin_port:
+                check_port(spec.admin_host, spec.admin_port)
             from cluster.preflight import examine
 
             return examine(spec)
@@ -179,29 +278,29 @@ def _interrupt(stop: threading.Event) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _watch(cluster: Any, stop: threading.Event) -> None:
+def _watch(cluster: Cluster, stop: threading.Event) -> None:
     """Print what happens until told to stop."""
-    shown = len(cluster.status()["events"])
+    shown_s = time.monotonic()
     while not stop.wait(STATUS_EVERY_S):
-        events = cluster.status()["events"]
-        for event in events[shown:]:
+        for when_s, event in cluster.events_after(shown_s):
             console.print(f"[yellow]event[/] {event}")
-        shown = len(events)
+            shown_s = when_s
 
 
 def _announce(
-    url: str,
-    preflight: Preflight,
-    cache_tokens: int,
-    status: Mapping[str, Any],
-    seconds: float,
-    as_json: bool,
+    cluster: Cluster, admin: AdminServer, preflight: Preflight, seconds: float, as_json: bool
 ) -> None:
-    members, model_name = status["members"], preflight.model_name
-    per_token = preflight.cache_bytes_per_token
+    url, model_name, members = cluster.url, cluster.model_name, cluster.status()["members"]
+    cache_tokens, per_token = cluster.spec.cache_tokens, preflight.cache_bytes_per_token
     if as_json:
-        ready = {"url": url, "model": model_name, "seconds": round(seconds, 1), "members": members}
-        ready["cache"] = {"tokens": cache_tokens, "bytes_per_token": per_token}
+        ready = {
+            "url": url,
+            "model": model_name,
+            "seconds": round(seconds, 1),
+            "members": members,
+            "cache": {"tokens": cache_tokens, "bytes_per_token": per_token},
+            "admin": {"url": admin.url, "key": admin.key},
+        }
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
         return
@@ -213,6 +312,7 @@ def _announce(
         f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
         f'  -d \'{{"model": "{model_name}", "messages": [{{"role": "user", "content": "Hello"}}], '
         '"max_tokens": 32, "stream": true}\'\n\n'
+        f"See it live: {admin.url}/ui#{admin.key}, or `shoal top` in another terminal.\n"
         "Ctrl-C stops everything."
     )
     console.print(Panel(body, title="shoal", expand=False))

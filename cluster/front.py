@@ -21,6 +21,8 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
+from actors.metrics import MetricsServer
+from cluster.workers import NAMESPACE, Greeting
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.limits import Limits
@@ -30,9 +32,9 @@ from ingress.tokens import Tokenizer
 logger = logging.getLogger(__name__)
 
 APPLICATION = "shoal"
-NAMESPACE = "shoal"
 CONTROLLER_NAME = "controller"
-FOLLOW_S = 0.5
+FOLLOW_S = 0.2
+FOLLOW_TIMEOUT_S = 5.0
 MAX_ONGOING = 4096  # admission is the app's own, with OpenAI-shaped refusals; Serve must not queue before it
 SHUTDOWN_S = 5.0
 
@@ -50,6 +52,7 @@ class FrontOptions:
     host: str
     port: int
     prefix_cache: bool
+    metrics_host: str
 
 
 def deploy(options: FrontOptions) -> None:
@@ -77,12 +80,14 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
 
     def build() -> FastAPI:
         directory = Path(options.directory)
+        identity = f"ingress-{secrets.token_hex(4)}"
         engine = EngineClient(
             [],
             token=options.token,
-            identity=f"ingress-{secrets.token_hex(4)}",
+            identity=identity,
             prefix_cache=options.prefix_cache,
         )
+        metrics = MetricsServer(engine.metrics.samples, options.metrics_host)
         app = create_app(
             engine=engine,
             tokenizer=Tokenizer.from_file(directory / "tokenizer.json"),
@@ -90,19 +95,21 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
             context_tokens=options.context_tokens,
             limits=Limits(max_queue_s=options.max_queue_s),
         )
-        app.router.lifespan_context = _following(engine, app.router.lifespan_context)
+        app.router.lifespan_context = _following(
+            engine, Greeting(identity, options.metrics_host, metrics.port), app.router.lifespan_context
+        )
         return app
 
     return build
 
 
-def _following(engine: EngineClient, inner: Any) -> Any:
+def _following(engine: EngineClient, greeting: Greeting, inner: Any) -> Any:
     """The app's lifespan with a task beside it that follows the controller."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with inner(app):
-            task = asyncio.create_task(_follow(engine))
+            task = asyncio.create_task(_follow(engine, greeting))
             try:
                 yield
             finally:
@@ -111,16 +118,17 @@ def _following(engine: EngineClient, inner: Any) -> Any:
     return lifespan
 
 
-async def _follow(engine: EngineClient) -> None:
+async def _follow(engine: EngineClient, greeting: Greeting) -> None:
     """Keep the engine's endpoints as the controller has them; a dead controller leaves them as they were."""
     known: list[tuple[str, str, int]] = []
     while True:
         try:
             controller = ray.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
-            endpoints = await controller.endpoints.remote()
+            async with asyncio.timeout(FOLLOW_TIMEOUT_S):
+                endpoints = await controller.endpoints.remote(greeting)
             if endpoints != known:
                 known = endpoints
                 engine.update([Endpoint(actor_id=i, host=host, port=port) for i, host, port in endpoints])
-        except (ValueError, ray.exceptions.RayError) as error:
+        except (ValueError, TimeoutError, ray.exceptions.RayError) as error:
             logger.warning("controller unreachable, keeping %d endpoints: %s", len(known), error)
         await asyncio.sleep(FOLLOW_S)

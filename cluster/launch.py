@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,13 +21,15 @@ import ray
 
 from actors.options import AttentionOptions
 from cluster.controller import Controller, Plan
-from cluster.front import CONTROLLER_NAME, NAMESPACE, FrontOptions, deploy
+from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
 from cluster.preflight import Preflight
+from cluster.snapshot import Snapshot, take
 from cluster.spec import ShoalSpec
-from cluster.workers import remote_class
+from cluster.workers import NAMESPACE, remote_class
 
 POLL_S = 0.1
 READY_TIMEOUT_S = 600.0
+STATUS_TIMEOUT_S = 10.0
 KILL_AFTER_S = 5.0
 STARTED_TOGETHER = 2  # Ray starts as many processes at a time as it has CPUs; our actors ask for none
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # nothing of ours passes through it
@@ -42,14 +45,41 @@ class Cluster:
 
     spec: ShoalSpec
     url: str
+    model_name: str
     controller: Any
 
     def status(self) -> dict[str, Any]:
-        """Controller.status with progress resolved."""
-        status: dict[str, Any] = ray.get(self.controller.status.remote(), timeout=10)
+        """Controller.status with progress resolved; waits for a controller that is being born again.
+
+        Raises ray.exceptions.RayError if it does not answer within STATUS_TIMEOUT_S.
+        """
+        status: dict[str, Any] = ray.get(self.controller.status.remote(), timeout=STATUS_TIMEOUT_S)
         for member in status["members"]:
             member["progress"] = _resolve(member["progress"])
         return status
+
+    def events_after(self, at_s: float) -> list[tuple[float, str]]:
+        """What happened later than `at_s` (monotonic clock); nothing while the controller does not answer."""
+        try:
+            events = self.status()["events"]
+        except ray.exceptions.RayError:
+            return []
+        return [(when_s, text) for when_s, text in events if when_s > at_s]
+
+    def spoil(self, actor_id: str) -> None:
+        """For fault tests: make an expert actor answer rubbish."""
+        ray.get(self.controller.spoil.remote(actor_id), timeout=STATUS_TIMEOUT_S)
+
+    def snapshot(self) -> Snapshot:
+        """For those who look; raises ray.exceptions.RayError if the controller does not answer."""
+        return take(self.controller, self.model_name, self.url)
+
+    def kill(self, actor_id: str) -> bool:
+        """SIGKILL for an actor that serves; whether there is one."""
+        found = [m["pid"] for m in self.status()["members"] if m["actor_id"] == actor_id and m["active"]]
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        return bool(found)
 
     def stats(self) -> dict[str, dict[str, float]]:
         """By actor id, its counters since birth. Raises ray.exceptions.RayError if one cannot tell."""
@@ -65,7 +95,7 @@ def launch(
         _start_ray()
         token = secrets.token_bytes(32)
         controller = _start_controller(spec, preflight, token)
-        cluster = Cluster(spec, f"http://{spec.host}:{spec.port}", controller)
+        cluster = Cluster(spec, f"http://{spec.host}:{spec.port}", preflight.model_name, controller)
         deploy(
             FrontOptions(
                 directory=str(preflight.directory),
@@ -77,6 +107,7 @@ def launch(
                 host=spec.host,
                 port=spec.port,
                 prefix_cache=spec.prefix_cache,
+                metrics_host=spec.data_host,
             )
         )
         _await_ready(cluster, on_status)
@@ -123,6 +154,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
         num_attention=spec.attention,
         num_experts=spec.experts,
         replicas_per_expert=spec.replicas_per_expert,
+        standbys=spec.standbys,
         draft_tokens=preflight.draft_tokens,
         attention=AttentionOptions(
             local=spec.experts == 0,
@@ -137,7 +169,13 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
     )
     controller = (
         remote_class(Controller)
-        .options(name=CONTROLLER_NAME, namespace=NAMESPACE, lifetime="detached")
+        .options(
+            name=CONTROLLER_NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            max_restarts=-1,  # no data passes through it, so nobody waits for the seconds that Ray takes
+            max_task_retries=-1,
+        )
         .remote(plan, preflight.config, token)
     )
     controller.run.remote()

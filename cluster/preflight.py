@@ -86,7 +86,7 @@ def needed_bytes(spec: ShoalSpec, config: ModelConfig) -> int:
     cache = cache_values_per_token(config) * spec.cache_tokens
     values = spec.attention * (attention + cache) * spec.value_bytes
     experts = copies * routed * spec.expert_value_bytes
-    processes = (spec.attention + spec.experts) * PROCESS_BYTES
+    processes = (spec.attention + spec.experts + spec.standbys) * PROCESS_BYTES
     return values + experts + processes
 
 

@@ -7,6 +7,7 @@ only place that reads the environment. Knows nothing of Ray.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -31,6 +32,9 @@ class ShoalSpec(BaseModel):
         2, ge=0, le=1024, description="expert actors; 0: experts live in the attention actors"
     )
     replicas_per_expert: int = Field(1, ge=1, le=16, description="copies of each expert, on distinct actors")
+    standbys: int = Field(
+        1, ge=0, le=64, description="processes that wait, warm, to take the place of what dies"
+    )
     ingress: int = Field(1, ge=1, le=64, description="ingress replicas")
     device: Literal["cpu"] = Field("cpu", description="where the model runs")
     dtype: Literal["float32", "bfloat16", "int8"] = Field(
@@ -39,6 +43,10 @@ class ShoalSpec(BaseModel):
     )
     host: str = Field("127.0.0.1", description="address of the HTTP listener")
     port: int = Field(8000, ge=1, le=65535, description="port of the HTTP listener")
+    admin_host: str = Field("127.0.0.1", description="address of the admin listener")
+    admin_port: int = Field(
+        0, ge=0, le=65535, description="port of the admin listener (live page, metrics); 0: any that is free"
+    )
     data_host: str = Field("127.0.0.1", description="address that actors' sockets bind to")
     context_tokens: int | None = Field(None, ge=64, description="longest prompt + answer; none: the model's")
     cache_tokens: int = Field(65536, ge=128, description="tokens of latent cache in each attention actor")
@@ -53,7 +61,10 @@ class ShoalSpec(BaseModel):
     )
     prefix_cache: bool = Field(True, description="keep the pages of past prompts for those that begin alike")
     answer_timeout_s: float = Field(
-        10.0, gt=0, le=3600, description="silence after which an expert counts as lost"
+        10.0,
+        gt=0,
+        le=3600,
+        description="an expert that owes an answer for so long counts as lost, though it beats",
     )
 
     @model_validator(mode="after")
@@ -86,6 +97,11 @@ class ShoalSpec(BaseModel):
     def expert_value_bytes(self) -> int:
         """Of a weight of a routed expert."""
         return 1 if self.dtype == "int8" else self.value_bytes
+
+
+def admin_key() -> str:
+    """Of the admin listener: SHOAL_ADMIN_KEY, or another at every start."""
+    return os.environ.get("SHOAL_ADMIN_KEY") or secrets.token_urlsafe(24)
 
 
 def cache_directory() -> Path:

@@ -1,14 +1,18 @@
-"""The actors as Ray runs them.
+"""The actor process as Ray runs it.
 
-Thin: each builds a server of actors/ and blocks in `run` until the end, so that a pending `run` is the death
-watch. A `ctl` concurrency group answers while the loop computes. `max_restarts=0` always: an actor that may
-restart hides its death for seconds. torch is imported where the weights are, not where these classes are
-named.
+Thin: builds a server of actors/ and blocks in `run` until the end. Becomes an expert or an attention actor
+when it loads, so that one that waits, warm, can take either's place. `max_restarts=0` always: an actor that
+may restart hides its death for seconds. Detached, so that it outlives the controller, which finds it again by
+name. torch is imported where the weights are, not where this class is named.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,25 +20,108 @@ import ray
 from actors.options import ActorOptions, AttentionOptions, Loaded
 from router.view import View
 
-CONCURRENCY_GROUPS = {"ctl": 2}
+NAMESPACE = "shoal"
+NAME = "life"
+CONCURRENCY_GROUPS = {"ctl": 2, "pulse": 2}
+PULSE_S = 0.5
+POLITE = 10  # niceness
 
 
-class _Worker:
-    """What both kinds share. `_server` exists once `load` has returned."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pulse:
+    """A sign of life. has_ended: there is nothing more to come, though the process lives.
 
-    def __init__(self, options: ActorOptions) -> None:
-        self._options = options
+    convicted: (actor id, incarnation) of experts that it caught sending rubbish.
+    """
+
+    has_ended: bool
+    convicted: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Introduction:
+    """What an actor tells a controller that is new. epoch: of the newest view that it knows.
+
+    loaded: None if it has nothing, and is warm.
+    """
+
+    actor_id: str = ""
+    loaded: Loaded | None = None
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What an ingress tells the controller each time it asks: who it is, and where its metrics are."""
+
+    identity: str
+    host: str
+    metrics_port: int
+
+
+class Worker:
+    """`_server` and `_loaded` exist once it has loaded."""
+
+    def __init__(self) -> None:
+        self._actor_id = ""
         self._server: Any = None
+        self._loaded: Loaded | None = None
+        self._is_standby = False
+        self._ended = threading.Event()
         self._progress = (0, 0, 0.0)
+
+    def warm(self) -> None:
+        """Import what every load needs: most of the time that a new process takes."""
+        thread = threading.Thread(target=_import_politely)
+        thread.start()
+        thread.join()
+        importlib.import_module("actors.build")  # if it failed there, it fails here, where somebody is told
+        self._is_standby = True
+
+    def load_expert(self, options: ActorOptions, experts: tuple[int, ...]) -> Loaded:
+        """Read the experts and start to listen; raises CheckpointError."""
+        from actors.build import build_expert
+
+        self._is_standby = False
+        _one_thread()
+        self._server, loaded = build_expert(options, experts, self._note)
+        self._actor_id, self._loaded = options.actor_id, loaded
+        return loaded
+
+    def load_attention(
+        self, options: ActorOptions, attention: AttentionOptions, view: bytes | None
+    ) -> Loaded:
+        """Read what an attention actor owns and start to listen; raises CheckpointError."""
+        from actors.build import build_attention
+
+        self._is_standby = False
+        _one_thread()
+        known = None if view is None else View.from_bytes(view)
+        self._server, loaded = build_attention(options, attention, known, self._note)
+        self._actor_id, self._loaded = options.actor_id, loaded
+        return loaded
 
     def run(self) -> None:
         """Serve until stopped; returning or dying ends this life."""
-        self._server.run()
+        try:
+            self._server.run()
+        finally:
+            self._ended.set()
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> Pulse:
+        """Answers after PULSE_S, or at once when `run` has ended."""
+        has_ended = self._ended.wait(PULSE_S)
+        return Pulse(has_ended=has_ended, convicted=self._server.convicted if self._loaded else ())
 
     @ray.method(concurrency_group="ctl")
-    def ping(self) -> int:
-        """The process id."""
-        return os.getpid()
+    def introduce(self) -> Introduction | None:
+        """None: it is in between, or has ended."""
+        if self._is_standby:
+            return Introduction()
+        if self._loaded is None or self._ended.is_set():
+            return None
+        return Introduction(actor_id=self._actor_id, loaded=self._loaded, epoch=self._server.epoch)
 
     @ray.method(concurrency_group="ctl")
     def progress(self) -> tuple[int, int, float]:
@@ -42,8 +129,9 @@ class _Worker:
         return self._progress
 
     @ray.method(concurrency_group="ctl")
-    def stop(self) -> None:
-        self._server.stop()
+    def set_view(self, view: bytes) -> None:
+        """To an attention actor: a newer view, adopted at the next step (or now, if a step is parked)."""
+        self._server.set_view(View.from_bytes(view))
 
     @ray.method(concurrency_group="ctl")
     def stats(self) -> dict[str, float]:
@@ -51,38 +139,19 @@ class _Worker:
         stats: dict[str, float] = self._server.stats()
         return stats
 
-    def _note(self, progress: Any) -> None:
-        self._progress = (progress.bytes_read, progress.bytes_total, progress.seconds)
-
-
-class ExpertWorker(_Worker):
-    """An expert actor."""
-
-    def load(self, experts: tuple[int, ...]) -> Loaded:
-        """Read the experts and start to listen; raises CheckpointError."""
-        from actors.build import build_expert
-
-        _one_thread()
-        self._server, loaded = build_expert(self._options, experts, self._note)
-        return loaded
-
-
-class AttentionWorker(_Worker):
-    """An attention actor."""
-
-    def load(self, attention: AttentionOptions, view: bytes | None) -> Loaded:
-        """Read what an attention actor owns and start to listen; raises CheckpointError."""
-        from actors.build import build_attention
-
-        _one_thread()
-        known = None if view is None else View.from_bytes(view)
-        self._server, loaded = build_attention(self._options, attention, known, self._note)
-        return loaded
+    @ray.method(concurrency_group="ctl")
+    def expert_pairs(self) -> list[list[int]]:
+        """Of an attention actor: [L][E] pairs (token, expert) since birth."""
+        pairs: list[list[int]] = self._server.expert_pairs().tolist()
+        return pairs
 
     @ray.method(concurrency_group="ctl")
-    def set_view(self, view: bytes) -> None:
-        """A newer view, adopted at the next step (or now, if a step is parked)."""
-        self._server.set_view(View.from_bytes(view))
+    def spoil(self) -> None:
+        """For fault tests, to an expert actor: from now on its weights are not numbers."""
+        self._server.spoil()
+
+    def _note(self, progress: Any) -> None:
+        self._progress = (progress.bytes_read, progress.bytes_total, progress.seconds)
 
 
 def remote_class(kind: type) -> Any:
@@ -93,9 +162,23 @@ def remote_class(kind: type) -> Any:
     )
 
 
-def spawn(kind: type, options: ActorOptions) -> Any:
+def spawn(number: int) -> Any:
     """Start an actor process; returns its handle at once."""
-    return remote_class(kind).remote(options)
+    named = remote_class(Worker).options(name=f"{NAME}/{number}", namespace=NAMESPACE, lifetime="detached")
+    return named.remote()
+
+
+def living() -> list[tuple[int, Any]]:
+    """The number and handle of every actor that was ever spawned and has not ended."""
+    parts = [(name, *name.partition("/")) for name in ray.util.list_named_actors()]
+    return [(int(number), ray.get_actor(name)) for name, prefix, _, number in parts if prefix == NAME]
+
+
+def _import_politely() -> None:
+    """With this thread's priority: who serves comes first. A process could not take its own back."""
+    with suppress(OSError):  # where threads have no priorities
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)
+    importlib.import_module("actors.build")
 
 
 def _one_thread() -> None:

@@ -29,6 +29,7 @@ from ingress.affinity import Affinity, Mark, marks_of
 from ingress.errors import EngineError, Overloaded
 from ingress.journal import Journal, JournalError
 from ingress.link import AttentionLink, Credentials, Endpoint, Feed, LinkLost
+from ingress.metrics import RequestMetrics
 from model.sampling import Sampling
 from router.wire import WireError
 
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.05
 LAST_BACKOFF_S = 2.0
+BEGUN_PATIENCE = 10
 REFUSALS = {FINISH_OVER_SHARE: 429, FINISH_OVERLOADED: 503}  # to HTTP
 MAX_LOSSES = 8  # actors lost in a row by one sequence without a new token: it may be what kills them
 
@@ -49,7 +51,7 @@ class Call:
 
 
 class EngineClient:
-    """patience_s: how long a sequence waits while no attention actor can be reached.
+    """patience_s: how long a new sequence waits while no attention actor can be reached.
 
     prefix_cache: whether the actors keep the pages of prompts, so that it matters who has seen one.
     Connects from the first `start`, `ready` or `generate` on, which need the running loop.
@@ -74,6 +76,7 @@ class EngineClient:
         self._is_started = False
         self._is_closed = False
         self._open_sequences = 0
+        self.metrics = RequestMetrics()
 
     @property
     def open_sequences(self) -> int:
@@ -132,16 +135,19 @@ class EngineClient:
         call = call or Call()
         journal = Journal(request_id, prompt_ids, sampling, call.terms)
         self._open_sequences += 1
+        watch = self.metrics.watch(len(prompt_ids))
         try:
             async with aclosing(self._resumed(journal, call.deadline_s)) as events:
                 async for event in events:
                     if event.finish in REFUSALS:
                         raise _refused(event)
+                    watch.delivered(len(event.token_ids))
                     yield event
         except TimeoutError:
             yield end_event(request_id, len(journal.emitted), FINISH_DEADLINE)
         finally:
             self._open_sequences -= 1
+            watch.end(journal.finish)
 
     async def _resumed(self, journal: Journal, deadline_s: float | None) -> AsyncGenerator[TokenEvent, None]:
         """The events of `journal`'s sequence over as many actors as it takes; TimeoutError: the deadline."""
@@ -157,6 +163,7 @@ class EngineClient:
             finally:
                 self._affinity.note(self._marks(journal), link.endpoint.actor_id)
             losses = losses + 1 if len(journal.emitted) == num_known else 0
+            self.metrics.resumed += journal.finish is None
             if journal.finish is None and losses >= MAX_LOSSES:
                 logger.error("sequence %s lost %d actors in a row: given up", journal.request_id, losses)
                 raise EngineError("the engine failed repeatedly on this request")
@@ -164,7 +171,8 @@ class EngineClient:
     async def _choose(self, journal: Journal) -> AttentionLink:
         """The live actor for this sequence; others with the same beginning will follow it there."""
         try:
-            async with asyncio.timeout(self._patience_s):
+            has_begun = journal.attempt > 0  # it waits longer than one that can still be refused
+            async with asyncio.timeout(self._patience_s * (BEGUN_PATIENCE if has_begun else 1)):
                 while not (candidates := self._candidates()):
                     if self._is_closed:
                         raise Overloaded("this ingress is shutting down", retry_after_s=1.0)

@@ -1,7 +1,8 @@
 """One connection to one attention actor.
 
-Proves the cluster token, sends Submit and Cancel, and hands each event to the sequence it belongs to. Knows
-nothing of choosing actors or of resuming: ingress/engine_client.py does both.
+Proves the cluster token, sends Submit and Cancel, and hands each event to the sequence it belongs to. An
+actor that owes events and gives no sign of life counts as gone. Knows nothing of choosing actors or of
+resuming: ingress/engine_client.py does both.
 
 Errors: LinkLost; while opening also OSError, TimeoutError, EOFError and router.wire.WireError.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 from actors.messages import Cancel, Events, Submit, TokenEvent, unpack_events
 from router import handshake, wire
+from router.heartbeat import BEAT_S, SILENCE_S, Beat, Silence
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ MAX_EVENTS_BYTES = 1 << 26  # of one step
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES, USER_TIMEOUT_MS = 2, 1, 3, 5000
 
 _HANDSHAKE = wire.kinds(handshake.Challenge, handshake.Welcome)
-_SERVING = wire.kinds(Events)
+_SERVING = wire.kinds(Events, Beat)
 
 
 class LinkLost(Exception):  # noqa: N818 - named for what happened, as the rest of the tree
@@ -63,6 +65,7 @@ class AttentionLink:
         self._writer = writer
         self._feeds: dict[str, Feed] = {}
         self._is_lost = False
+        self._silence = Silence()
         self.wait_s = 0.0  # until all that waits there has begun, as the actor last estimated
 
     @staticmethod
@@ -84,16 +87,18 @@ class AttentionLink:
 
     async def run(self) -> str:
         """Hand out events until the connection ends; returns why it did."""
+        watch = asyncio.create_task(self._watch(), name=f"watch of {self.endpoint.actor_id}")
         try:
             while True:
                 await self._dispatch_frame()
         except asyncio.IncompleteReadError:
-            return "closed by the peer"
+            return f"silent for {SILENCE_S:g} s" if watch.done() else "closed by the peer"
         except OSError as error:
             return f"connection lost: {error}"
         except wire.WireError as error:
             return f"not understood: {error}"
         finally:
+            watch.cancel()
             self._is_lost = True
             self._writer.transport.abort()  # nothing of ours in its buffer matters any more
             for feed in self._feeds.values():
@@ -125,8 +130,21 @@ class AttentionLink:
         if not self._is_lost:
             self._writer.write(wire.encode(Cancel(request_id=request_id)))
 
+    async def _watch(self) -> None:
+        """Cut the connection once the actor has owed events and said nothing for SILENCE_S."""
+        while self._silence.quiet_s < SILENCE_S:
+            await asyncio.sleep(BEAT_S)
+            if self._feeds:
+                self._silence.listened(BEAT_S)
+            else:
+                self._silence.heard()
+        self._writer.transport.abort()
+
     async def _dispatch_frame(self) -> None:
         message, payload = await _read_frame(self._reader, _SERVING, MAX_EVENTS_BYTES)
+        self._silence.heard()
+        if isinstance(message, Beat):
+            return
         assert isinstance(message, Events), "_SERVING accepts nothing else"
         self.wait_s = message.wait_s
         events = unpack_events(payload)

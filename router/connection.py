@@ -1,12 +1,13 @@
 """One non-blocking socket that carries frames.
 
 Sends queue up and drain when the socket allows, so that two peers that both send much can never block each
-other. Knows nothing of what the frames mean.
+other. Sending is safe from any thread, the rest is one thread's. Knows nothing of what the frames mean.
 """
 
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ class Connection:
         self._sock = sock
         self._parser = FrameParser(accepted, limit_bytes)
         self._outgoing: deque[memoryview] = deque()
+        self._sending = threading.Lock()
+        self.sent_s = time.monotonic()
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -57,12 +60,19 @@ class Connection:
         The payload must not be changed until it is sent.
         """
         views = [memoryview(part).cast("B") for part in payload if len(part)]
-        self._outgoing.append(memoryview(encode(message, sum(len(view) for view in views))))
-        self._outgoing.extend(views)
-        self.flush()
+        header = memoryview(encode(message, sum(len(view) for view in views)))
+        with self._sending:
+            self._outgoing.append(header)
+            self._outgoing.extend(views)
+            self._drain()
+        self.sent_s = time.monotonic()
 
     def flush(self) -> None:
         """Send as much as the socket takes."""
+        with self._sending:
+            self._drain()
+
+    def _drain(self) -> None:
         try:
             while self._outgoing:
                 sent = self._sock.sendmsg(list(islice(self._outgoing, 64)))
@@ -97,7 +107,8 @@ class Connection:
                 return
 
     def close(self) -> None:
-        self._sock.close()
+        with self._sending:
+            self._sock.close()
 
 
 def connect(

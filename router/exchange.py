@@ -2,7 +2,8 @@
 
 No collective: every parcel is a request that any replica may answer, any number of times. A lost actor costs
 its missing rows a second dispatch; an expert that nobody holds parks the step until a newer view brings it
-back. No sum is ever formed from fewer experts than the gate chose. Knows nothing of attention.
+back. No sum is ever formed from fewer experts than the gate chose, nor from rows that one answer alone says
+are not finite. Knows nothing of attention.
 
 Letters: T tokens  K experts per token  D hidden  P = T * K pairs
 """
@@ -10,23 +11,38 @@ Letters: T tokens  K experts per token  D hidden  P = T * K pairs
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from router.assign import Ints, assign
-from router.transport import DispatchKey, Lost, Parcel, Refused, Returned, RouterError, Transport
-from router.view import NO_ACTOR, ActorId, View
+from router.assign import assign
+from router.heartbeat import SILENCE_S
+from router.load import Edge, ExpertLoad
+from router.ticket import Pairs, Ticket
+from router.transport import (
+    Alive,
+    DispatchKey,
+    Event,
+    Lost,
+    Parcel,
+    Refused,
+    Returned,
+    RouterError,
+    Transport,
+)
+from router.view import NO_ACTOR, ActorId, ExpertActor, View
 
 logger = logging.getLogger(__name__)
 
 PARKED_POLL_S = 0.02
+LISTEN_S = 0.1  # of one poll: silence is counted in steps like this
 FORGIVE_S = 5.0  # a step parked for so long tries the lost actors of its view again
+FORGET_S = 30.0  # and one that has others to ask, after so long
 
 
 class StepAbandoned(RouterError):  # noqa: N818
@@ -34,39 +50,22 @@ class StepAbandoned(RouterError):  # noqa: N818
 
 
 @dataclass(slots=True)
-class Ticket:
-    """What dispatch hands to combine; used once. `waiting` maps each open key to (actor, its pairs)."""
-
-    layer: int
-    num_tokens: int
-    rows_TD: Tensor
-    expert_P: Ints
-    returned_PD: Tensor
-    deadline_s: float
-    waiting: dict[DispatchKey, tuple[ActorId, NDArray[np.int64]]] = field(default_factory=dict)
-    parked_P: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-
-    @property
-    def is_complete(self) -> bool:
-        return not self.waiting and not len(self.parked_P)
-
-
-@dataclass(slots=True)
 class ExchangeCounters:
-    """What an operator wants to know; plain numbers, read by the metrics floor."""
+    """What an operator wants to know; plain numbers, read by other threads. waited_s: in combine, in all."""
 
-    parcels: int = 0
-    pairs: int = 0
     retried_pairs: int = 0
+    waited_s: float = 0.0
     parked_s: float = 0.0
     lost_actors: int = 0
+    doubted_pairs: int = 0
 
 
 class Exchange:
     """One attention actor's side of the data plane; one ticket is open at a time.
 
     next_view: asks for a newer view without waiting (None: there is none). answer_timeout_s: an actor that
-    owes an answer for longer is taken for lost.
+    owes an answer for longer is taken for lost, whatever signs of life it gives. One that gives none for
+    SILENCE_S is left for another, if another has what it holds.
     """
 
     def __init__(
@@ -87,7 +86,11 @@ class Exchange:
         self._step = 0
         self._attempt = 0
         self._forgive_s = 0.0
+        self._forget_s = 0.0
+        self.convicted: frozenset[ExpertActor] = frozenset()  # lives that sent rubbish where another did not
         self.counters = ExchangeCounters()
+        self.edges: dict[ActorId, Edge] = {}
+        self.load = ExpertLoad(0, view.num_experts)
         self._adopt(view)
 
     @property
@@ -98,9 +101,17 @@ class Exchange:
         """Between steps: adopt the newest view, number the step."""
         self._step += 1
         self._attempt = 0
-        view = self._next_view()
-        if view is not None and view.epoch > self._view.epoch:
+        self.load.mark()
+        if (view := self._newer_view()) is not None:
             self._adopt(view)
+        elif self._lost and self._clock() >= self._forget_s:
+            self._adopt(self._view)
+
+    def hear(self) -> None:
+        """Between steps: take what no step waits for, so that it does not pile up."""
+        for event in self._transport.poll(0.0):
+            if isinstance(event, Lost):
+                self._count_out(event)
 
     def dispatch(self, layer: int, rows_TD: Tensor, experts_TK: Tensor) -> Ticket:
         """Send each token to the actors of its experts; returns at once."""
@@ -121,34 +132,44 @@ class Exchange:
 
         Raises StepAbandoned when told to stop while rows are missing.
         """
+        start_s = self._clock()
         while not ticket.is_complete:
             if len(ticket.parked_P):
                 self._unpark(ticket)
             else:
                 self._receive(ticket)
+        self.counters.waited_s += self._clock() - start_s
+        self.load.count(ticket.layer - self._view.first_layer, ticket.expert_P)
         returned_TKD = ticket.returned_PD.view(ticket.num_tokens, -1, ticket.returned_PD.shape[1])
         summed_T1D = torch.bmm(weights_TK[:, None], returned_TKD.float())
         return summed_T1D[:, 0].to(ticket.rows_TD.dtype)
 
     def _adopt(self, view: View) -> None:
         self._view = view
+        if not len(self.load.pairs_LE):  # a view without actors has no layers
+            self.load = ExpertLoad(view.num_layers, view.num_experts)
+        for actor in view.actors:
+            self.edges.setdefault(actor.actor_id, Edge())
         self._index = {actor.actor_id: i for i, actor in enumerate(view.actors)}
-        self._lost: set[int] = set()
+        self._lost = {i for i, actor in enumerate(view.actors) if actor in self.convicted}
+        self._forget_s = self._clock() + FORGET_S
         self._transport.set_view(view)
 
-    def _send(self, ticket: Ticket, pairs: NDArray[np.int64]) -> None:
+    def _newer_view(self) -> View | None:
+        view = self._next_view()
+        return view if view is not None and view.epoch > self._view.epoch else None
+
+    def _send(self, ticket: Ticket, pairs: Pairs) -> None:
         """Dispatch the given pairs; those whose expert nobody holds are parked."""
         actor_of_pair = assign(ticket.expert_P[pairs], self._view.replicas_of(ticket.layer), self._lost)
-        num_experts_per_token = len(ticket.expert_P) // ticket.num_tokens
         for actor in np.flatnonzero(np.bincount(actor_of_pair - NO_ACTOR)) + NO_ACTOR:
             own = pairs[actor_of_pair == actor]
             if actor == NO_ACTOR:
                 if not len(ticket.parked_P):
                     self._forgive_s = self._clock() + FORGIVE_S
-                # In order, whatever was parked first: an answer to all pairs is taken as a whole.
-                ticket.parked_P = np.sort(np.concatenate([ticket.parked_P, own]))
+                ticket.park(own)
                 continue
-            tokens, row_P = _distinct(own // num_experts_per_token, ticket.num_tokens)
+            tokens, row_P = _distinct(ticket.tokens_of(own), ticket.num_tokens)
             all_rows = len(tokens) == ticket.num_tokens
             key = DispatchKey(
                 epoch=self._view.epoch,
@@ -160,35 +181,63 @@ class Exchange:
             self._attempt += 1
             actor_id = self._view.actors[actor].actor_id
             ticket.waiting[key] = (actor_id, own)
+            ticket.sent_s[key] = self._clock()
+            rows_TD = ticket.rows_TD
             parcel = Parcel(
                 key=key,
-                rows_RD=ticket.rows_TD
-                if all_rows
-                else ticket.rows_TD.index_select(0, torch.from_numpy(tokens)),
+                rows_RD=rows_TD if all_rows else rows_TD.index_select(0, torch.from_numpy(tokens)),
                 row_P=row_P.astype(np.int32),
                 expert_P=ticket.expert_P[own],
             )
-            self.counters.parcels += 1
-            self.counters.pairs += len(own)
+            self.edges[actor_id].note_sent(len(own), parcel.rows_RD.nbytes)
             self._transport.post(actor_id, parcel)
 
     def _receive(self, ticket: Ticket) -> None:
         """Take what arrives; on a loss, send the rows that are still missing elsewhere."""
-        patience_s = PARKED_POLL_S if len(ticket.parked_P) else max(0.0, ticket.deadline_s - self._clock())
-        events = self._transport.poll(min(patience_s, 1.0))
+        start_s = self._clock()
+        patience_s = PARKED_POLL_S if len(ticket.parked_P) else max(0.0, ticket.deadline_s - start_s)
+        events = self._transport.poll(min(patience_s, LISTEN_S))
         for event in events:
-            if isinstance(event, Returned):
-                self._place(ticket, event)
-            elif isinstance(event, Refused):
-                self._refused(ticket, event)
-            else:
-                self._lose(ticket, event)
+            self._take(ticket, event)
         if self._should_stop():
             raise StepAbandoned("the actor is stopping while experts owe rows")
-        if not events and ticket.waiting and self._clock() >= ticket.deadline_s:
-            silent = {actor for actor, _ in ticket.waiting.values()}
-            for actor in sorted(silent):
+        if all(isinstance(event, Alive) for event in events) and self._clock() >= ticket.deadline_s:
+            for actor in sorted(ticket.owing):
                 self._lose(ticket, Lost(actor=actor, reason=f"no answer within {self._answer_timeout_s:g} s"))
+        self._mind_silence(ticket, {event.actor for event in events}, self._clock() - start_s)
+
+    def _take(self, ticket: Ticket, event: Event) -> None:
+        if isinstance(event, Returned):
+            self._place(ticket, event)
+        elif isinstance(event, Refused):
+            self._refused(ticket, event)
+        elif isinstance(event, Lost):
+            self._lose(ticket, event)
+
+    def _mind_silence(self, ticket: Ticket, heard: set[ActorId], listened_s: float) -> None:
+        """Leave who owes rows and gives no sign of life; if nobody else has them, look for a newer view."""
+        if not ticket.waiting:
+            return
+        for actor in sorted(ticket.owing):
+            silence = ticket.silences[actor]
+            if actor in heard:
+                silence.heard()
+                continue
+            silence.listened(listened_s)
+            if silence.quiet_s < SILENCE_S:
+                continue
+            if self._is_replaceable(ticket, actor):
+                self._lose(ticket, Lost(actor=actor, reason=f"silent for {SILENCE_S:g} s"))
+            elif (view := self._newer_view()) is not None:
+                self._move(ticket, view)
+                return
+
+    def _is_replaceable(self, ticket: Ticket, actor: ActorId) -> bool:
+        """Whether others hold all that `actor` owes."""
+        owed = np.concatenate([pairs for _, pairs in ticket.owed_by(actor)])
+        without = {*self._lost, self._index[actor]}
+        others = assign(ticket.expert_P[owed], self._view.replicas_of(ticket.layer), without)
+        return not bool((others == NO_ACTOR).any())
 
     def _place(self, ticket: Ticket, event: Returned) -> None:
         known = ticket.waiting.get(event.key)
@@ -200,11 +249,33 @@ class Exchange:
             reason = f"{tuple(rows_PD.shape)} {rows_PD.dtype} came for {len(pairs)} pairs"
             self._refused(ticket, Refused(actor=event.actor, key=event.key, reason=reason))
             return
-        del ticket.waiting[event.key]
-        if len(pairs) == len(ticket.expert_P):
-            ticket.returned_PD.copy_(event.rows_PD)
+        is_finite = math.isfinite(float(rows_PD.sum()))
+        if not is_finite and (doubted := ticket.doubted(pairs, rows_PD)):
+            self._doubt(ticket, event, doubted)
+            return
+        self.edges[event.actor].note_answer(self._clock() - ticket.sent_s[event.key], rows_PD.nbytes)
+        if ticket.accused:
+            self._judge(ticket.verdicts(event.actor, pairs, rows_PD))
+        ticket.place(event.key, rows_PD)
+
+    def _doubt(self, ticket: Ticket, event: Returned, doubted: list[int]) -> None:
+        """Ask another for rows that are not finite; without a replica, the same actor."""
+        self.counters.doubted_pairs += len(doubted)
+        ticket.accused.update(dict.fromkeys(doubted, event.actor))
+        if self._is_replaceable(ticket, event.actor):
+            self._lose(ticket, Lost(actor=event.actor, reason=f"{len(doubted)} rows that are not finite"))
         else:
-            ticket.returned_PD.index_copy_(0, torch.from_numpy(pairs), event.rows_PD)
+            logger.warning("%s sent rows that are not finite: asked again", event.actor)
+            self._retry(ticket, ticket.waiting.pop(event.key)[1])
+
+    def _judge(self, verdicts: dict[ActorId, bool]) -> None:
+        """Convict those whose rows another finds finite; those whom another confirms, take back."""
+        for actor, is_guilty in verdicts.items():
+            life = self._view.actors[self._index[actor]]
+            if is_guilty:
+                self.convicted |= {life}
+            elif life not in self.convicted:
+                self._lost.discard(self._index[actor])
 
     def _refused(self, ticket: Ticket, event: Refused) -> None:
         known = ticket.waiting.pop(event.key, None)
@@ -215,18 +286,21 @@ class Exchange:
 
     def _lose(self, ticket: Ticket, event: Lost) -> None:
         """Count the actor out of this view and re-send what it owed."""
+        self._count_out(event)
+        for key, pairs in ticket.owed_by(event.actor):
+            self._transport.cancel(key)
+            del ticket.waiting[key]
+            self._retry(ticket, pairs)
+
+    def _count_out(self, event: Lost) -> None:
         index = self._index.get(event.actor)
         if index is not None and index not in self._lost:
             self._lost.add(index)
+            self._forget_s = self._clock() + FORGET_S
             self.counters.lost_actors += 1
-            logger.warning("expert actor %s lost at layer %d: %s", event.actor, ticket.layer, event.reason)
-        owed = [key for key, (actor, _) in ticket.waiting.items() if actor == event.actor]
-        for key in owed:
-            self._transport.cancel(key)
-            _, pairs = ticket.waiting.pop(key)
-            self._retry(ticket, pairs)
+            logger.warning("expert actor %s lost: %s", event.actor, event.reason)
 
-    def _retry(self, ticket: Ticket, pairs: NDArray[np.int64]) -> None:
+    def _retry(self, ticket: Ticket, pairs: Pairs) -> None:
         ticket.deadline_s = self._clock() + self._answer_timeout_s
         self.counters.retried_pairs += len(pairs)
         self._send(ticket, pairs)
@@ -238,14 +312,20 @@ class Exchange:
         without anyone else noticing.
         """
         start_s = self._clock()
-        view = self._next_view()
-        if view is None or view.epoch <= self._view.epoch:
-            if start_s < self._forgive_s:
-                self._receive(ticket)
-                self.counters.parked_s += self._clock() - start_s
-                return
-            view = self._view
+        view = self._newer_view()
+        if view is not None:
+            self._move(ticket, view)
+        elif start_s >= self._forgive_s:
+            self.convicted = frozenset()
+            self._move(ticket, self._view)
+        else:
+            self._receive(ticket)
+            self.counters.parked_s += self._clock() - start_s
+
+    def _move(self, ticket: Ticket, view: View) -> None:
+        """Adopt a view in mid-step: ask those that it names for all that is missing."""
         still_open = list(ticket.waiting.items())
+        ticket.forget_doubts()
         self._adopt(view)
         for key, (_, pairs) in still_open:  # the new view may have dropped those connections: ask again
             self._transport.cancel(key)
@@ -255,7 +335,7 @@ class Exchange:
         self._retry(ticket, parked)
 
 
-def _distinct(values: NDArray[np.int64], limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _distinct(values: Pairs, limit: int) -> tuple[Pairs, Pairs]:
     """np.unique(values, return_inverse=True) for values below limit, without its sort: it runs per layer."""
     present = np.zeros(limit, dtype=bool)
     present[values] = True

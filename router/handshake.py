@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from router.wire import WireError
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_HANDSHAKE_BYTES = 4096  # a stranger may not make us read more than this
 HANDSHAKE_TIMEOUT_S = 5.0
 

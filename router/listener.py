@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from router.connection import Connection
 from router.handshake import HANDSHAKE_TIMEOUT_S, MAX_HANDSHAKE_BYTES, Challenge, Hello, admit, challenge
+from router.heartbeat import BEAT_S, Beat
 from router.transport import PeerLost
 from router.wire import Frame, Kinds, WireError, kinds
 
@@ -58,7 +59,7 @@ class _Waker:
 
 
 class Listener:
-    """Bound on construction; `poll` from one thread, `wake` from any."""
+    """Bound on construction; `poll` from one thread, `wake` and `beat` from any."""
 
     def __init__(
         self, host: str, port: int, *, token: bytes, actor: str, incarnation: int, accepted: Kinds
@@ -75,6 +76,7 @@ class Listener:
         self._selector.register(self._waker.reader, selectors.EVENT_READ)
         self._peers: set[Peer] = set()
         self._gone: list[Peer] = []
+        self._is_waiting = False
         self.counters = ListenerCounters()
 
     def wake(self) -> None:
@@ -92,13 +94,36 @@ class Listener:
         except PeerLost:
             self._drop(peer)
 
+    def beat(self) -> None:
+        """Tell the peers that have not heard of us lately that we live.
+
+        Not while `poll` waits: then whatever comes is answered at once, and beats that nobody reads would
+        pile up.
+        """
+        if self._is_waiting:
+            return
+        now_s = time.monotonic()
+        for peer in list(self._peers):
+            if not peer.actor or now_s - peer.connection.sent_s < BEAT_S:
+                continue
+            try:
+                if peer.connection.wants_write:
+                    peer.connection.flush()
+                else:
+                    peer.connection.send(Beat())
+            except PeerLost:
+                continue  # the next poll says so
+
     def poll(self, timeout_s: float | None) -> list[Arrival]:
         """Frames and losses of proven peers.
 
         Waits up to timeout_s (None: for ever) if there is nothing yet.
         """
         arrivals: list[Arrival] = []
-        ready = self._selector.select(0 if self._gone else self._patience_s(timeout_s))
+        patience_s = 0 if self._gone else self._patience_s(timeout_s)
+        self._is_waiting = patience_s != 0
+        ready = self._selector.select(patience_s)
+        self._is_waiting = False
         for key, events in ready:
             if key.fileobj is self._server:
                 self._accept()
@@ -165,10 +190,10 @@ class Listener:
         welcome = admit(
             peer.sent, frame.message, token=self._token, actor=self._actor, incarnation=self._incarnation
         )
-        peer.actor, peer.role = frame.message.actor, frame.message.role
         peer.connection.admit(self._accepted)
-        self.counters.accepted += 1
         peer.connection.send(welcome)
+        peer.actor, peer.role = frame.message.actor, frame.message.role  # beats may follow, not come before
+        self.counters.accepted += 1
 
     def _watch(self, peer: Peer) -> None:
         """Ask for write events only while something is queued."""

@@ -10,8 +10,9 @@ import selectors
 from dataclasses import dataclass
 
 from router.connection import Connection, connect
+from router.heartbeat import Beat
 from router.parcels import Nack, Reply, pack_parcel, unpack_nack, unpack_reply
-from router.transport import DispatchKey, Event, Lost, Parcel, PeerLost, Refused, Returned
+from router.transport import Alive, DispatchKey, Event, Lost, Parcel, PeerLost, Refused, Returned
 from router.view import ActorId, ExpertActor, View
 from router.wire import Frame, WireError, kinds
 
@@ -78,7 +79,7 @@ class TcpTransport:
                 token=self._token,
                 actor=self._actor,
                 incarnation=self._incarnation,
-                accepted=kinds(Reply, Nack),
+                accepted=kinds(Reply, Nack, Beat),
                 timeout_s=CONNECT_TIMEOUT_S,
             )
         except (PeerLost, WireError) as error:
@@ -89,6 +90,7 @@ class TcpTransport:
         self._selector.register(connection, selectors.EVENT_READ, link)
 
     def _serve(self, link: _Link, ready: int) -> None:
+        num_known = len(self._events)
         try:
             if ready & selectors.EVENT_WRITE:
                 link.connection.flush()
@@ -97,12 +99,16 @@ class TcpTransport:
                 self._events.extend(self._decode(link, frame) for frame in link.connection.receive())
         except (PeerLost, WireError) as error:
             self._lose(link, str(error))
+        if len(self._events) == num_known:  # a part of a frame came or went
+            self._events.append(Alive(actor=link.actor.actor_id))
 
     def _decode(self, link: _Link, frame: Frame) -> Event:
         if isinstance(frame.message, Reply):
             key, rows = unpack_reply(frame, frame.message)
             return Returned(actor=link.actor.actor_id, key=key, rows_PD=rows)
-        assert isinstance(frame.message, Nack), "the parser accepts Reply and Nack only"
+        if isinstance(frame.message, Beat):
+            return Alive(actor=link.actor.actor_id)
+        assert isinstance(frame.message, Nack), "the parser accepts Reply, Nack and Beat only"
         return Refused(actor=link.actor.actor_id, key=unpack_nack(frame.message), reason=frame.message.reason)
 
     def _watch(self, link: _Link) -> None:

@@ -76,7 +76,14 @@ class Lost:
     reason: str
 
 
-Event = Returned | Refused | Lost
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alive:
+    """A sign of life of an actor that has no answer yet."""
+
+    actor: ActorId
+
+
+Event = Returned | Refused | Lost | Alive
 
 
 class Transport(Protocol):

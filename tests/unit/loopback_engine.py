@@ -37,6 +37,7 @@ from actors.messages import (
 from ingress.link import Endpoint
 from model.sampling import Sampling
 from router import handshake, wire
+from router.heartbeat import Beat
 
 T = TypeVar("T")
 TokenFunction = Callable[
@@ -100,6 +101,7 @@ class LoopbackEngine:
     refuse: bool = False
     mute: bool = False  # no sequence of it advances
     takes: bool = True  # says so at once
+    beats: bool = False  # while mute: that it lives
     num_cached: int | None = None
     submits: list[Submit] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -199,6 +201,8 @@ class LoopbackEngine:
                 await has_work.wait()
             await asyncio.sleep(0.001 if self.mute else self.pause_s)
             if self.mute:
+                if self.beats:
+                    writer.write(wire.encode(Beat()))
                 continue
             refused = {name for name, one in running.items() if self.refuse and not one.is_promised}
             events = [self._advance(name, one) for name, one in running.items() if name not in refused]

@@ -23,8 +23,9 @@ from actors.expert import ExpertServer
 from model.sampling import Sampling
 from router import exchange as exchange_module
 from router.exchange import Exchange, StepAbandoned
+from router.heartbeat import SILENCE_S
 from router.tcp import TcpTransport
-from router.transport import DispatchKey, Event, Lost, Parcel, Refused, Returned
+from router.transport import Alive, DispatchKey, Event, Lost, Parcel, Refused, Returned
 from router.view import ActorId, ExpertActor, View, even_placement, make_view
 from tests.shoals import (
     CONTEXT,
@@ -325,7 +326,7 @@ def test_a_second_attempt_has_the_whole_timeout_again():
         slow.append(answer(name, parcel))
         return []
 
-    class Slow(Scripted):
+    class Late(Scripted):
         def poll(self, timeout_s: float) -> list[Event]:
             clock.now_s += 0.5
             if clock.now_s > 1007.0 and slow:
@@ -333,9 +334,157 @@ def test_a_second_attempt_has_the_whole_timeout_again():
             return super().poll(timeout_s)
 
     step = Step(3)
-    exchange = Exchange(Slow(react), view(1, COPIES), answer_timeout_s=5.0, clock=clock)
+    exchange = Exchange(Late(react), view(1, COPIES), answer_timeout_s=5.0, clock=clock)
     assert torch.equal(step.run(exchange), step.undisturbed())
     assert exchange.counters.lost_actors == 1
+
+
+class Slow(Scripted):
+    """Parcels to `a` are answered after `polls` polls of `poll_s`, each of which hears `meanwhile`."""
+
+    def __init__(self, clock: Clock, polls: int, poll_s: float, meanwhile: list[Event]) -> None:
+        super().__init__(self._react)
+        self.clock, self.left, self.poll_s, self.meanwhile = clock, polls, poll_s, meanwhile
+        self.kept: list[Event] = []
+
+    def _react(self, name: ActorId, parcel: Parcel) -> list[Event]:
+        if name != "a":
+            return [answer(name, parcel)]
+        self.kept.append(answer(name, parcel))
+        return []
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        self.clock.now_s += self.poll_s
+        self.left -= 1
+        if self.left < 0:
+            self.events, self.kept = [*self.events, *self.kept], []
+        return super().poll(timeout_s) or list(self.meanwhile)
+
+
+A_LIVES = Alive(actor=ActorId("a"))
+
+
+@pytest.mark.parametrize(
+    ("placement", "meanwhile", "polls", "poll_s", "lost"),
+    [
+        (COPIES, [], 1000, 0.1, 1),
+        (COPIES, [A_LIVES], 1000, 0.1, 0),
+        (HALVES, [], 1000, 0.1, 0),
+        (COPIES, [], 1, 3600.0, 0),
+    ],
+    ids=["silent", "it says it lives", "nobody else has them", "we were suspended"],
+)
+def test_a_silent_actor_is_left_only_if_it_is_silent_and_another_has_its_experts(
+    placement: dict[str, list[int]], meanwhile: list[Event], polls: int, poll_s: float, lost: int
+):
+    clock, step = Clock(), Step(6)
+    transport = Slow(clock, polls, poll_s, meanwhile)
+    exchange = Exchange(transport, view(1, placement), answer_timeout_s=1e6, clock=clock)
+    assert torch.equal(step.run(exchange), step.undisturbed())
+    assert exchange.counters.lost_actors == lost
+    if lost:
+        assert clock.now_s < 1000.0 + 2 * SILENCE_S
+
+
+def test_a_silent_actor_without_a_replica_is_left_when_a_newer_view_names_its_successor():
+    clock, step = Clock(), Step(6)
+    transport = Slow(clock, 10**6, 0.1, [])
+    later = view(2, {"b": ALL[4:], "c": ALL[:4]})
+    news = [later, None, None]
+    exchange = Exchange(
+        transport, view(1, HALVES), next_view=lambda: news.pop(), answer_timeout_s=1e6, clock=clock
+    )
+    assert torch.equal(step.run(exchange), step.undisturbed())
+    assert exchange.view is later
+
+
+def test_signs_of_life_do_not_replace_an_answer_for_ever():
+    clock, step = Clock(), Step(6)
+    transport = Slow(clock, 10**6, 0.1, [A_LIVES])
+    exchange = Exchange(transport, view(1, COPIES), answer_timeout_s=5.0, clock=clock)
+    assert torch.equal(step.run(exchange), step.undisturbed())
+    assert exchange.counters.lost_actors == 1
+
+
+def test_who_was_lost_is_tried_again_after_a_while():
+    def react(name: ActorId, parcel: Parcel) -> list[Event]:
+        is_first = name == "a" and parcel.key.step == 1
+        return [Lost(actor=name, reason="scripted") if is_first else answer(name, parcel)]
+
+    clock, step, transport = Clock(), Step(6), Scripted(react)
+    exchange = Exchange(transport, view(1, COPIES), clock=clock)
+    for _ in range(2):
+        step.run(exchange)
+    clock.now_s += exchange_module.FORGET_S
+    assert torch.equal(step.run(exchange), step.undisturbed())
+    assert {name for name, parcel in transport.posted if parcel.key.step == 2} == {"b"}
+    assert {name for name, parcel in transport.posted if parcel.key.step == 3} == {"a", "b"}
+
+
+def test_between_steps_losses_are_heard_and_what_nobody_waits_for_is_dropped():
+    step, transport = Step(6), Scripted()
+    exchange = Exchange(transport, view(1, COPIES))
+    transport.events = [Lost(actor=ActorId("a"), reason="scripted"), Alive(actor=ActorId("b"))]
+    exchange.hear()
+    assert torch.equal(step.run(exchange), step.undisturbed())
+    assert {name for name, _ in transport.posted} == {"b"}
+
+
+def rubbish(name: ActorId, parcel: Parcel, value: float = float("nan")) -> Returned:
+    rows_PD = expert_rows(parcel)
+    rows_PD[-1, 0] = value
+    return Returned(actor=name, key=parcel.key, rows_PD=rows_PD)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rows_that_are_not_finite_are_asked_of_another_who_convicts_their_author(value: float):
+    def react(name: ActorId, parcel: Parcel) -> list[Event]:
+        return [rubbish(name, parcel, value) if name == "a" else answer(name, parcel)]
+
+    step, transport = Step(6), Scripted(react)
+    exchange = Exchange(transport, view(1, COPIES))
+    assert torch.equal(step.run(exchange), step.undisturbed())
+    assert {(life.actor_id, life.incarnation) for life in exchange.convicted} == {("a", 1)}
+    num_posted = len(transport.posted)
+    assert torch.equal(step.run(exchange), step.undisturbed())
+    assert {name for name, _ in transport.posted[num_posted:]} == {"b"}, "who is convicted is not asked"
+
+
+def test_without_a_replica_rubbish_is_asked_again_of_the_same_actor():
+    def react(name: ActorId, parcel: Parcel) -> list[Event]:
+        return [rubbish(name, parcel) if name == "a" and not parcel.key.attempt else answer(name, parcel)]
+
+    step = Step(6)
+    exchange = Exchange(Scripted(react), view(1, HALVES))
+    assert torch.equal(step.run(exchange), step.undisturbed())
+    assert (exchange.counters.lost_actors, exchange.convicted) == (0, frozenset())
+
+
+@pytest.mark.parametrize("placement", [HALVES, COPIES, {"a": ALL, "b": ALL, "c": ALL}])
+def test_what_every_copy_says_is_so_and_nobody_is_lost_for_it(placement: dict[str, list[int]]):
+    """An overflow is the model's own doing: the request fails, the experts do not."""
+
+    def overflow(name: ActorId, parcel: Parcel) -> list[Event]:
+        returned = answer(name, parcel)
+        returned.rows_PD[torch.from_numpy(parcel.expert_P) == 5] = torch.inf
+        return [returned]
+
+    step, transport = Step(6), Scripted(overflow)
+    exchange = Exchange(transport, view(1, placement))
+    for _ in range(2):
+        is_finite = torch.isfinite(step.run(exchange)).all(-1)
+        assert torch.equal(is_finite, (step.experts_TK != 5).all(-1))
+    assert exchange.convicted == frozenset()
+    assert {name for name, parcel in transport.posted if parcel.key.step == 2} == set(placement)
+
+
+def test_rows_that_were_not_finite_when_they_left_prove_nothing():
+    step, transport = Step(6), Scripted()
+    step.rows_TD[2, 3] = torch.nan
+    exchange = Exchange(transport, view(1, COPIES))
+    summed_TD = step.run(exchange)
+    assert torch.isfinite(summed_TD).all(-1).tolist() == [row != 2 for row in range(6)]
+    assert exchange.counters.doubted_pairs == 0
 
 
 @pytest.mark.parametrize("first", [{"b": ALL[4:]}, {}, {"a": ALL[:4], "b": ALL[4:]}])
@@ -373,6 +522,23 @@ def test_rows_that_were_parked_one_after_the_other_come_back_to_their_own_places
     news = [view(2, {"only": ALL}), None]
     exchange = Exchange(Scripted(react), view(1, HALVES), next_view=lambda: news.pop() if news else None)
     assert torch.equal(step.run(exchange), step.undisturbed())
+
+
+def test_rows_parked_at_different_times_come_back_to_their_places_from_one_actor():
+    """Both copies died, the second one's rows first; one that holds everything took their place."""
+    step, transport = Step(8), Scripted()
+
+    def react(name: ActorId, parcel: Parcel) -> list[Event]:
+        if parcel.key.epoch == 1:
+            both = [Lost(actor=ActorId(one), reason="scripted") for one in "ba"]
+            return both if len(transport.posted) == 2 else []
+        return [answer(name, parcel)]
+
+    transport.react = react
+    news = [view(2, {"c": ALL}), None, None]
+    exchange = Exchange(transport, view(1, HALVES), next_view=lambda: news.pop() if news else None)
+    assert torch.equal(step.run(exchange), step.undisturbed())
+    assert len(transport.posted[-1][1].row_P) == 8 * TOP, "all in one parcel"
 
 
 def test_what_other_actors_owe_when_a_newer_view_comes_is_asked_for_again():
@@ -507,9 +673,7 @@ def test_a_process_frozen_then_thawed_then_killed_while_it_owes_rows_changes_no_
     everything = range(fleet.config.num_experts)
     with expert_process(tiny_v32, "expert-0", everything) as (doomed, process):
         actors = [doomed, fleet.start("expert-1", everything)]
-        engine = fleet.engine(
-            view_of(fleet.config, 1, actors, [everything, everything]), answer_timeout_s=0.5
-        )
+        engine = fleet.engine(view_of(fleet.config, 1, actors, [everything, everything]))
         lost: list[int] = []
 
         def freeze() -> None:  # rows go into its socket and no answer comes in time

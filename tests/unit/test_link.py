@@ -25,6 +25,7 @@ from ingress.errors import EngineError, Overloaded
 from ingress.journal import Journal, JournalError
 from ingress.link import AttentionLink, Credentials, Endpoint
 from model.sampling import Sampling
+from router.heartbeat import SILENCE_S
 from router.wire import BadFrame, WireError
 from tests.unit.loopback_engine import EOS_ID, TOKEN, LoopbackEngine, hashed, saying
 
@@ -151,6 +152,40 @@ def test_an_actor_that_leaves_the_view_loses_its_sequences_to_the_others():
         engine.update([other.endpoint])
         check(await work, 40)
         await closed(engine, hung, other)
+
+    asyncio.run(scenario())
+
+
+def test_an_actor_that_hangs_loses_its_sequences_to_the_others():
+    async def scenario() -> None:
+        hung, other = LoopbackEngine(actor_id="a", pause_s=0.005), LoopbackEngine(actor_id="b")
+        await hung.start()
+        await other.start()
+        engine = make_engine(hung)
+        work = asyncio.create_task(collect(engine))
+        await until(lambda: hung.num_steps >= 3)
+        hung.mute = True  # its kernel keeps the connection
+        engine.update([hung.endpoint, other.endpoint])
+        check(await work, 40)
+        assert other.submits[0].num_emitted >= 3
+        await closed(engine, hung, other)
+
+    asyncio.run(scenario())
+
+
+def test_an_actor_that_says_it_lives_keeps_its_sequences_however_long_it_takes():
+    async def scenario() -> None:
+        busy = LoopbackEngine(pause_s=0.005, beats=True)
+        await busy.start()
+        engine = make_engine(busy)
+        work = asyncio.create_task(collect(engine))
+        await until(lambda: busy.num_steps >= 3)
+        busy.mute = True
+        await asyncio.sleep(1.5 * SILENCE_S)
+        busy.mute = False
+        check(await work, 40)
+        assert len(busy.submits) == 1
+        await closed(engine, busy)
 
     asyncio.run(scenario())
 

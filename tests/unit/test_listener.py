@@ -21,7 +21,15 @@ from hypothesis import strategies as st
 
 from router import listener as listener_module
 from router.connection import Connection, connect
-from router.handshake import MAX_HANDSHAKE_BYTES, AuthenticationError, Challenge, Hello, Welcome, answer
+from router.handshake import (
+    MAX_HANDSHAKE_BYTES,
+    PROTOCOL,
+    AuthenticationError,
+    Challenge,
+    Hello,
+    Welcome,
+    answer,
+)
 from router.listener import MAX_STRANGERS, Listener
 from router.transport import PeerLost
 from router.view import ActorId, ExpertActor
@@ -254,7 +262,7 @@ def test_a_stranger_makes_it_read_one_small_frame_and_no_more(server: EchoServer
 def test_the_bytes_that_a_stranger_may_have_read_are_bounded():
     """The rest of what it sent stays in the kernel, where its window stops it."""
     one, other = socket.socketpair()
-    hello = a_hello(Challenge(protocol=1, nonce=b""))
+    hello = a_hello(Challenge(protocol=PROTOCOL, nonce=b""))
     payload_bytes = MAX_HANDSHAKE_BYTES // 2
     flood = (encode(hello, payload_bytes) + bytes(payload_bytes)) * 20
     other.sendall(flood)

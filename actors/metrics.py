@@ -1,0 +1,309 @@
+"""The metrics: one list of all that Shoal tells Prometheus.
+
+Every process hands a function that reads its own counters to `MetricsServer`; it is called when somebody
+scrapes, so counting costs the serving loop nothing but additions. Knows nothing of who reads.
+
+Names follow Prometheus' rules (base units, `_total` on counters). An alias is the name under which vLLM's
+dashboards and load balancers look for the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from threading import Thread
+from typing import Literal
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, ThreadingWSGIServer, generate_latest
+from prometheus_client.registry import Collector
+
+Kind = Literal["counter", "gauge", "histogram"]
+Role = Literal["attention", "expert", "ingress", "controller"]
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+
+HOTTEST = 16  # (layer, expert) pairs that are told apart: all of them would be 15,000 series
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One name, who tells it, and what its labels are."""
+
+    name: str
+    kind: Kind
+    roles: tuple[Role, ...]
+    labels: tuple[str, ...]
+    help: str
+    alias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """A histogram's value: bounds, counts (one more, without bound) and the sum of what was observed."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A value now; labels in the order of the metric's."""
+
+    name: str
+    value: float | Buckets
+    labels: tuple[str, ...] = ()
+
+
+_ATTENTION: tuple[Role, ...] = ("attention",)
+_EXPERT: tuple[Role, ...] = ("expert",)
+_INGRESS: tuple[Role, ...] = ("ingress",)
+_CONTROLLER: tuple[Role, ...] = ("controller",)
+
+METRICS: tuple[Metric, ...] = (
+    # The step loop
+    Metric("shoal_steps_total", "counter", _ATTENTION, (), "Steps computed."),
+    Metric(
+        "shoal_tokens_total",
+        "counter",
+        _ATTENTION,
+        ("phase",),
+        "Tokens computed: of prompts (prefill), and made (decode).",
+    ),
+    Metric(
+        "shoal_step_seconds_total",
+        "counter",
+        _ATTENTION,
+        ("part",),
+        "Time of the step loop by part; forward holds the waiting for experts.",
+    ),
+    Metric(
+        "shoal_expert_wait_seconds_total",
+        "counter",
+        _ATTENTION,
+        (),
+        "Time in which a layer waited for its routed experts.",
+    ),
+    Metric(
+        "shoal_sequences",
+        "gauge",
+        _ATTENTION,
+        ("state",),
+        "Sequences in the step (running) or queue (waiting).",
+    ),
+    Metric("shoal_queue_wait_seconds", "gauge", _ATTENTION, (), "Estimated time until all that waits began."),
+    Metric("shoal_sequences_ended_total", "counter", _ATTENTION, (), "Sequences that have left."),
+    Metric("shoal_sequences_refused_total", "counter", _ATTENTION, (), "Sequences told to come back later."),
+    Metric("shoal_preemptions_total", "counter", _ATTENTION, (), "Sequences sent back for want of pages."),
+    Metric(
+        "shoal_pages", "gauge", _ATTENTION, ("state",), "Pages of latent and index cache, 64 tokens each."
+    ),
+    Metric(
+        "shoal_prefix_tokens_total",
+        "counter",
+        _ATTENTION,
+        ("result",),
+        "Tokens of sequences that began: found in the prefix cache (hit) or not (miss).",
+    ),
+    Metric(
+        "shoal_drafts_total",
+        "counter",
+        _ATTENTION,
+        ("place", "result"),
+        "Tokens drafted by the MTP layer, by place in the draft and whether they held.",
+    ),
+    # Experts as the attention side sees them
+    Metric(
+        "shoal_expert_pairs_total",
+        "counter",
+        _ATTENTION,
+        ("layer",),
+        "Pairs (token, expert) answered, by layer.",
+    ),
+    Metric(
+        "shoal_expert_load",
+        "gauge",
+        _ATTENTION,
+        ("layer", "stat"),
+        "Pairs an expert of the layer got in the last minute: max, mean, p99, and cv (deviation / mean).",
+    ),
+    Metric(
+        "shoal_expert_imbalance",
+        "gauge",
+        _ATTENTION,
+        ("layer",),
+        "Load of the layer's hottest expert over the mean in the last minute.",
+    ),
+    Metric(
+        "shoal_expert_heat",
+        "gauge",
+        _ATTENTION,
+        ("layer", "expert"),
+        f"The {HOTTEST} hottest experts of the last minute: load over their layer's mean.",
+    ),
+    Metric("shoal_dispatch_parcels_total", "counter", _ATTENTION, ("actor",), "Parcels sent to the actor."),
+    Metric("shoal_dispatch_pairs_total", "counter", _ATTENTION, ("actor",), "Pairs sent to the actor."),
+    Metric(
+        "shoal_dispatch_bytes_total",
+        "counter",
+        _ATTENTION,
+        ("actor", "direction"),
+        "Bytes of hidden states to the actor (out) and of its answers (back), without headers.",
+    ),
+    Metric(
+        "shoal_dispatch_seconds",
+        "histogram",
+        _ATTENTION,
+        ("actor",),
+        "From sending a parcel to having its answer.",
+    ),
+    Metric("shoal_retried_pairs_total", "counter", _ATTENTION, (), "Pairs sent again, elsewhere or later."),
+    Metric("shoal_lost_actors_total", "counter", _ATTENTION, (), "Expert actors counted out of a view."),
+    Metric("shoal_parked_seconds_total", "counter", _ATTENTION, (), "Time in which an expert had no holder."),
+    Metric("shoal_epoch", "gauge", ("attention", "controller"), (), "The view in use."),
+    # The expert side
+    Metric("shoal_expert_parcels_total", "counter", _EXPERT, (), "Parcels answered."),
+    Metric("shoal_expert_rows_total", "counter", _EXPERT, (), "Pairs (token, expert) computed."),
+    Metric("shoal_expert_batches_total", "counter", _EXPERT, (), "Passes over the weights of a layer."),
+    Metric("shoal_expert_refused_total", "counter", _EXPERT, (), "Parcels refused."),
+    Metric("shoal_expert_busy_seconds_total", "counter", _EXPERT, (), "Time spent computing."),
+    Metric("shoal_experts_held", "gauge", _EXPERT, (), "Experts of each layer that this actor holds."),
+    # Requests
+    Metric(
+        "shoal_requests_total",
+        "counter",
+        _INGRESS,
+        ("finish",),
+        "Choices ended, by reason.",
+        "vllm:request_success",
+    ),
+    Metric("shoal_prompt_tokens_total", "counter", _INGRESS, (), "Tokens of prompts.", "vllm:prompt_tokens"),
+    Metric(
+        "shoal_generated_tokens_total", "counter", _INGRESS, (), "Tokens delivered.", "vllm:generation_tokens"
+    ),
+    Metric("shoal_open_sequences", "gauge", _INGRESS, (), "Choices under way.", "vllm:num_requests_running"),
+    Metric("shoal_resumed_total", "counter", _INGRESS, (), "Times that a sequence went on at another actor."),
+    Metric(
+        "shoal_first_token_seconds",
+        "histogram",
+        _INGRESS,
+        (),
+        "From a choice's start to its first token.",
+        "vllm:time_to_first_token_seconds",
+    ),
+    Metric(
+        "shoal_token_gap_seconds",
+        "histogram",
+        _INGRESS,
+        (),
+        "Between deliveries of one choice.",
+        "vllm:inter_token_latency_seconds",
+    ),
+    Metric(
+        "shoal_request_seconds",
+        "histogram",
+        _INGRESS,
+        (),
+        "From a choice's start to its end.",
+        "vllm:e2e_request_latency_seconds",
+    ),
+    # The cluster
+    Metric(
+        "shoal_actors", "gauge", _CONTROLLER, ("kind", "state"), "Actors that serve, load or are given up."
+    ),
+    Metric("shoal_deaths_total", "counter", _CONTROLLER, ("actor",), "Times that the actor died."),
+    Metric(
+        "shoal_recovery_seconds",
+        "gauge",
+        _CONTROLLER,
+        ("actor",),
+        "Of the actor's last death: from noticing it to serving again.",
+    ),
+)
+
+BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def exposition(read: Callable[[], Iterable[Sample]]) -> bytes:
+    """What /metrics answers: the samples and the process' memory, descriptors and processor time.
+
+    In the plain format always: in the newer one prometheus_client spells an alias with an underscore.
+    """
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(SampleCollector(read))
+    return generate_latest(registry)
+
+
+class MetricsServer:
+    """GET /metrics on a thread of its own, until closed."""
+
+    def __init__(self, read: Callable[[], Iterable[Sample]], host: str, port: int = 0) -> None:
+        def answer(_: object, start: Callable[[str, list[tuple[str, str]]], object]) -> list[bytes]:
+            body = exposition(read)
+            start("200 OK", [("content-type", CONTENT_TYPE_PLAIN_0_0_4)])
+            return [body]
+
+        self._server = make_server(host, port, answer, ThreadingWSGIServer, handler_class=_Silent)
+        self.port: int = self._server.server_port
+        self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """A scrape a second is no news."""
+
+
+class SampleCollector(Collector):
+    """Samples, in the shape that prometheus_client writes."""
+
+    def __init__(self, read: Callable[[], Iterable[Sample]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Family]:
+        grouped: dict[str, list[Sample]] = {}
+        for sample in self._read():
+            grouped.setdefault(sample.name, []).append(sample)
+        for name, samples in grouped.items():
+            metric = BY_NAME[name]
+            yield _family(metric, name, samples)
+            if metric.alias is not None:
+                yield _family(metric, metric.alias, samples)
+
+    def describe(self) -> list[Family]:
+        """Nothing: registering asks for no values."""
+        return []
+
+
+def _family(metric: Metric, name: str, samples: list[Sample]) -> Family:
+    if metric.kind == "histogram":
+        family: Family = HistogramMetricFamily(name, metric.help, labels=metric.labels)
+    elif metric.kind == "counter":
+        family = CounterMetricFamily(name, metric.help, labels=metric.labels)
+    else:
+        family = GaugeMetricFamily(name, metric.help, labels=metric.labels)
+    for sample in samples:
+        if isinstance(family, HistogramMetricFamily):
+            assert isinstance(sample.value, Buckets), f"{metric.name} is a histogram"
+            family.add_metric(sample.labels, _cumulative(sample.value), sample.value.sum)
+        else:
+            assert not isinstance(sample.value, Buckets), f"{metric.name} is no histogram"
+            family.add_metric(sample.labels, sample.value)
+    return family
+
+
+def _cumulative(value: Buckets) -> list[tuple[str, float]]:
+    """(bound, how many up to it), as Prometheus wants them."""
+    named, total = [], 0
+    for bound, count in zip((*map(str, value.bounds), "+Inf"), value.counts, strict=True):
+        total += count
+        named.append((bound, float(total)))
+    return named

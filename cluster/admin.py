@@ -1,0 +1,120 @@
+"""The admin listener: what an operator sees and does, apart from the API that clients use.
+
+Its own address and its own key; every route but the page itself, which holds nothing, wants the key. Knows
+nothing of Ray: it is given something that takes snapshots.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from actors.metrics import exposition
+from cluster.snapshot import Looker, controller_samples, targets
+
+PAGE = Path(__file__).with_name("page.html")
+NONCE = "{nonce}"
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def create_admin(looker: Looker, key: str, own: Callable[[], str] = lambda: "127.0.0.1:0") -> FastAPI:
+    """The application. own: host:port of its listener, for Prometheus' discovery."""
+    app = FastAPI(title="Shoal admin", docs_url=None, redoc_url=None, openapi_url=None)
+
+    async def snapshot(_: Request) -> Response:
+        return _json(await run_in_threadpool(looker.snapshot))
+
+    async def discover(_: Request) -> Response:
+        return _json(targets(await run_in_threadpool(looker.snapshot), own()))
+
+    async def metrics(_: Request) -> Response:
+        seen = await run_in_threadpool(looker.snapshot)
+        body = exposition(lambda: controller_samples(seen))
+        return Response(body, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def kill(request: Request) -> Response:
+        actor_id = request.path_params["actor_id"]
+        if await run_in_threadpool(looker.kill, actor_id):
+            return _json({"killed": actor_id})
+        return _json({"error": f"{actor_id[:40]!r} is no actor that serves"}, 404)
+
+    for method, path, handler in (
+        ("GET", "/snapshot", snapshot),
+        ("GET", "/targets", discover),
+        ("GET", "/metrics", metrics),
+        ("POST", "/actors/{actor_id}/kill", kill),
+    ):
+        app.add_route(path, _guarded(handler, key), methods=[method])
+    app.add_route("/ui", _page, methods=["GET"])
+    return app
+
+
+class AdminServer:
+    """The application on a thread of its own, until closed; OSError when the address cannot be bound."""
+
+    def __init__(self, looker: Looker, host: str, port: int, key: str) -> None:
+        self._socket = socket.create_server((host, port))
+        self.key = key
+        self.host, self.port = host, int(self._socket.getsockname()[1])
+        app = create_admin(looker, key, lambda: f"{self.host}:{self.port}")
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+        run = {"sockets": [self._socket]}
+        self._thread = threading.Thread(target=self._server.run, kwargs=run, name="admin", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=5.0)
+        self._socket.close()
+
+
+def _guarded(handler: Handler, key: str) -> Handler:
+    """401 without the key; the comparison takes as long for any other."""
+
+    async def guarded(request: Request) -> Response:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+            refusal = _json({"error": "the admin key is missing or wrong: authorization: Bearer KEY"}, 401)
+            refusal.headers["www-authenticate"] = "Bearer"
+            return refusal
+        return await handler(request)
+
+    return guarded
+
+
+async def _page(_: Request) -> Response:
+    """The live page; nothing in it comes from elsewhere, and nothing may."""
+    nonce = secrets.token_urlsafe(16)
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    page = PAGE.read_text(encoding="utf-8").replace(NONCE, nonce)
+    headers = {
+        "content-security-policy": policy,
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+        "cache-control": "no-store",
+    }
+    return Response(page, media_type="text/html", headers=headers)
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(json.dumps(value), status_code=status, media_type="application/json")

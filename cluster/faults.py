@@ -1,0 +1,192 @@
+"""Faults by name, done to the processes of a live cluster.
+
+Real signals to real processes, found among those that this process has started. Says who was hit, so that
+others can tell when it is replaced. Knows nothing of load or of what clients see.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from cluster.launch import Cluster
+
+CONTROLLER = "controller"
+INGRESS = "ingress"
+INGRESS_TITLE = "ray::ServeReplica:shoal:ingress"
+HICCUP_S = 3.0
+
+Victims = dict[str, int]  # by name, the process id that was hit
+Inject = Callable[["Cluster", Victims, random.Random], Victims]  # who lives -> who was hit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """What is done, and where.
+
+    is_replicated: in a cluster of two attention actors, two ingress replicas and two copies of each expert.
+    may_cut: connections of clients may end with the process that was hit.
+    """
+
+    name: str
+    about: str
+    is_replicated: bool
+    inject: Inject
+    may_cut: bool = False
+
+
+def living(cluster: Cluster) -> Victims:
+    """By name, the process id of everyone who may be hit."""
+    status = cluster.status()
+    members = {m["actor_id"]: int(m["pid"]) for m in status["members"] if m["active"]}
+    ingresses = {f"{INGRESS}-{i}": pid for i, pid in enumerate(sorted(_titled(INGRESS_TITLE)))}
+    return {**members, CONTROLLER: int(status["pid"]), **ingresses}
+
+
+def are_replaced(cluster: Cluster, before: Victims, victims: Victims) -> bool:
+    """Whether nobody who was hit is left, and as many as before serve again."""
+    after = living(cluster)
+    return after.keys() == before.keys() and not set(victims.values()) & set(after.values())
+
+
+def processes() -> Counter[str]:
+    """How many processes of each kind this process has started, those that merely wait for work left out."""
+    titles = Counter(_title(process) for process in psutil.Process().children(recursive=True))
+    return Counter({title: count for title, count in titles.items() if title and "IDLE" not in title})
+
+
+def descriptors() -> Counter[str]:
+    """How many files and sockets our processes of each kind have open; not those of Ray itself."""
+    total: Counter[str] = Counter()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            total[_title(process)] += process.num_fds()
+        except psutil.Error:
+            continue
+    ours = {
+        title: count for title, count in total.items() if title.startswith("ray::") and "IDLE" not in title
+    }
+    return Counter(ours)
+
+
+def send(number: signal.Signals, *names: str) -> Inject:
+    """A signal to processes by name."""
+
+    def inject(_: Cluster, alive: Victims, __: random.Random) -> Victims:
+        victims = {name: alive[name] for name in names}
+        for pid in victims.values():
+            _signal(pid, number)
+        return victims
+
+    return inject
+
+
+def hiccup(name: str) -> Inject:
+    """Suspended for HICCUP_S, then let go on, if there still is anything to go on."""
+
+    def inject(cluster: Cluster, alive: Victims, generator: random.Random) -> Victims:
+        victims = send(signal.SIGSTOP, name)(cluster, alive, generator)
+        threading.Timer(HICCUP_S, _signal, (victims[name], signal.SIGCONT)).start()
+        return victims
+
+    return inject
+
+
+def spoil(name: str) -> Inject:
+    """An expert actor whose weights are not numbers any more."""
+
+    def inject(cluster: Cluster, alive: Victims, _: random.Random) -> Victims:
+        cluster.spoil(name)
+        return {name: alive[name]}
+
+    return inject
+
+
+def kill_any(_: Cluster, alive: Victims, generator: random.Random) -> Victims:
+    """SIGKILL to one of all but the ingress replicas, whose clients' connections would end with them."""
+    name = generator.choice(sorted(name for name in alive if not name.startswith(INGRESS)))
+    _signal(alive[name], signal.SIGKILL)
+    return {name: alive[name]}
+
+
+def _fault(
+    name: str, about: str, inject: Inject, *, is_replicated: bool = True, may_cut: bool = False
+) -> Fault:
+    return Fault(name=name, about=about, is_replicated=is_replicated, inject=inject, may_cut=may_cut)
+
+
+def _nothing(_: Cluster, __: Victims, ___: random.Random) -> Victims:
+    return {}
+
+
+KILL, STOP = signal.SIGKILL, signal.SIGSTOP
+FAULTS: Sequence[Fault] = (
+    _fault("none", "no fault", _nothing, is_replicated=False),
+    _fault(
+        "expert-kill-only", "SIGKILL of an expert, the only copy", send(KILL, "expert-0"), is_replicated=False
+    ),
+    _fault(
+        "attention-kill-only",
+        "SIGKILL of the only attention actor",
+        send(KILL, "attention-0"),
+        is_replicated=False,
+    ),
+    _fault(
+        "expert-stop-only",
+        "SIGSTOP of an expert for ever, the only copy",
+        send(STOP, "expert-1"),
+        is_replicated=False,
+    ),
+    _fault(
+        "attention-stop-only",
+        "SIGSTOP of the only attention actor for ever",
+        send(STOP, "attention-0"),
+        is_replicated=False,
+    ),
+    _fault("none-2", "no fault", _nothing),
+    _fault("expert-kill", "SIGKILL of an expert with a replica", send(KILL, "expert-0")),
+    _fault("experts-kill", "SIGKILL of both replicas", send(KILL, "expert-0", "expert-1")),
+    _fault("attention-kill", "SIGKILL of one of two attention actors", send(KILL, "attention-0")),
+    _fault("expert-hiccup", "SIGSTOP of an expert for 3 s", hiccup("expert-1")),
+    _fault("expert-stop", "SIGSTOP of an expert for ever", send(STOP, "expert-0")),
+    _fault("attention-hiccup", "SIGSTOP of an attention actor for 3 s", hiccup("attention-1")),
+    _fault("attention-stop", "SIGSTOP of an attention actor for ever", send(STOP, "attention-0")),
+    _fault("controller-kill", "SIGKILL of the controller", send(KILL, CONTROLLER)),
+    _fault("expert-nan", "an expert answers NaN", spoil("expert-1")),
+    _fault(
+        "ingress-kill", "SIGKILL of one of two ingress replicas", send(KILL, f"{INGRESS}-0"), may_cut=True
+    ),
+)
+BY_NAME = {fault.name: fault for fault in FAULTS}
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """To an actor of our cluster, if it still lives."""
+    try:
+        process = psutil.Process(pid)
+        if _title(process).startswith("ray::"):
+            process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _titled(title: str) -> list[int]:
+    return [p.pid for p in psutil.Process().children(recursive=True) if _title(p).startswith(title)]
+
+
+def _title(process: psutil.Process) -> str:
+    """What Ray calls it, without the method that it is in; empty if it is gone."""
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return ""
+        return process.cmdline()[0].split("/")[-1].partition(".")[0].strip()
+    except (psutil.Error, IndexError):
+        return ""

@@ -1,0 +1,80 @@
+"""`shoal top` as an application that goes on.
+
+Asks for a snapshot every second on a thread and draws what came. Knows nothing of what a snapshot holds.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections import deque
+from typing import Any
+
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding
+from textual.containers import VerticalScroll
+from textual.widgets import Footer, Static
+
+from cluster.beacon import Beacon
+from cluster.top import draw
+
+PERIOD_S = 1.0
+WINDOW = 10  # snapshots that rates are taken over
+TIMEOUT_S = 5.0
+
+
+class NoAnswer(Exception):  # noqa: N818 - named for what happened, as the rest of the tree
+    """The admin listener did not give a snapshot; the text says why and what to do."""
+
+
+def fetch(beacon: Beacon) -> dict[str, Any]:
+    """A snapshot; raises NoAnswer."""
+    headers = {"authorization": f"Bearer {beacon.key}"}
+    try:
+        request = urllib.request.Request(f"{beacon.url}/snapshot", headers=headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            snapshot: dict[str, Any] = json.load(answer)
+    except urllib.error.HTTPError as error:
+        remedy = "give its key with --key" if error.code == 401 else "look at the output of `shoal serve`"
+        raise NoAnswer(f"{beacon.url} answers HTTP {error.code}: {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise NoAnswer(f"{beacon.url} does not answer: {error}; is `shoal serve` running?") from None
+    return snapshot
+
+
+class TopApp(App[None]):
+    """q leaves, space holds the picture still."""
+
+    BINDINGS = [Binding("q", "quit", "quit"), Binding("space", "pause", "pause")]
+
+    def __init__(self, beacon: Beacon) -> None:
+        super().__init__()
+        self._beacon = beacon
+        self._past: deque[dict[str, Any]] = deque(maxlen=WINDOW + 1)
+        self._is_paused = False
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll():
+            yield Static("asking ...", id="cluster")
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self.look()
+        self.set_interval(PERIOD_S, self.look)
+
+    def action_pause(self) -> None:
+        self._is_paused = not self._is_paused
+
+    def look(self) -> None:
+        if not self._is_paused:
+            self.run_worker(self._look, thread=True, exclusive=True)
+
+    def _look(self) -> None:
+        try:
+            self._past.append(fetch(self._beacon))
+            picture: Any = draw(self._past[-1], self._past[0])
+        except NoAnswer as error:
+            picture = Text(str(error), "bold red")
+        self.call_from_thread(self.query_one("#cluster", Static).update, picture)

@@ -1,0 +1,88 @@
+"""What an ingress tells Prometheus: requests, tokens and how long they took.
+
+One `Watch` per choice, touched once per delivery. Belongs to the event loop; read by a scraper's thread.
+Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+
+from actors.metrics import Buckets, Sample
+
+GAPS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+FIRST_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+WHOLE_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+CUT = "cut"  # left by its client, or failed
+
+
+class Histogram:
+    """Observations counted by bounds (ascending, each inclusive)."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    @property
+    def buckets(self) -> Buckets:
+        return Buckets(self._bounds, tuple(self._counts), self._sum)
+
+
+class RequestMetrics:
+    """Of one ingress since birth."""
+
+    def __init__(self) -> None:
+        self.first_s, self.gap_s, self.whole_s = Histogram(FIRST_S), Histogram(GAPS_S), Histogram(WHOLE_S)
+        self.prompt_tokens = self.generated_tokens = self.resumed = self.open = 0
+        self.ended: Counter[str] = Counter()
+
+    def watch(self, num_prompt: int) -> Watch:
+        """A choice begins."""
+        self.prompt_tokens += num_prompt
+        self.open += 1
+        return Watch(self)
+
+    def samples(self) -> Iterator[Sample]:
+        """The metrics; read from another thread."""
+        yield Sample("shoal_prompt_tokens_total", self.prompt_tokens)
+        yield Sample("shoal_generated_tokens_total", self.generated_tokens)
+        yield Sample("shoal_open_sequences", self.open)
+        yield Sample("shoal_resumed_total", self.resumed)
+        for finish, count in list(self.ended.items()):
+            yield Sample("shoal_requests_total", count, (finish,))
+        yield Sample("shoal_first_token_seconds", self.first_s.buckets)
+        yield Sample("shoal_token_gap_seconds", self.gap_s.buckets)
+        yield Sample("shoal_request_seconds", self.whole_s.buckets)
+
+
+class Watch:
+    """One choice from its start to its end."""
+
+    def __init__(self, metrics: RequestMetrics) -> None:
+        self._metrics = metrics
+        self._start_s = self._last_s = time.monotonic()
+        self._has_spoken = False
+
+    def delivered(self, num_tokens: int) -> None:
+        """So many tokens have come at once."""
+        if not num_tokens:
+            return
+        now_s = time.monotonic()
+        histogram = self._metrics.gap_s if self._has_spoken else self._metrics.first_s
+        histogram.observe(now_s - self._last_s)
+        self._metrics.generated_tokens += num_tokens
+        self._last_s, self._has_spoken = now_s, True
+
+    def end(self, finish: str | None) -> None:
+        """None: cut by its client or by a failure."""
+        self._metrics.open -= 1
+        self._metrics.ended[finish or CUT] += 1
+        self._metrics.whole_s.observe(time.monotonic() - self._start_s)

@@ -1,0 +1,72 @@
+"""Any one process of a real cluster may die or hang: no request fails, the tokens are the same.
+
+`shoal chaos` tries many more (docs/reliability.md); these are the ones that a cluster of threads cannot show.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.ray.conftest import Served, served
+from tests.ray.test_serving import complete, oracle, prompt, stream_tokens
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+
+LIMIT_S = 90.0
+
+
+@pytest.fixture(scope="module", name="pair")
+def _pair(checkpoint: Path) -> Iterator[Served]:
+    """Two attention actors, two copies of each expert."""
+    with served(checkpoint, "--attention", "2", "--experts", "2", "--replicas-per-expert", "2") as running:
+        yield running
+
+
+def titled(pair: Served, title: str) -> set[int]:
+    """Process ids by the name that Ray gives them."""
+    found = set()
+    for process in pair.descendants():
+        try:
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(title):
+                found.add(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def until(is_so: Callable[[], bool], what: str) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not is_so():
+        assert time.monotonic() < deadline_s, what
+        time.sleep(0.1)
+
+
+def test_sigkill_of_the_controller_is_not_seen_and_its_next_life_still_replaces_the_dead(pair: Served):
+    prompt_ids = prompt(40, seed=5)
+    expected = oracle(pair.checkpoint, prompt_ids)
+    [controller] = titled(pair, "ray::Controller")
+    workers = titled(pair, "ray::Worker")
+    assert len(workers) >= 4
+    kill = lambda pid: psutil.Process(pid).send_signal(signal.SIGKILL)  # noqa: E731
+    assert stream_tokens(pair.url, prompt_ids, on_first=lambda: kill(controller)) == expected
+    until(lambda: len(titled(pair, "ray::Controller") - {controller}) == 1, "no controller came back")
+    assert titled(pair, "ray::Worker") >= workers, "its death was that of others"
+    victim = pair.pid_of("expert-0")
+    assert stream_tokens(pair.url, prompt_ids, on_first=lambda: kill(victim)) == expected
+    until(lambda: len(titled(pair, "ray::Worker")) >= len(workers), "the dead expert actor was not replaced")
+    assert complete(pair.url, prompt_ids)["token_ids"] == expected
+
+
+def test_an_attention_actor_and_an_expert_that_hang_are_left_and_ended(pair: Served):
+    prompt_ids = prompt(70, seed=6)
+    expected = oracle(pair.checkpoint, prompt_ids)
+    for actor_id in ("attention-0", "attention-1", "expert-1"):
+        hung = psutil.Process(pair.pid_of(actor_id))
+        assert stream_tokens(pair.url, prompt_ids, on_first=hung.suspend) == expected
+        until(lambda hung=hung: not hung.is_running(), f"{actor_id} hangs and was not ended")

@@ -1,0 +1,140 @@
+"""What an operator sees of a live cluster: metrics of every process, the page, a death and its end."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ray.conftest import Served, free_port
+from tests.ray.test_serving import complete, prompt
+
+pytestmark = pytest.mark.ray
+PATIENCE_S = 60.0
+OWN = {
+    "attention": "shoal_steps_total",
+    "expert": "shoal_expert_rows_total",
+    "ingress": "shoal_open_sequences",
+}
+
+
+def ask(cluster: Served, path: str, method: str = "GET") -> Any:
+    admin = cluster.ready["admin"]
+    request = urllib.request.Request(admin["url"] + path, method=method)
+    request.add_header("authorization", f"Bearer {admin['key']}")
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.loads(answer.read())
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def eventually(what: str, holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline_s, f"not within {PATIENCE_S:g} s: {what}"
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def load(cluster: Served) -> None:
+    """Something to see."""
+    complete(cluster.url, prompt(200))
+
+
+def test_every_process_tells_its_metrics_and_a_replaced_one_too(cluster: Served) -> None:
+    eventually("four processes are told of", lambda: len(ask(cluster, "/targets")) == 5)
+    found = {t["labels"]["actor"]: (t["labels"]["role"], t["targets"][0]) for t in ask(cluster, "/targets")}
+    assert sorted(role for role, _ in found.values()) == [
+        *("attention", "controller", "expert", "expert", "ingress")
+    ]
+    for role, address in found.values():
+        if role != "controller":
+            assert re.search(rf"^{OWN[role]} [0-9.e+]+$", get(f"http://{address}/metrics"), re.M), role
+    assert ask(cluster, "/actors/expert-1/kill", "POST") == {"killed": "expert-1"}
+    assert complete(cluster.url, prompt(40, seed=1))["finish_reason"] == "length"
+
+    def is_replaced() -> bool:
+        now = {t["labels"]["actor"]: t["targets"][0] for t in ask(cluster, "/targets")}
+        return now.get("expert-1", found["expert-1"][1]) != found["expert-1"][1]
+
+    eventually("the new life is told of", is_replaced)
+    seen = ask(cluster, "/snapshot")
+    [killed] = [actor for actor in seen["actors"] if actor["actor_id"] == "expert-1"]
+    assert killed["deaths"] == 1 and killed["recovery_s"] > 0
+    assert any("expert-1" in event["text"] for event in seen["events"])
+    assert min(map(sum, seen["experts"]["pairs"])) > 0
+
+
+def test_the_page_draws_the_load_in_a_real_browser(cluster: Served, tmp_path: Path) -> None:
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed (Debian package chromium)")
+    admin = cluster.ready["admin"]
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    look = [*command, "--virtual-time-budget=4000", "--enable-logging=stderr", "--dump-dom"]
+    done = subprocess.run(
+        [*look, f"{admin['url']}/ui#{admin['key']}"], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert 'id="state" role="status" class="good">all serve<' in done.stdout
+    assert re.search(r'<canvas id="heat"[^>]* width="32" height="[0-9]+"', done.stdout)
+    assert done.stdout.count("<td>serves</td>") == 3
+    assert "CONSOLE" not in done.stderr, done.stderr
+
+
+@contextmanager
+def prometheus(cluster: Served, directory: Path) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
+    """A real one that scrapes the cluster; yields what answers a query."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        pytest.skip("prometheus is not installed (Debian package prometheus)")
+    admin, port = cluster.ready["admin"], free_port()
+    credentials = f"{{type: Bearer, credentials: {admin['key']}}}"
+    config = directory / "prometheus.yml"
+    discovery = f"url: '{admin['url']}/targets', refresh_interval: 1s, authorization: {credentials}"
+    config.write_text(
+        "global: {scrape_interval: 1s}\n"
+        "scrape_configs:\n"
+        "  - job_name: shoal\n"
+        f"    authorization: {credentials}\n"
+        f"    http_sd_configs: [{{{discovery}}}]\n"
+    )
+    places = [f"--config.file={config}", f"--storage.tsdb.path={directory}/data"]
+    listen = [*places, f"--web.listen-address=127.0.0.1:{port}"]
+    process = subprocess.Popen([binary, *listen], stderr=subprocess.DEVNULL)
+
+    def query(expression: str) -> list[dict[str, Any]]:
+        address = f"http://127.0.0.1:{port}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+        try:
+            result: list[dict[str, Any]] = json.loads(get(address))["data"]["result"]
+        except OSError:
+            return []  # it has not begun to listen
+        return result
+
+    try:
+        yield query
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_real_prometheus_scrapes_all_of_it(cluster: Served, tmp_path: Path) -> None:
+    with prometheus(cluster, tmp_path) as query:
+        eventually("all are up", lambda: len(query("up == 1")) == 5)
+        complete(cluster.url, prompt(60, seed=2))
+        eventually("the experts' load is told", lambda: len(query("shoal_expert_imbalance >= 1")) > 0)
+        assert query("sum(shoal_actors{state='serves'})")[0]["value"][1] == "3"
+        assert query("vllm:prompt_tokens_total")[0]["value"][1] != "0"

@@ -1,0 +1,182 @@
+"""The admin listener: nothing without the key, a page that reaches nowhere, and what `shoal top` draws."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import stat
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cluster import beacon
+from cluster.admin import AdminServer
+from cluster.cli import app
+from cluster.top import draw, expert_rates
+
+KEY = "a key for tests"
+ROUTES = (("GET", "/snapshot"), ("GET", "/targets"), ("GET", "/metrics"), ("POST", "/actors/expert-0/kill"))
+
+
+def actor(name: str, kind: str, **stats: float) -> dict[str, Any]:
+    return {
+        "actor_id": name,
+        "kind": kind,
+        "state": "serves",
+        "incarnation": 1,
+        "pid": 11,
+        "host": "127.0.0.1",
+        "metrics_port": 7001,
+        "experts": 4,
+        "deaths": 1,
+        "recovery_s": 0.25,
+        "stats": stats,
+    }
+
+
+def snapshot(at_s: float, pairs: list[list[int]], decoded: float = 0.0) -> dict[str, Any]:
+    return {
+        "at_s": at_s,
+        "model": "tiny",
+        "url": "http://127.0.0.1:8000",
+        "epoch": 3,
+        "ready": True,
+        "actors": [
+            actor("expert-0", "expert", pairs=10.0),
+            actor("attention-0", "attention", decode_tokens=decoded, prefill_tokens=0.0, running=2.0),
+        ],
+        "ingresses": [("ingress-ab", "127.0.0.1", 7002)],
+        "experts": {"first_layer": 1, "pairs": pairs},
+        "events": [{"at_s": at_s - 2.0, "text": "expert-0 died"}],
+    }
+
+
+class Still:
+    """A cluster that stands still."""
+
+    def __init__(self) -> None:
+        self.killed: list[str] = []
+
+    def snapshot(self) -> dict[str, Any]:
+        return snapshot(100.0, [[4, 0], [1, 1]])
+
+    def kill(self, actor_id: str) -> bool:
+        self.killed.append(actor_id)
+        return actor_id == "expert-0"
+
+
+@pytest.fixture(scope="module")
+def still() -> Still:
+    return Still()
+
+
+@pytest.fixture(scope="module")
+def admin(still: Still) -> Iterator[AdminServer]:
+    server = AdminServer(still, "127.0.0.1", 0, KEY)
+    yield server
+    server.close()
+
+
+def ask(admin: AdminServer, path: str, method: str = "GET", key: str | None = KEY) -> tuple[int, str, Any]:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    request = urllib.request.Request(admin.url + path, method=method, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read().decode(), answer.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(), error.headers
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize("key", [None, "", "a key", KEY + "x", KEY.upper()])
+def test_without_the_key_nothing_is_told_or_done(
+    admin: AdminServer, still: Still, method: str, path: str, key: str | None
+) -> None:
+    status, body, headers = ask(admin, path, method, key)
+    assert status == 401
+    assert headers["www-authenticate"] == "Bearer"
+    assert set(json.loads(body)) == {"error"}
+    assert not still.killed
+
+
+def test_the_page_may_reach_nothing_but_its_own_origin(admin: AdminServer) -> None:
+    status, page, headers = ask(admin, "/ui", key=None)
+    assert status == 200
+    policy = headers["content-security-policy"]
+    [nonce] = set(re.findall(r"'nonce-([^']+)'", policy))
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "unsafe" not in policy
+    assert page.count(f'nonce="{nonce}"') == len(re.findall("<(?:script|style)", page)) == 2
+    assert not re.search(r"https?://|//[a-z]+\.|@import|src=", page)
+    assert KEY not in page
+    assert ask(admin, "/ui", key=None)[2]["content-security-policy"] != policy
+
+
+def test_prometheus_is_told_of_every_process(admin: AdminServer) -> None:
+    found = json.loads(ask(admin, "/targets")[1])
+    assert {(t["labels"]["role"], t["targets"][0]) for t in found} == {
+        ("controller", f"127.0.0.1:{admin.port}"),
+        ("expert", "127.0.0.1:7001"),
+        ("attention", "127.0.0.1:7001"),
+        ("ingress", "127.0.0.1:7002"),
+    }
+    assert 'shoal_actors{kind="expert",state="serves"} 1.0' in ask(admin, "/metrics")[1]
+
+
+def test_killing_whom_there_is_not_is_a_404(admin: AdminServer, still: Still) -> None:
+    assert ask(admin, "/actors/expert-0/kill", "POST")[0] == 200
+    assert ask(admin, "/actors/nobody/kill", "POST")[0] == 404
+    assert ask(admin, "/actors/expert-0/kill", "GET")[0] == 405
+    assert still.killed == ["expert-0", "nobody"]
+    still.killed.clear()
+
+
+def test_rates_are_what_lies_between_two_looks_and_never_below_nothing() -> None:
+    before, now = snapshot(100.0, [[4, 0], [1, 1]]), snapshot(102.0, [[8, 0], [0, 3]])
+    assert expert_rates(now, before) == [
+        [2.0, 0.0],
+        [0.0, 1.0],
+    ]
+    assert expert_rates(now, snapshot(102.0, [])) == [[8000.0, 0.0], [0.0, 3000.0]]
+
+
+def test_the_picture_names_actors_load_and_events() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(draw(snapshot(102.0, [[8, 0], [3, 3]], 30.0), snapshot(100.0, [[4, 0], [1, 1]], 10.0)))
+    shown = console.export_text()
+    assert "attention-0" in shown and "10 tokens/s" in shown and "0.25 s" in shown
+    assert "worst imbalance 2.00" in shown
+    assert "2 s ago  expert-0 died" in shown
+    console.print(draw(snapshot(1.0, []), snapshot(1.0, [])))
+    assert "no load" in console.export_text()
+
+
+def test_top_finds_the_cluster_of_this_machine_and_nobody_else_reads_its_key(
+    admin: AdminServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("SHOAL_ADMIN_KEY", raising=False)
+    nobody = CliRunner().invoke(app, ["top", "--json"])
+    assert nobody.exit_code == 1 and "shoal serve" in nobody.stderr
+    with beacon.lit(admin.url, KEY):
+        [file] = tmp_path.rglob("*.json")
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        result = CliRunner().invoke(app, ["top", "--json"])
+        assert json.loads(result.stdout)["model"] == "tiny"
+    assert beacon.newest() is None
+    wrong = CliRunner().invoke(app, ["top", "--json", "--url", admin.url, "--key", "wrong"])
+    assert wrong.exit_code == 1 and "--key" in wrong.stderr
+
+
+def test_a_beacon_of_a_dead_process_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with beacon.lit("http://127.0.0.1:1", "k"):
+        [file] = tmp_path.rglob("*.json")
+        file.rename(file.with_name("4194305.json"))  # above any process number
+        assert beacon.newest() is None
