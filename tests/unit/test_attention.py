@@ -35,6 +35,7 @@ from model.cache import PAGE_TOKENS
 from model.sampling import Sampling
 from router.connection import Connection, connect
 from router.exchange import Exchange
+from router.heartbeat import Beat
 from router.tcp import TcpTransport
 from router.view import ActorId, ExpertActor, make_view
 from router.wire import kinds
@@ -76,7 +77,7 @@ class Running:
         place = ExpertActor(
             actor_id=ActorId("attention-0"), incarnation=1, host=self.server.host, port=self.server.port
         )
-        return Door(connect(place, token=TOKEN, actor=name, incarnation=1, accepted=kinds(Events)))
+        return Door(connect(place, token=TOKEN, actor=name, incarnation=1, accepted=kinds(Events, Beat)))
 
     def until_idle(self) -> None:
         """Every sequence is gone and every page is back."""
@@ -106,6 +107,8 @@ class Door:
     def listen(self) -> None:
         self.connection.flush()
         for frame in self.connection.receive():
+            if isinstance(frame.message, Beat):
+                continue  # a step has taken long
             assert isinstance(frame.message, Events)
             events = unpack_events(frame.payload)
             assert len(events) == frame.message.num_events > 0

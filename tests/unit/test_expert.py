@@ -17,6 +17,7 @@ from actors.expert import ExpertServer, HeldExperts
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from router.connection import Connection, connect
+from router.heartbeat import Beat
 from router.parcels import Dispatch, Nack, Reply, pack_parcel, unpack_reply
 from router.transport import DispatchKey, Parcel
 from router.view import ActorId, ExpertActor
@@ -45,7 +46,7 @@ def _server(config: ModelConfig, held: HeldExperts) -> Iterator[ExpertServer]:
 
 def client(server: ExpertServer, name: str = "attention-0") -> Connection:
     peer = ExpertActor(actor_id=ActorId("expert-0"), incarnation=1, host=server.host, port=server.port)
-    return connect(peer, token=TOKEN, actor=name, incarnation=1, accepted=kinds(Reply, Nack))
+    return connect(peer, token=TOKEN, actor=name, incarnation=1, accepted=kinds(Reply, Nack, Beat))
 
 
 def receive(connection: Connection, count: int) -> list[Frame]:
@@ -54,7 +55,7 @@ def receive(connection: Connection, count: int) -> list[Frame]:
     while len(frames) < count:
         assert time.monotonic() < deadline_s, f"{len(frames)} of {count} answers came"
         connection.flush()
-        frames += connection.receive()
+        frames += [frame for frame in connection.receive() if not isinstance(frame.message, Beat)]
         time.sleep(0.0005)  # a spinning thread would keep the server's from running
     return frames
 
