@@ -22,8 +22,9 @@ import ray
 from actors.options import AttentionOptions
 from cluster.controller import Controller, Plan
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
+from cluster.look import take
 from cluster.preflight import Preflight
-from cluster.snapshot import Snapshot, take
+from cluster.snapshot import Snapshot
 from cluster.spec import ShoalSpec
 from cluster.workers import NAMESPACE, remote_class
 

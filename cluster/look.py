@@ -1,0 +1,71 @@
+"""Asks a live cluster for a snapshot.
+
+Whoever does not answer in time is left out of the numbers, never waited for. Knows nothing of who looks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+
+from cluster.snapshot import Snapshot
+
+CONTROLLER_S = 5.0
+ANSWER_S = 0.5  # a look must not hang because an actor does
+EVENTS_SHOWN = 200
+SHOWN = (
+    *("actor_id", "kind", "incarnation", "pid", "host", "metrics_port", "experts"),
+    *("deaths", "recovery_s"),
+)
+
+
+def take(controller: Any, model: str, url: str) -> Snapshot:
+    """Ask the controller and through it every actor; raises ray.exceptions.RayError if it is not there.
+
+    `experts.pairs` [L][E] and the counters under `stats` are sums since birth: who looks twice has rates.
+    """
+    questions = (controller.status, controller.stats, controller.expert_pairs)
+    status, asked, pairs = ray.get([ask.remote() for ask in questions], timeout=CONTROLLER_S)
+    answers = _answered({**asked, **{("pairs", name): answer for name, answer in pairs.items()}})
+    members = [{**_public(member), "stats": answers.get(member["actor_id"])} for member in status["members"]]
+    return {
+        "at_s": time.monotonic(),
+        "model": model,
+        "url": url,
+        "epoch": status["epoch"],
+        "ready": status["ready"],
+        "actors": members,
+        "ingresses": status["ingresses"],
+        "experts": {
+            "first_layer": status["first_layer"],
+            "pairs": _summed([answers[key] for key in answers if isinstance(key, tuple)]),
+        },
+        "events": [{"at_s": at_s, "text": text} for at_s, text in status["events"][-EVENTS_SHOWN:]],
+    }
+
+
+def _public(member: Mapping[str, Any]) -> dict[str, Any]:
+    state = "given up" if member["gave_up"] else "serves" if member["active"] else "loads"
+    return {"state": state, **{name: member[name] for name in SHOWN}}
+
+
+def _answered(asked: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The answers that came within ANSWER_S."""
+    references = list(asked.values())
+    done, _ = ray.wait(references, num_returns=len(references), timeout=ANSWER_S) if references else ([], [])
+    answers = {}
+    for name, reference in asked.items():
+        if reference in done:
+            try:
+                answers[name] = ray.get(reference)
+            except ray.exceptions.RayError:
+                continue  # it died: the events say so
+    return answers
+
+
+def _summed(matrices: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
+    """Of every attention actor's [L][E]."""
+    return [[sum(cells) for cells in zip(*layers, strict=True)] for layers in zip(*matrices, strict=True)]
