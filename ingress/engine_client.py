@@ -191,8 +191,8 @@ class EngineClient:
         return marks_of(journal.token_ids, journal.terms.page_salt) if self._prefix_cache else []
 
     def _candidates(self) -> list[AttentionLink]:
-        keepers = self._keepers.values()
-        return [keeper.link for keeper in keepers if keeper.link is not None and not keeper.endpoint.draining]
+        open_to_new = [keeper.link for keeper in self._keepers.values() if not keeper.endpoint.draining]
+        return [link for link in open_to_new if link is not None and not link.is_lost]
 
 
 def _refused(event: TokenEvent) -> Overloaded:

@@ -85,6 +85,11 @@ class AttentionLink:
     def open_sequences(self) -> int:
         return len(self._feeds)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing can be sent any more; `run` ends soon if it has not."""
+        return self._is_lost
+
     async def run(self) -> str:
         """Hand out events until the connection ends; returns why it did."""
         watch = asyncio.create_task(self._watch(), name=f"watch of {self.endpoint.actor_id}")
@@ -114,6 +119,8 @@ class AttentionLink:
             await self._writer.drain()
         except OSError as error:
             self.release(submit.request_id)
+            self._is_lost = True  # at once: until `run` has heard of it, others would be sent here
+            self._writer.transport.abort()
             raise LinkLost(f"{self.endpoint.actor_id}: {error}") from None
         except asyncio.CancelledError:
             self.cancel(submit.request_id)

@@ -106,6 +106,28 @@ def test_a_lost_connection_shows_neither_gap_nor_duplicate(drop_after: int, toke
     asyncio.run(scenario())
 
 
+def test_a_connection_found_broken_on_sending_is_not_tried_again_before_it_is_another():
+    """The reader learns of it later: whoever sends meanwhile would use up all attempts on it."""
+
+    async def scenario() -> None:
+        actor = LoopbackEngine()
+        await actor.start()
+        engine = make_engine(actor)
+        engine.start()
+        await until(lambda: len(engine._candidates()) == 1)
+        [link] = engine._candidates()
+
+        async def broken() -> None:
+            raise BrokenPipeError(32, "Broken pipe")
+
+        link._writer.drain = broken
+        check(await collect(engine), 40)
+        assert len(engine._candidates()) == 1 and engine._candidates() != [link]
+        await closed(engine, actor)
+
+    asyncio.run(scenario())
+
+
 def test_killing_every_actor_in_turn_under_load_fails_no_sequence():
     async def scenario() -> None:
         actors = [LoopbackEngine(actor_id=f"a{i}", pause_s=0.003, tokens_per_event=2) for i in range(3)]
