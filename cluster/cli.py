@@ -11,22 +11,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cluster.environment import ray_environment
+from cluster.panel import Loading, ready_line, ready_panel
 from cluster.port import check_port
 from cluster.spec import ShoalSpec, SpecError, admin_key
 
 if TYPE_CHECKING:
-    from cluster.admin import AdminServer
     from cluster.launch import Cluster
     from cluster.preflight import Preflight
 
@@ -228,7 +225,7 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
         from cluster.beacon import lit
         from cluster.launch import LaunchError, launch, shut_down
 
-        with _Loading() as loading:
+        with Loading(console) as loading:
             cluster = launch(spec, preflight, loading.show)
         _on_signals(lambda *_: _interrupt(stop))  # again: starting Ray installs handlers of its own
     except KeyboardInterrupt:
@@ -239,7 +236,12 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
     try:
         admin = AdminServer(cluster, spec.admin_host, spec.admin_port, admin_key())
         with lit(admin.url, admin.key):
-            _announce(cluster, admin, preflight, time.monotonic() - started_s, as_json)
+            seconds = time.monotonic() - started_s
+            if as_json:
+                sys.stdout.write(json.dumps(ready_line(cluster, admin, preflight, seconds)) + "\n")
+                sys.stdout.flush()
+            else:
+                console.print(ready_panel(cluster, admin, preflight, seconds))
             _watch(cluster, stop)
     except KeyboardInterrupt:
         pass
@@ -285,83 +287,6 @@ def _watch(cluster: Cluster, stop: threading.Event) -> None:
         for when_s, event in cluster.events_after(shown_s):
             console.print(f"[yellow]event[/] {event}")
             shown_s = when_s
-
-
-def _announce(
-    cluster: Cluster, admin: AdminServer, preflight: Preflight, seconds: float, as_json: bool
-) -> None:
-    url, model_name, members = cluster.url, cluster.model_name, cluster.status()["members"]
-    cache_tokens, per_token = cluster.spec.cache_tokens, preflight.cache_bytes_per_token
-    if as_json:
-        ready = {
-            "url": url,
-            "model": model_name,
-            "seconds": round(seconds, 1),
-            "members": members,
-            "cache": {"tokens": cache_tokens, "bytes_per_token": per_token},
-            "admin": {"url": admin.url, "key": admin.key},
-        }
-        sys.stdout.write(json.dumps(ready) + "\n")
-        sys.stdout.flush()
-        return
-    actors = "\n".join(_describe(member) for member in members)
-    body = (
-        f"[bold]{url}/v1[/]   model [bold]{model_name}[/]   ready in {seconds:.1f} s\n\n{actors}\n"
-        f"cache of each attention actor: {cache_tokens:,} tokens of {per_token:,} bytes, "
-        f"{cache_tokens * per_token / 1e6:.1f} MB\n\n"
-        f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
-        f'  -d \'{{"model": "{model_name}", "messages": [{{"role": "user", "content": "Hello"}}], '
-        '"max_tokens": 32, "stream": true}\'\n\n'
-        f"See it live: {admin.url}/ui#{admin.key}, or `shoal top` in another terminal.\n"
-        "Ctrl-C stops everything."
-    )
-    console.print(Panel(body, title="shoal", expand=False))
-
-
-def _describe(member: Mapping[str, Any]) -> str:
-    held = "" if member["experts"] is None else f", {member['experts']} experts per layer"
-    read_mb = (member["bytes_read"] or 0) / 1e6
-    return f"{member['actor_id']:<12} pid {member['pid']}{held}, {read_mb:.1f} MB, {member['checksum'][:12]}"
-
-
-class _Loading:
-    """A bar for every actor that is reading weights."""
-
-    def __init__(self) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            TextColumn("{task.fields[rate]}"),
-            console=console,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Loading:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def show(self, status: Mapping[str, Any]) -> None:
-        for member in status["members"]:
-            name = member["actor_id"]
-            if name not in self._tasks:
-                self._tasks[name] = self._bars.add_task(name, total=1.0, rate="starting")
-            if member["active"]:
-                self._bars.update(self._tasks[name], completed=1.0, rate="serves")
-            elif member["progress"] and member["progress"][1]:
-                self._bars.update(self._tasks[name], **_rate(*member["progress"]))
-
-
-def _rate(bytes_read: int, bytes_total: int, seconds: float) -> dict[str, Any]:
-    """Bar fields of a load under way: GB/s and the time left."""
-    speed = bytes_read / max(seconds, 1e-9)
-    left_s = (bytes_total - bytes_read) / max(speed, 1.0)
-    text = (
-        f"{bytes_read / 1e9:.2f} of {bytes_total / 1e9:.2f} GB, {speed / 1e9:.2f} GB/s, {left_s:.0f} s left"
-    )
-    return {"completed": bytes_read / bytes_total, "rate": text}
 
 
 def _fail(text: str) -> NoReturn:

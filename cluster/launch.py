@@ -143,8 +143,9 @@ def _start_ray() -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
         )
-    except (RuntimeError, OSError, ray.exceptions.RayError) as error:
-        raise LaunchError(f"Ray did not start: {' '.join(str(error).split())}") from None
+    except Exception as error:  # noqa: BLE001 - Ray's own is bare where a node does not start in time
+        text = " ".join(str(error).split())
+        raise LaunchError(f"Ray did not start: {text}; if this machine is very busy, try again") from None
 
 
 def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> Any:
