@@ -32,6 +32,8 @@ STATUS_EVERY_S = 1.0
 INTERRUPTED = "interrupted before it was ready; nothing is left running"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+dashboards = typer.Typer(no_args_is_help=True, help="Grafana boards and Prometheus alerts.")
+app.add_typer(dashboards, name="dashboards")
 console = Console(stderr=True, highlight=False)
 
 
@@ -207,6 +209,25 @@ def top(
             TopApp(beacon).run()
     except NoAnswer as error:
         _fail(str(error))
+
+
+@dashboards.command()
+def write(
+    directory: Annotated[Path, typer.Argument(help="Where to write; what is there is overwritten.")],
+    prometheus: Annotated[
+        str, typer.Option(help="Prometheus as Grafana reaches it.")
+    ] = "http://127.0.0.1:9090",
+) -> None:
+    """Write Grafana's boards, its provisioning files and Prometheus' alert rules."""
+    from cluster.alerts import ALERTS
+    from cluster.boards import BOARDS
+    from cluster.grafana import write as write_files
+
+    try:
+        for file in write_files(directory, BOARDS, ALERTS, prometheus):
+            console.print(str(file))
+    except OSError as error:
+        _fail(f"{directory} cannot be written: {error.strerror}")
 
 
 def main() -> None:

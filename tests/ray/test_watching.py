@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from cluster.alerts import ALERTS
+from cluster.boards import BOARDS
 from tests.ray.conftest import Served, free_port
 from tests.ray.test_serving import complete, prompt
 
@@ -137,4 +139,10 @@ def test_a_real_prometheus_scrapes_all_of_it(cluster: Served, tmp_path: Path) ->
         complete(cluster.url, prompt(60, seed=2))
         eventually("the experts' load is told", lambda: len(query("shoal_expert_imbalance >= 1")) > 0)
         assert query("sum(shoal_actors{state='serves'})")[0]["value"][1] == "3"
+        complete(cluster.url, prompt(200))  # found in the prefix cache
+        expressions = [q.expression for board in BOARDS for panel in board.panels for q in panel.queries]
+        # An alert holds where something is wrong: what it compares must be there.
+        expressions += [re.split(" [=<>]+ ", alert.expression)[0] for alert in ALERTS.alerts]
+        for expression in expressions:
+            eventually(expression, lambda expression=expression: bool(query(expression)))
         assert query("vllm:prompt_tokens_total")[0]["value"][1] != "0"

@@ -1,0 +1,99 @@
+"""What Prometheus should wake somebody for.
+
+Each names what to do: a heading of docs/operations.md. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """lasts: how long the expression must hold. runbook: what to do, a heading of docs/operations.md."""
+
+    name: str
+    expression: str
+    lasts: str
+    summary: str
+    runbook: str
+    severity: str = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class AlertGroup:
+    name: str
+    alerts: tuple[Alert, ...]
+
+
+ALERTS = AlertGroup(
+    "shoal",
+    (
+        Alert(
+            "ShoalProcessDown",
+            "up{job='shoal'} == 0",
+            "30s",
+            "{{ $labels.actor }} does not answer scrapes",
+            "a-process-does-not-answer",
+            "critical",
+        ),
+        Alert(
+            "ShoalActorNotServing",
+            "sum by (kind) (shoal_actors{state!='serves'}) > 0",
+            "1m",
+            "{{ $value }} {{ $labels.kind }} actors do not serve",
+            "an-actor-does-not-serve",
+            "critical",
+        ),
+        Alert(
+            "ShoalExpertWithoutHolder",
+            "rate(shoal_parked_seconds_total[1m]) > 0.5",
+            "30s",
+            "steps wait for an expert that nobody holds",
+            "an-expert-has-no-holder",
+            "critical",
+        ),
+        Alert(
+            "ShoalExpertImbalance",
+            "max by (layer) (shoal_expert_imbalance) > 3",
+            "5m",
+            "layer {{ $labels.layer }}: the hottest expert gets {{ $value }} times the mean",
+            "an-expert-is-hot",
+        ),
+        Alert(
+            "ShoalDeaths",
+            "sum by (actor) (increase(shoal_deaths_total[10m])) > 3",
+            "0s",
+            "{{ $labels.actor }} died {{ $value }} times in ten minutes",
+            "an-actor-keeps-dying",
+        ),
+        Alert(
+            "ShoalSlowRecovery",
+            "shoal_recovery_seconds > 30",
+            "0s",
+            "{{ $labels.actor }} took {{ $value }} s to serve again",
+            "recovery-is-slow",
+        ),
+        Alert(
+            "ShoalPagesShort",
+            "sum(shoal_pages{state='used'}) / sum(shoal_pages{state=~'used|free'}) > 0.95",
+            "2m",
+            "{{ $value | humanizePercentage }} of the cache's pages are in use",
+            "pages-run-short",
+        ),
+        Alert(
+            "ShoalQueueLong",
+            "max(shoal_queue_wait_seconds) > 30",
+            "1m",
+            "who comes now waits {{ $value }} s",
+            "the-queue-is-long",
+        ),
+        Alert(
+            "ShoalViewsDisagree",
+            "max(shoal_epoch) - min(shoal_epoch) > 0",
+            "1m",
+            "attention actors and the controller use views {{ $value }} apart",
+            "views-disagree",
+        ),
+    ),
+)
