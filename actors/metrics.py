@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from socketserver import TCPServer
 from threading import Thread
 from typing import Literal
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -176,8 +177,7 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         _INGRESS,
         ("finish",),
-        "Choices ended, by reason.",
-        "vllm:request_success",
+        "Choices ended by the engine, or cut at the door: a stop string, a client that left, a failure.",
     ),
     Metric("shoal_prompt_tokens_total", "counter", _INGRESS, (), "Tokens of prompts.", "vllm:prompt_tokens"),
     Metric(
@@ -246,7 +246,7 @@ class MetricsServer:
             start("200 OK", [("content-type", CONTENT_TYPE_PLAIN_0_0_4)])
             return [body]
 
-        self._server = make_server(host, port, answer, ThreadingWSGIServer, handler_class=_Silent)
+        self._server = make_server(host, port, answer, _Server, handler_class=_Silent)
         self.port: int = self._server.server_port
         self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
@@ -257,7 +257,17 @@ class MetricsServer:
         self._thread.join()
 
 
+class _Server(ThreadingWSGIServer):
+    def server_bind(self) -> None:
+        """Without asking a resolver for this host's name, which may take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
 class _Silent(WSGIRequestHandler):
+    timeout = 5.0  # of a connection that says nothing
+
     def log_message(self, format: str, *args: object) -> None:
         """A scrape a second is no news."""
 

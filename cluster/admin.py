@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from actors.metrics import exposition
-from cluster.snapshot import Looker, controller_samples, targets
+from cluster.snapshot import Looker, Unavailable, controller_samples, targets
 
 PAGE = Path(__file__).with_name("page.html")
 NONCE = "{nonce}"
@@ -94,7 +94,10 @@ def _guarded(handler: Handler, key: str) -> Handler:
             refusal = _json({"error": "the admin key is missing or wrong: authorization: Bearer KEY"}, 401)
             refusal.headers["www-authenticate"] = "Bearer"
             return refusal
-        return await handler(request)
+        try:
+            return await handler(request)
+        except Unavailable as error:
+            return _json({"error": f"{error}; try again in a moment"}, 503)
 
     return guarded
 

@@ -55,7 +55,8 @@ ALERTS = AlertGroup(
         ),
         Alert(
             "ShoalExpertImbalance",
-            "max by (layer) (shoal_expert_imbalance) > 3",
+            "max by (layer) (shoal_expert_imbalance) > 3 "
+            "and sum by (layer) (rate(shoal_expert_pairs_total[5m])) > 1000",
             "5m",
             "layer {{ $labels.layer }}: the hottest expert gets {{ $value }} times the mean",
             "an-expert-is-hot",
@@ -69,7 +70,7 @@ ALERTS = AlertGroup(
         ),
         Alert(
             "ShoalSlowRecovery",
-            "shoal_recovery_seconds > 30",
+            "shoal_recovery_seconds > 30 and increase(shoal_deaths_total[10m]) > 0",
             "0s",
             "{{ $labels.actor }} took {{ $value }} s to serve again",
             "recovery-is-slow",
@@ -90,9 +91,9 @@ ALERTS = AlertGroup(
         ),
         Alert(
             "ShoalViewsDisagree",
-            "max(shoal_epoch) - min(shoal_epoch) > 0",
+            "max(shoal_epoch{role='attention'}) - min(shoal_epoch{role='attention'}) > 0",
             "1m",
-            "attention actors and the controller use views {{ $value }} apart",
+            "attention actors use views {{ $value }} apart",
             "views-disagree",
         ),
     ),

@@ -32,7 +32,7 @@ WATCH_POLL_S = 0.2
 FAULT = 70  # exit status
 PRESENT_S = 5.0  # an ingress asks twice a second
 EVENTS_KEPT = 1000
-INTRODUCTION_S = 2.0  # for the living to say who they are
+INTRODUCTION_S = 10.0  # for all the living to say who they are, on a machine that is busy with a death
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,6 +175,8 @@ class Controller:
         """Take over the actors that an earlier life of this controller left."""
         named = {member.actor_id: member for member in self._members()}
         asked = [(number, handle, handle.introduce.remote()) for number, handle in living()]
+        if answers := [answer for _, _, answer in asked]:
+            ray.wait(answers, num_returns=len(answers), timeout=INTRODUCTION_S)
         for number, handle, answer in asked:
             self._num_lives = max(self._num_lives, number)
             life, introduction = Life(number, handle), _introduction(answer)
@@ -306,7 +308,7 @@ class Controller:
 def _introduction(asked: Any) -> Introduction | None:
     """None: it does not serve, or does not answer."""
     try:
-        introduction: Introduction | None = ray.get(asked, timeout=INTRODUCTION_S)
+        introduction: Introduction | None = ray.get(asked, timeout=0)
     except ray.exceptions.RayError:
         return None
     return introduction

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +21,10 @@ import ray
 from actors.options import AttentionOptions
 from cluster.controller import Controller, Plan
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
+from cluster.life import kill_here
 from cluster.look import take
 from cluster.preflight import Preflight
-from cluster.snapshot import Snapshot
+from cluster.snapshot import Snapshot, Unavailable
 from cluster.spec import ShoalSpec
 from cluster.workers import NAMESPACE, remote_class
 
@@ -72,15 +72,16 @@ class Cluster:
         ray.get(self.controller.spoil.remote(actor_id), timeout=STATUS_TIMEOUT_S)
 
     def snapshot(self) -> Snapshot:
-        """For those who look; raises ray.exceptions.RayError if the controller does not answer."""
-        return take(self.controller, self.model_name, self.url)
+        """For those who look; raises Unavailable if the controller does not answer."""
+        try:
+            return take(self.controller, self.model_name, self.url)
+        except ray.exceptions.RayError as error:
+            raise Unavailable(f"the controller does not answer: {type(error).__name__}") from None
 
     def kill(self, actor_id: str) -> bool:
-        """SIGKILL for an actor that serves; whether there is one."""
-        found = [m["pid"] for m in self.status()["members"] if m["actor_id"] == actor_id and m["active"]]
-        for pid in found:
-            os.kill(pid, signal.SIGKILL)
-        return bool(found)
+        """SIGKILL for an actor that serves; whether there was one. Raises Unavailable as snapshot does."""
+        found = [a["pid"] for a in self.snapshot()["actors"] if a["actor_id"] == actor_id and a["pid"]]
+        return bool(found) and kill_here(found[0])
 
     def stats(self) -> dict[str, dict[str, float]]:
         """By actor id, its counters since birth. Raises ray.exceptions.RayError if one cannot tell."""

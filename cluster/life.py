@@ -70,7 +70,7 @@ class Life:
         Ray asks the process; one that is suspended does not hear that, but hears SIGKILL.
         """
         if self.pid is not None:
-            _kill_here(self.pid)
+            kill_here(self.pid)
         ray.kill(self.handle)
 
 
@@ -83,10 +83,12 @@ def is_done(reference: Any) -> bool:
     return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
 
 
-def _kill_here(pid: int) -> None:
-    """If it is an actor of this machine."""
+def kill_here(pid: int) -> bool:
+    """SIGKILL, if it is an actor of this machine; whether it was."""
     try:
-        if psutil.Process(pid).cmdline()[0].startswith("ray::"):
-            os.kill(pid, signal.SIGKILL)
+        if not psutil.Process(pid).cmdline()[0].startswith("ray::"):
+            return False
+        os.kill(pid, signal.SIGKILL)
     except (psutil.Error, ProcessLookupError, IndexError):
-        return  # gone already
+        return False  # gone already
+    return True

@@ -67,5 +67,6 @@ def _answered(asked: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _summed(matrices: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
-    """Of every attention actor's [L][E]."""
+    """Of every attention actor's [L][E]; one that has not seen an expert yet has no layers."""
+    matrices = [layers for layers in matrices if layers]
     return [[sum(cells) for cells in zip(*layers, strict=True)] for layers in zip(*matrices, strict=True)]

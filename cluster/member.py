@@ -66,8 +66,13 @@ class Member:
         try:
             loaded: Loaded = ray.get(loading)
         except ray.exceptions.RayTaskError as error:
+            if self.has_served:  # it could be read before: another life may again
+                self.end(now_s, note, f"cannot load: {error.cause}")
+                return False
             self.gave_up = str(error.cause)  # the checkpoint cannot be read: another try would end the same
             note(f"{self.actor_id} cannot load: {error.cause}")
+            self.life.end()
+            self.life = None
             return False
         except ray.exceptions.RayActorError:
             self.bury(now_s, note, "died while it loaded")

@@ -14,10 +14,16 @@ from actors.metrics import Sample
 Snapshot = dict[str, Any]
 
 
+class Unavailable(RuntimeError):  # noqa: N818 - named for what is, as the rest of the tree
+    """Nobody can say how the cluster is, at the moment."""
+
+
 class Looker(Protocol):
     """Where snapshots come from, and the one thing that can be done from the page."""
 
-    def snapshot(self) -> Snapshot: ...
+    def snapshot(self) -> Snapshot:
+        """Raises Unavailable."""
+        ...
 
     def kill(self, actor_id: str) -> bool: ...
 

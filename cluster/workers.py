@@ -67,6 +67,7 @@ class Worker:
         self._server: Any = None
         self._loaded: Loaded | None = None
         self._is_standby = False
+        self._is_running = False
         self._ended = threading.Event()
         self._progress = (0, 0, 0.0)
 
@@ -103,6 +104,7 @@ class Worker:
 
     def run(self) -> None:
         """Serve until stopped; returning or dying ends this life."""
+        self._is_running = True
         try:
             self._server.run()
         finally:
@@ -119,8 +121,8 @@ class Worker:
         """None: it is in between, or has ended."""
         if self._is_standby:
             return Introduction()
-        if self._loaded is None or self._ended.is_set():
-            return None
+        if self._loaded is None or not self._is_running or self._ended.is_set():
+            return None  # also if it has loaded, but was never told to run: the controller died in between
         return Introduction(actor_id=self._actor_id, loaded=self._loaded, epoch=self._server.epoch)
 
     @ray.method(concurrency_group="ctl")
@@ -170,8 +172,13 @@ def spawn(number: int) -> Any:
 
 def living() -> list[tuple[int, Any]]:
     """The number and handle of every actor that was ever spawned and has not ended."""
-    parts = [(name, *name.partition("/")) for name in ray.util.list_named_actors()]
-    return [(int(number), ray.get_actor(name)) for name, prefix, _, number in parts if prefix == NAME]
+    found = []
+    for name in ray.util.list_named_actors():
+        prefix, _, number = name.partition("/")
+        if prefix == NAME:
+            with suppress(ValueError):  # it died since
+                found.append((int(number), ray.get_actor(name)))
+    return found
 
 
 def _import_politely() -> None:

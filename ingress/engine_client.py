@@ -136,6 +136,7 @@ class EngineClient:
         journal = Journal(request_id, prompt_ids, sampling, call.terms)
         self._open_sequences += 1
         watch = self.metrics.watch(len(prompt_ids))
+        finish = None
         try:
             async with aclosing(self._resumed(journal, call.deadline_s)) as events:
                 async for event in events:
@@ -144,10 +145,11 @@ class EngineClient:
                     watch.delivered(len(event.token_ids))
                     yield event
         except TimeoutError:
+            finish = FINISH_DEADLINE
             yield end_event(request_id, len(journal.emitted), FINISH_DEADLINE)
         finally:
             self._open_sequences -= 1
-            watch.end(journal.finish)
+            watch.end(journal.finish or finish)
 
     async def _resumed(self, journal: Journal, deadline_s: float | None) -> AsyncGenerator[TokenEvent, None]:
         """The events of `journal`'s sequence over as many actors as it takes; TimeoutError: the deadline."""

@@ -40,6 +40,7 @@ class Generation:
         self._tasks: list[asyncio.Task[None]] = []
         self._num_open = len(order.samplings)
         self._has_spoken = False  # from then on the request is served whole
+        self._has_begun = False  # choice 0: it cannot be refused any more, what ends it now is a failure
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._make(choice)) for choice in range(self._num_open)]
@@ -81,7 +82,7 @@ class Generation:
         try:
             await self._follow(choice, terms)
         except Overloaded:
-            if not self._has_spoken:
+            if not self._has_spoken or self._has_begun:
                 raise
             await self._follow(choice, promised)  # the others were quicker than its refusal
 
@@ -93,6 +94,7 @@ class Generation:
         async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling, call)) as events:
             async for event in events:
                 self._check(event)
+                self._has_begun |= choice == 0 and bool(event.token_ids)
                 delta = output.push(event)
                 self._added.put_nowait(delta)
                 if delta.finish is not None:

@@ -108,7 +108,9 @@ class Exchange:
             self._adopt(self._view)
 
     def hear(self) -> None:
-        """Between steps: take what no step waits for, so that it does not pile up."""
+        """While idle: adopt the newest view, take what no step waits for so that it does not pile up."""
+        if (view := self._newer_view()) is not None:
+            self._adopt(view)
         for event in self._transport.poll(0.0):
             if isinstance(event, Lost):
                 self._count_out(event)

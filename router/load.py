@@ -43,12 +43,16 @@ class ExpertLoad:
         now_s = self._clock()
         if now_s < self._slices[-1][0] + SLICE_S:
             return
+        if now_s > self._slices[-1][0] + WINDOW_S:  # nothing happened for so long: what was before is over
+            self._slices.clear()
         self._slices.append((now_s, self.pairs_LE.copy()))
         while len(self._slices) > 1 and self._slices[1][0] <= now_s - WINDOW_S:
             self._slices.popleft()
 
     def recent(self) -> Counts:
-        """[L, E] pairs of about the last WINDOW_S."""
+        """[L, E] pairs of about the last WINDOW_S; none if no step was in it."""
+        if self._clock() > self._slices[-1][0] + WINDOW_S:
+            return np.zeros_like(self.pairs_LE)
         _, before_LE = self._slices[0]
         return self.pairs_LE - before_LE
 

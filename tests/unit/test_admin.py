@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from cluster import beacon
 from cluster.admin import AdminServer
 from cluster.cli import app
+from cluster.snapshot import Unavailable
 from cluster.top import draw, expert_rates
 
 KEY = "a key for tests"
@@ -127,6 +128,20 @@ def test_prometheus_is_told_of_every_process(admin: AdminServer) -> None:
         ("ingress", "127.0.0.1:7002"),
     }
     assert 'shoal_actors{kind="expert",state="serves"} 1.0' in ask(admin, "/metrics")[1]
+
+
+def test_while_the_controller_is_away_the_answer_says_so() -> None:
+    class Gone(Still):
+        def snapshot(self) -> dict[str, Any]:
+            raise Unavailable("the controller does not answer")
+
+    server = AdminServer(Gone(), "127.0.0.1", 0, KEY)
+    try:
+        for path in ("/snapshot", "/targets", "/metrics"):
+            status, body, _ = ask(server, path)
+            assert status == 503 and "try again" in json.loads(body)["error"]
+    finally:
+        server.close()
 
 
 def test_killing_whom_there_is_not_is_a_404(admin: AdminServer, still: Still) -> None:

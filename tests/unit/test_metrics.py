@@ -163,6 +163,19 @@ def test_the_window_holds_the_last_minute_to_within_a_slice(steps: list[tuple[fl
     assert recent <= sum(n for at_s, n in counted if at_s >= clock.now_s - WINDOW_S - slack_s)
 
 
+def test_a_minute_without_a_step_has_no_load() -> None:
+    clock = Clock()
+    load = ExpertLoad(1, 4, clock)
+    load.mark()
+    load.count(0, np.zeros(7, dtype=np.int32))
+    assert load.recent().sum() == 7
+    clock.now_s += WINDOW_S + 1
+    assert load.recent().sum() == 0
+    load.mark()
+    load.count(0, np.zeros(2, dtype=np.int32))
+    assert load.recent().sum() == 2
+
+
 def test_balance_and_heat_are_of_each_layer_alone() -> None:
     pairs_LE = np.array([[1, 1, 1, 5], [100, 100, 100, 100], [0, 0, 0, 0]])
     uneven, even, idle = balances(pairs_LE)
