@@ -144,20 +144,20 @@ METRICS: tuple[Metric, ...] = (
         ("layer", "expert"),
         f"The {HOTTEST} hottest experts of the last minute: load over their layer's mean.",
     ),
-    Metric("shoal_dispatch_parcels_total", "counter", _ATTENTION, ("actor",), "Parcels sent to the actor."),
-    Metric("shoal_dispatch_pairs_total", "counter", _ATTENTION, ("actor",), "Pairs sent to the actor."),
+    Metric("shoal_dispatch_parcels_total", "counter", _ATTENTION, ("peer",), "Parcels sent to an expert."),
+    Metric("shoal_dispatch_pairs_total", "counter", _ATTENTION, ("peer",), "Pairs sent to the expert actor."),
     Metric(
         "shoal_dispatch_bytes_total",
         "counter",
         _ATTENTION,
-        ("actor", "direction"),
-        "Bytes of hidden states to the actor (out) and of its answers (back), without headers.",
+        ("peer", "direction"),
+        "Bytes of hidden states to the peer (out) and of its answers (back), without headers.",
     ),
     Metric(
         "shoal_dispatch_seconds",
         "histogram",
         _ATTENTION,
-        ("actor",),
+        ("peer",),
         "From sending a parcel to having its answer.",
     ),
     Metric("shoal_retried_pairs_total", "counter", _ATTENTION, (), "Pairs sent again, elsewhere or later."),
@@ -213,12 +213,12 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "shoal_actors", "gauge", _CONTROLLER, ("kind", "state"), "Actors that serve, load or are given up."
     ),
-    Metric("shoal_deaths_total", "counter", _CONTROLLER, ("actor",), "Times that the actor died."),
+    Metric("shoal_deaths_total", "counter", _CONTROLLER, ("member",), "Times that the actor died."),
     Metric(
         "shoal_recovery_seconds",
         "gauge",
         _CONTROLLER,
-        ("actor",),
+        ("member",),
         "Of the actor's last death: from noticing it to serving again.",
     ),
 )

@@ -63,16 +63,16 @@ ALERTS = AlertGroup(
         ),
         Alert(
             "ShoalDeaths",
-            "sum by (actor) (increase(shoal_deaths_total[10m])) > 3",
+            "sum by (member) (increase(shoal_deaths_total[10m])) > 3",
             "0s",
-            "{{ $labels.actor }} died {{ $value }} times in ten minutes",
+            "{{ $labels.member }} died {{ $value }} times in ten minutes",
             "an-actor-keeps-dying",
         ),
         Alert(
             "ShoalSlowRecovery",
             "shoal_recovery_seconds > 30 and increase(shoal_deaths_total[10m]) > 0",
             "0s",
-            "{{ $labels.actor }} took {{ $value }} s to serve again",
+            "{{ $labels.member }} took {{ $value }} s to serve again",
             "recovery-is-slow",
         ),
         Alert(

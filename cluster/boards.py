@@ -149,13 +149,13 @@ DISPATCH = Board(
     (
         Panel(
             "Hidden states on the wire",
-            (Query(rate("shoal_dispatch_bytes_total", "actor, direction"), "{{actor}} {{direction}}"),),
+            (Query(rate("shoal_dispatch_bytes_total", "peer, direction"), "{{peer}} {{direction}}"),),
             "Bps",
         ),
-        per("shoal_dispatch_parcels_total", "actor", "cps", title="Parcels sent to an actor"),
+        per("shoal_dispatch_parcels_total", "peer", "cps", title="Parcels sent to an actor"),
         per("shoal_expert_parcels_total", "actor", "cps", title="Parcels answered by an actor"),
-        per("shoal_dispatch_pairs_total", "actor", "cps", is_stacked=True, title="Pairs sent to an actor"),
-        Panel("From a parcel to its answer", quantiles("shoal_dispatch_seconds", "actor"), "s"),
+        per("shoal_dispatch_pairs_total", "peer", "cps", is_stacked=True, title="Pairs sent to an actor"),
+        Panel("From a parcel to its answer", quantiles("shoal_dispatch_seconds", "peer"), "s"),
         Panel(
             "Share of time that a layer waits for experts",
             (Query(recent("shoal_expert_wait_seconds_total"), "{{instance}}"),),
@@ -217,12 +217,12 @@ FAULTS = Board(
     (
         Panel(
             "Deaths",
-            (Query("sum by (actor) (increase(shoal_deaths_total[1h]))", "{{actor}}"),),
+            (Query("sum by (member) (increase(shoal_deaths_total[1h]))", "{{member}}"),),
             kind="bargauge",
         ),
         Panel(
             "From a death to serving again",
-            (Query("max by (actor) (shoal_recovery_seconds)", "{{actor}}"),),
+            (Query("max by (member) (shoal_recovery_seconds)", "{{member}}"),),
             "s",
         ),
         Panel("Sequences that went on elsewhere", (Query(rate("shoal_resumed_total"), "resumed"),), "cps"),

@@ -40,6 +40,17 @@ def test_legends_and_summaries_name_labels_that_the_expression_keeps() -> None:
             assert label in ("actor", "instance") or any(label in labels for labels in kept), query
 
 
+def test_a_board_groups_by_labels_that_the_metric_or_the_discovery_has() -> None:
+    for query in QUERIES:
+        for by in re.findall(r"by \(([a-z_, ]+)\)", query.expression):
+            labels = {
+                "le",
+                "actor",
+                *(name for metric in metrics_of(query.expression) for name in BY_NAME[metric].labels),
+            }
+            assert set(by.split(", ")) <= labels, query
+
+
 def test_boards_have_names_of_their_own_and_panels_do_not_overlap() -> None:
     assert len({board.uid for board in BOARDS}) == len({board.title for board in BOARDS}) == len(BOARDS)
     for board in BOARDS:
