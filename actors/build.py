@@ -19,7 +19,7 @@ import torch
 from actors.attention import AttentionServer, ViewInbox
 from actors.engine import Engine
 from actors.expert import ExpertServer, load_held_experts
-from actors.metrics import MetricsServer
+from actors.exposition import MetricsServer
 from actors.options import ActorOptions, AttentionOptions, Loaded
 from actors.scheduler import SchedulerLimits
 from model.cache import PAGE_TOKENS

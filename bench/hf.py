@@ -50,7 +50,7 @@ def main() -> None:
 
 def _load(checkpoint: Path, dtype: torch.dtype) -> Any:
     model: Any = DeepseekV32ForCausalLM.from_pretrained(checkpoint, dtype=dtype)
-    model.eval()
+    model.train(False)
     model.generation_config.eos_token_id = None  # as ignore_eos does
     model.generation_config.pad_token_id = 0
     return model

@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from actors.metrics import exposition
+from actors.exposition import exposition
 from cluster.snapshot import Looker, Unavailable, controller_samples, targets
 
 PAGE = Path(__file__).with_name("page.html")

@@ -124,6 +124,18 @@ def says(served: Served, text: str | Sequence[int], **settings: Any) -> None:
             setattr(actor, name, value)
 
 
+def broken_midway(served: Served, path: str, body: dict[str, Any]) -> list[str]:
+    """The lines that still come after every actor has failed in the middle of a stream."""
+    says(served, "abcdef" * 100, pause_s=0.01)
+    with served.http.stream("POST", path, json={**body, "stream": True}) as response:
+        lines = response.iter_lines()
+        while not next(lines).startswith("data:"):
+            pass
+        for actor in served.actors:
+            actor.fail = True
+        return [line for line in lines if line]
+
+
 def spelled(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of `text` in which the template's special tokens are meant as such."""
     specials = {special.text: special for special in TEMPLATE_SPECIALS}

@@ -25,6 +25,7 @@ from tests.unit.app_server import (
     PLAIN,
     TEXT,
     Served,
+    broken_midway,
     check_error,
     events_of,
     says,
@@ -179,15 +180,7 @@ def test_a_fault_of_ours_is_a_500_with_the_request_id(served: Served, monkeypatc
 
 
 def test_an_error_after_the_start_is_an_event_and_the_stream_still_ends(served: Served):
-    says(served, "abcdef" * 100, pause_s=0.01)
-    body = {**TEXT, "max_tokens": 500, "stream": True}
-    with served.http.stream("POST", "/v1/completions", json=body) as response:
-        lines = response.iter_lines()
-        while not next(lines).startswith("data:"):
-            pass
-        for actor in served.actors:
-            actor.fail = True
-        rest = [line for line in lines if line]
+    rest = broken_midway(served, "/v1/completions", {**TEXT, "max_tokens": 500})
     assert rest[-1] == "data: [DONE]"
     assert json.loads(rest[-2].removeprefix("data: "))["error"]["type"] == "server_error"
 

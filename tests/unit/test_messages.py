@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.unit.app_server import CHAT, MODEL, Served, says, spelled
+from tests.unit.app_server import CHAT, MODEL, Served, broken_midway, says, spelled
 
 MESSAGES, COUNT, CHATS = "/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions"
 QUESTION = {"role": "user", "content": "weather?"}
@@ -206,14 +206,7 @@ def test_errors_have_the_shape_that_its_clients_know(served: Served, fields: Any
 
 
 def test_an_error_after_the_start_is_an_event(served: Served):
-    says(served, "abcdef" * 100, pause_s=0.01)
-    with served.http.stream("POST", MESSAGES, json={**ASK, "stream": True}) as response:
-        lines = response.iter_lines()
-        while not next(lines).startswith("data:"):
-            pass
-        for actor in served.actors:
-            actor.fail = True
-        rest = [line for line in lines if line]
+    rest = broken_midway(served, MESSAGES, ASK)
     assert rest[-2] == "event: error"
     assert json.loads(rest[-1].removeprefix("data: "))["error"]["type"] == "api_error"
 

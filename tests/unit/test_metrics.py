@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.metrics import BY_NAME, HOTTEST, METRICS, MetricsServer
+from actors.exposition import MetricsServer
+from actors.metrics import BY_NAME, HOTTEST, METRICS
 from actors.samples import exchange_samples
 from cluster.snapshot import controller_samples
 from ingress.metrics import RequestMetrics

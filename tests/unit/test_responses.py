@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ingress.order import OrderDesk
-from tests.unit.app_server import MODEL, Served, check_error, says, spelled
+from tests.unit.app_server import MODEL, Served, broken_midway, check_error, says, spelled
 
 RESPONSES = "/v1/responses"
 ASK = {"model": MODEL, "input": "weather?", "temperature": 0, "max_output_tokens": 900}
@@ -172,13 +172,6 @@ def test_what_is_not_served_is_refused(served: Served, fields: dict[str, Any], p
 
 
 def test_an_error_after_the_start_is_an_event(served: Served):
-    says(served, "abcdef" * 100, pause_s=0.01)
-    with served.http.stream("POST", RESPONSES, json={**ASK, "stream": True}) as response:
-        lines = response.iter_lines()
-        while not next(lines).startswith("data:"):
-            pass
-        for actor in served.actors:
-            actor.fail = True
-        rest = [line for line in lines if line]
+    rest = broken_midway(served, RESPONSES, ASK)
     assert rest[-2] == "event: error"
     assert json.loads(rest[-1].removeprefix("data: "))["code"] == "server_error"
