@@ -1,0 +1,173 @@
+"""`shoal serve`.
+
+From flags to a running cluster, until Ctrl-C. Knows nothing of how a cluster is started.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from cluster.cli_console import INTERRUPTED, console, fail
+from cluster.environment import ray_environment
+from cluster.panel import Loading, ready_line, ready_panel
+from cluster.port import check_port
+from cluster.spec import ShoalSpec, SpecError, admin_key
+
+if TYPE_CHECKING:
+    from cluster.launch import Cluster
+    from cluster.preflight import Preflight
+
+STATUS_EVERY_S = 1.0
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="Checkpoint directory; without it the embedded model is served.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with the same fields.")] = None,
+    served_model_name: Annotated[str | None, typer.Option(help="Name in /v1/models.")] = None,
+    attention: Annotated[int | None, typer.Option(help="Attention actors [default: 1].")] = None,
+    experts: Annotated[
+        int | None, typer.Option(help="Expert actors; 0 keeps experts in the attention actors [default: 2].")
+    ] = None,
+    replicas_per_expert: Annotated[
+        int | None, typer.Option(help="Copies of each expert [default: 1].")
+    ] = None,
+    standbys: Annotated[
+        int | None, typer.Option(help="Processes that wait to take the place of what dies [default: 1].")
+    ] = None,
+    ingress: Annotated[int | None, typer.Option(help="Ingress replicas [default: 1].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8 [default: float32].")] = None,
+    host: Annotated[str | None, typer.Option(help="HTTP address [default: 127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port [default: 8000].")] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Port of the live page and metrics [default: any that is free].")
+    ] = None,
+    context_tokens: Annotated[int | None, typer.Option(help="Longest prompt + answer.")] = None,
+    cache_tokens: Annotated[
+        int | None, typer.Option(help="Cache per attention actor [default: 65536].")
+    ] = None,
+    max_queue_s: Annotated[
+        float | None,
+        typer.Option(help="Longest wait of an interactive request before it is refused [default: 60]."),
+    ] = None,
+    draft_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens drafted ahead by the MTP layer; 0: none [default: 1 if it has one]."),
+    ] = None,
+    prefix_cache: Annotated[
+        bool | None,
+        typer.Option("--prefix-cache/--no-prefix-cache", help="Keep pages of past prompts [default: on]."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON on stdout.")] = False,
+) -> None:
+    """Serve a model over the OpenAI API until Ctrl-C."""
+    flags = {
+        "model": model,
+        "served_model_name": served_model_name,
+        "attention": attention,
+        "experts": experts,
+        "replicas_per_expert": replicas_per_expert,
+        "standbys": standbys,
+        "ingress": ingress,
+        "device": device,
+        "dtype": dtype,
+        "host": host,
+        "port": port,
+        "admin_port": admin_port,
+        "context_tokens": context_tokens,
+        "cache_tokens": cache_tokens,
+        "max_queue_s": max_queue_s,
+        "draft_tokens": draft_tokens,
+        "prefix_cache": prefix_cache,
+    }
+    try:
+        spec = ShoalSpec.from_sources(config, flags)
+    except SpecError as error:
+        fail(str(error))
+    with ray_environment():
+        _serve(spec, as_json)
+
+
+def _serve(spec: ShoalSpec, as_json: bool) -> None:
+    # Imported late: a wrong flag should not wait for torch, and Ray reads its environment at import.
+    started_s = time.monotonic()
+    stop = threading.Event()
+    _on_signals(lambda *_: _interrupt(stop))
+    preflight = _examine(spec)
+    try:
+        from cluster.admin import AdminServer
+        from cluster.beacon import lit
+        from cluster.launch import LaunchError, launch, shut_down
+
+        with Loading(console) as loading:
+            cluster = launch(spec, preflight, loading.show)
+        _on_signals(lambda *_: _interrupt(stop))  # again: starting Ray installs handlers of its own
+    except KeyboardInterrupt:
+        fail(INTERRUPTED)
+    except (LaunchError, ValueError) as error:
+        fail(str(error))
+    admin = None
+    try:
+        admin = AdminServer(cluster, spec.admin_host, spec.admin_port, admin_key())
+        with lit(admin.url, admin.key):
+            seconds = time.monotonic() - started_s
+            if as_json:
+                sys.stdout.write(json.dumps(ready_line(cluster, admin, preflight, seconds)) + "\n")
+                sys.stdout.flush()
+            else:
+                console.print(ready_panel(cluster, admin, preflight, seconds))
+            _watch(cluster, stop)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        _on_signals(signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
+        with console.status("stopping ..."):
+            if admin is not None:
+                admin.close()
+            shut_down(cluster)
+        console.print("stopped")
+
+
+def _examine(spec: ShoalSpec) -> Preflight:
+    """Before Ray is imported: a taken port or a bad checkpoint should not wait for that."""
+    try:
+        with console.status("reading the checkpoint ..."):
+            check_port(spec.host, spec.port)
+            if spec.admin_port:
+                check_port(spec.admin_host, spec.admin_port)
+            from cluster.preflight import examine
+
+            return examine(spec)
+    except KeyboardInterrupt:
+        fail(INTERRUPTED)
+    except ValueError as error:
+        fail(str(error))
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _interrupt(stop: threading.Event) -> NoReturn:
+    stop.set()
+    raise KeyboardInterrupt
+
+
+def _watch(cluster: Cluster, stop: threading.Event) -> None:
+    """Print what happens until told to stop."""
+    shown_s = time.monotonic()
+    while not stop.wait(STATUS_EVERY_S):
+        for when_s, event in cluster.events_after(shown_s):
+            console.print(f"[yellow]event[/] {event}")
+            shown_s = when_s
