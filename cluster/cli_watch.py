@@ -41,7 +41,7 @@ def top(
         elif once or not sys.stdout.isatty():
             before = fetch(beacon)
             time.sleep(LOOK_S)
-            Console().print(draw(fetch(beacon), before))
+            Console().print(draw([before, fetch(beacon)]))
         else:
             TopApp(beacon).run()
     except NoAnswer as error:

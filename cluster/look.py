@@ -6,7 +6,7 @@ Whoever does not answer in time is left out of the numbers, never waited for. Kn
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -25,12 +25,20 @@ SHOWN = (
 def take(controller: Any, model: str, url: str) -> Snapshot:
     """Ask the controller and through it every actor; raises ray.exceptions.RayError if it is not there.
 
-    `experts.pairs` [L][E] and the counters under `stats` are sums since birth: who looks twice has rates.
+    An actor's `expert_pairs` [L][E] and the counters under `stats` are sums since its birth; None if it did
+    not answer. Who looks twice has rates (cluster/rates.py).
     """
     questions = (controller.status, controller.stats, controller.expert_pairs)
     status, asked, pairs = ray.get([ask.remote() for ask in questions], timeout=CONTROLLER_S)
     answers = _answered({**asked, **{("pairs", name): answer for name, answer in pairs.items()}})
-    members = [{**_public(member), "stats": answers.get(member["actor_id"])} for member in status["members"]]
+    members = [
+        {
+            **_public(member),
+            "stats": answers.get(member["actor_id"]),
+            "expert_pairs": answers.get(("pairs", member["actor_id"])),
+        }
+        for member in status["members"]
+    ]
     return {
         "at_s": time.monotonic(),
         "model": model,
@@ -39,10 +47,7 @@ def take(controller: Any, model: str, url: str) -> Snapshot:
         "ready": status["ready"],
         "actors": members,
         "ingresses": status["ingresses"],
-        "experts": {
-            "first_layer": status["first_layer"],
-            "pairs": _summed([answers[key] for key in answers if isinstance(key, tuple)]),
-        },
+        "experts": {"first_layer": status["first_layer"]},
         "events": [{"at_s": at_s, "text": text} for at_s, text in status["events"][-EVENTS_SHOWN:]],
     }
 
@@ -64,9 +69,3 @@ def _answered(asked: Mapping[Any, Any]) -> dict[Any, Any]:
             except ray.exceptions.RayError:
                 continue  # it died: the events say so
     return answers
-
-
-def _summed(matrices: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
-    """Of every attention actor's [L][E]; one that has not seen an expert yet has no layers."""
-    matrices = [layers for layers in matrices if layers]
-    return [[sum(cells) for cells in zip(*layers, strict=True)] for layers in zip(*matrices, strict=True)]

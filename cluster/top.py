@@ -1,12 +1,12 @@
 """The cluster in a terminal: what `shoal top` draws.
 
-Two snapshots in, something that rich can print out; rates are what lies between them. Knows nothing of where
-snapshots come from, nor of keys.
+The snapshots of a window in, something that rich can print out. Knows nothing of where snapshots come from,
+nor of keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.columns import Columns
@@ -15,29 +15,19 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from cluster.rates import Rates, Window, counter_rates, expert_rates
+
 HALF_BLOCK = "\u2580"  # its upper half in the ink's colour, its lower in the paper's: two layers a line
 CIVIDIS = ((0, 32, 77), (49, 68, 107), (102, 105, 112), (149, 143, 120), (202, 185, 105), (255, 234, 70))
 LEAST_TOP = 2.0  # load over mean at the hot end of the scale, at least
 EVENTS_SHOWN = 8
 
-Rates = Sequence[Sequence[float]]
 
-
-def draw(now: Mapping[str, Any], before: Mapping[str, Any]) -> RenderableType:
-    """Actors, experts and events; before: an earlier snapshot, or the same one where there is no other."""
-    load = expert_rates(now, before)
+def draw(window: Window) -> RenderableType:
+    """Actors, experts and events."""
+    now, load = window[-1], expert_rates(window)
     experts = Panel(heat_map(load, now["experts"]["first_layer"]), title="expert load", expand=False)
-    return Group(_headline(now, before, load), actor_table(now, before), experts, _events(now))
-
-
-def expert_rates(now: Mapping[str, Any], before: Mapping[str, Any]) -> Rates:
-    """[L][E] pairs (token, expert) per second; a counter that began anew counts from nothing."""
-    seconds = _seconds(now, before)
-    old = before["experts"]["pairs"]
-    return [
-        [_rise(count, _at(old, layer, expert)) / seconds for expert, count in enumerate(counts)]
-        for layer, counts in enumerate(now["experts"]["pairs"])
-    ]
+    return Group(_headline(now, load), actor_table(window), experts, _events(now))
 
 
 def heat_map(load: Rates, first_layer: int) -> RenderableType:
@@ -60,26 +50,27 @@ def heat_map(load: Rates, first_layer: int) -> RenderableType:
     return Group(*lines)
 
 
-def actor_table(now: Mapping[str, Any], before: Mapping[str, Any]) -> Table:
+def actor_table(window: Window) -> Table:
     """One line for every actor."""
     table = Table(box=None, pad_edge=False)
     for name in ("actor", "state"):
         table.add_column(name, no_wrap=True)
     for name in ("pid", "life", "rate", "run", "wait", "pages", "deaths", "mended"):
         table.add_column(name, justify="right", no_wrap=True)
-    lives = {(actor["actor_id"], actor["pid"]): actor["stats"] for actor in before["actors"]}
-    for actor in now["actors"]:
-        stats, old = actor["stats"] or {}, lives.get((actor["actor_id"], actor["pid"])) or {}
-        counters = ("prefill_tokens", "decode_tokens") if actor["kind"] == "attention" else ("pairs",)
-        rise = sum(_rise(stats.get(name, 0.0), old.get(name, 0.0)) for name in counters)
-        unit = "tokens" if actor["kind"] == "attention" else "rows"
+    rates = {
+        "attention": (counter_rates(window, "prefill_tokens", "decode_tokens"), "tokens"),
+        "expert": (counter_rates(window, "pairs"), "rows"),
+    }
+    for actor in window[-1]["actors"]:
+        stats = actor["stats"] or {}
+        of_kind, unit = rates[actor["kind"]]
         state = Text(actor["state"], "green" if actor["state"] == "serves" else "red")
         recovery = "-" if actor["recovery_s"] is None else f"{actor['recovery_s']:.2f} s"
         table.add_row(
             actor["actor_id"],
             state if actor["stats"] is not None else Text("silent", "yellow"),
             *(str(actor["pid"] or "-"), str(actor["incarnation"])),
-            f"{rise / _seconds(now, before):.0f} {unit}/s",
+            f"{of_kind.get((actor['actor_id'], actor['incarnation']), 0.0):.0f} {unit}/s",
             *(_number(stats.get(name)) for name in ("running", "waiting", "free_pages")),
             *(str(actor["deaths"]), recovery),
         )
@@ -95,7 +86,7 @@ def colour(share: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _headline(now: Mapping[str, Any], before: Mapping[str, Any], load: Rates) -> RenderableType:
+def _headline(now: Mapping[str, Any], load: Rates) -> RenderableType:
     state = Text("all serve", "green") if now["ready"] else Text("recovering", "bold red")
     worst = max((max(row) * len(row) / sum(row) for row in load if any(row)), default=0.0)
     return Columns(
@@ -116,19 +107,6 @@ def _events(now: Mapping[str, Any]) -> RenderableType:
         for event in reversed(now["events"][-EVENTS_SHOWN:])
     ]
     return Panel(Group(*lines) if lines else Text("nothing yet", "dim"), title="events", expand=False)
-
-
-def _seconds(now: Mapping[str, Any], before: Mapping[str, Any]) -> float:
-    return max(1e-3, float(now["at_s"] - before["at_s"]))
-
-
-def _rise(now: float, before: float) -> float:
-    """Of a counter; one that began anew has not gone down."""
-    return max(now - before, 0.0)
-
-
-def _at(counts: Sequence[Sequence[int]], layer: int, expert: int) -> int:
-    return counts[layer][expert] if layer < len(counts) else 0
 
 
 def _number(value: float | None) -> str:

@@ -74,7 +74,7 @@ class TopApp(App[None]):
     def _look(self) -> None:
         try:
             self._past.append(fetch(self._beacon))
-            picture: Any = draw(self._past[-1], self._past[0])
+            picture: Any = draw(list(self._past))
         except NoAnswer as error:
             picture = Text(str(error), "bold red")
         self.call_from_thread(self.query_one("#cluster", Static).update, picture)

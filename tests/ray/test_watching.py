@@ -78,7 +78,8 @@ def test_every_process_tells_its_metrics_and_a_replaced_one_too(cluster: Served)
     [killed] = [actor for actor in seen["actors"] if actor["actor_id"] == "expert-1"]
     assert killed["deaths"] == 1 and killed["recovery_s"] > 0
     assert any("expert-1" in event["text"] for event in seen["events"])
-    assert min(map(sum, seen["experts"]["pairs"])) > 0
+    [pairs] = [actor["expert_pairs"] for actor in seen["actors"] if actor["kind"] == "attention"]
+    assert min(map(sum, pairs)) > 0
 
 
 def test_the_page_draws_the_load_in_a_real_browser(cluster: Served, tmp_path: Path) -> None:

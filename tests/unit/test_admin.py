@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from cluster import beacon
 from cluster.admin import AdminServer
 from cluster.cli import app
+from cluster.rates import counter_rates, expert_rates
 from cluster.snapshot import Unavailable
-from cluster.top import draw, expert_rates
+from cluster.top import draw
 
 KEY = "a key for tests"
 ROUTES = (("GET", "/snapshot"), ("GET", "/targets"), ("GET", "/metrics"), ("POST", "/actors/expert-0/kill"))
@@ -39,6 +40,7 @@ def actor(name: str, kind: str, **stats: float) -> dict[str, Any]:
         "deaths": 1,
         "recovery_s": 0.25,
         "stats": stats,
+        "expert_pairs": None,
     }
 
 
@@ -51,10 +53,13 @@ def snapshot(at_s: float, pairs: list[list[int]], decoded: float = 0.0) -> dict[
         "ready": True,
         "actors": [
             actor("expert-0", "expert", pairs=10.0),
-            actor("attention-0", "attention", decode_tokens=decoded, prefill_tokens=0.0, running=2.0),
+            {
+                **actor("attention-0", "attention", decode_tokens=decoded, prefill_tokens=0.0, running=2.0),
+                "expert_pairs": pairs,
+            },
         ],
         "ingresses": [("ingress-ab", "127.0.0.1", 7002)],
-        "experts": {"first_layer": 1, "pairs": pairs},
+        "experts": {"first_layer": 1},
         "events": [{"at_s": at_s - 2.0, "text": "expert-0 died"}],
     }
 
@@ -152,23 +157,65 @@ def test_killing_whom_there_is_not_is_a_404(admin: AdminServer, still: Still) ->
     still.killed.clear()
 
 
-def test_rates_are_what_lies_between_two_looks_and_never_below_nothing() -> None:
-    before, now = snapshot(100.0, [[4, 0], [1, 1]]), snapshot(102.0, [[8, 0], [0, 3]])
-    assert expert_rates(now, before) == [
-        [2.0, 0.0],
-        [0.0, 1.0],
+def attention(at_s: float, *answers: tuple[int, list[list[int]] | None]) -> dict[str, Any]:
+    """A look at attention actors: of each its incarnation and what it answered, None if it was silent."""
+    actors = [
+        {
+            **actor(f"attention-{i}", "attention"),
+            "incarnation": life,
+            "stats": None if pairs is None else {"decode_tokens": float(sum(map(sum, pairs)))},
+            "expert_pairs": pairs,
+        }
+        for i, (life, pairs) in enumerate(answers)
     ]
-    assert expert_rates(now, snapshot(102.0, [])) == [[8000.0, 0.0], [0.0, 3000.0]]
+    return {**snapshot(at_s, []), "actors": actors}
+
+
+def test_rates_are_what_lies_between_two_looks() -> None:
+    before, now = attention(100.0, (1, [[4, 0], [1, 1]])), attention(102.0, (1, [[8, 0], [1, 3]]))
+    assert expert_rates([before, now]) == [[2.0, 0.0], [0.0, 1.0]]
+    assert expert_rates([now]) == [[0.0, 0.0], [0.0, 0.0]]
+    seen_no_expert = attention(100.0, (1, []))
+    assert expert_rates([seen_no_expert, now]) == [[4.0, 0.0], [0.5, 1.5]]
+
+
+# A look a second; each of two actors answers with 10 more pairs a second.
+def steady(silent: dict[int, int], reborn_at: int = 99) -> list[dict[str, Any]]:
+    """silent: by look, which actor misses it. reborn_at: the second one counts from nothing then."""
+
+    def answer(look: int, which: int) -> tuple[int, list[list[int]] | None]:
+        is_new = which == 1 and look >= reborn_at
+        count = 10 * (look - reborn_at) if is_new else 10_000 + 10 * look
+        return 20 + which + is_new, None if silent.get(look) == which else [[count, 0]]
+
+    return [attention(100.0 + look, answer(look, 0), answer(look, 1)) for look in range(11)]
+
+
+@pytest.mark.parametrize("look", [0, 5, 10])
+def test_an_actor_that_misses_a_look_moves_the_rates_by_no_more_than_that_look(look: int) -> None:
+    [[rate, other]] = expert_rates(steady({look: 1}))
+    assert 19.0 <= rate <= 20.0 and other == 0.0
+
+
+def test_an_actor_that_is_born_again_takes_nothing_of_the_others_away() -> None:
+    [[rate, _]] = expert_rates(steady({}, reborn_at=6))
+    assert 19.0 <= rate <= 20.0
+    window = steady({}, reborn_at=6)
+    assert counter_rates(window, "decode_tokens") == {
+        ("attention-0", 20): 10.0,
+        ("attention-1", 21): 5.0,
+        ("attention-1", 22): 4.0,
+    }
 
 
 def test_the_picture_names_actors_load_and_events() -> None:
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(draw(snapshot(102.0, [[8, 0], [3, 3]], 30.0), snapshot(100.0, [[4, 0], [1, 1]], 10.0)))
+    console.print(draw([snapshot(100.0, [[4, 0], [1, 1]], 10.0), snapshot(102.0, [[8, 0], [3, 3]], 30.0)]))
     shown = console.export_text()
     assert "attention-0" in shown and "10 tokens/s" in shown and "0.25 s" in shown
     assert "worst imbalance 2.00" in shown
     assert "2 s ago  expert-0 died" in shown
-    console.print(draw(snapshot(1.0, []), snapshot(1.0, [])))
+    console.print(draw([snapshot(1.0, [])]))
     assert "no load" in console.export_text()
 
 
