@@ -28,6 +28,7 @@ from actors.messages import (
     taken_event,
 )
 from actors.metrics import Sample
+from actors.trace import Recorder
 from router.exchange import StepAbandoned
 from router.heartbeat import beating
 from router.listener import Arrival, Listener, Peer
@@ -132,6 +133,10 @@ class AttentionServer:
     def samples(self) -> Iterator[Sample]:
         """The metrics; read from another thread."""
         return self._engine.samples()
+
+    def record(self, recorder: Recorder | None) -> None:
+        """See Engine.record; safe from any thread."""
+        self._engine.record(recorder)
 
     def expert_pairs(self) -> Counts:
         """[L, E] pairs (token, expert) since birth; read from another thread."""

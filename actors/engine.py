@@ -34,6 +34,7 @@ from actors.samples import exchange_samples, page_samples, step_samples
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
 from actors.step import forward
+from actors.trace import Recorder, RecordingLaps, recording
 from actors.verify import chunks_of, draws_of, tokens_that_hold
 from model.batch import Batch, build_batch
 from model.cache import PAGE_TOKENS, LatentCache
@@ -66,6 +67,7 @@ class Engine:
         config = decoder.config
         self._decoder = decoder
         self._exchange = exchange
+        self._walked = decoder, exchange  # by the next step; what stands for them while somebody records
         self._cache = LatentCache(config, num_pages, decoder.dtype)
         self._pool = PagePool(num_pages)
         # A sequence that could not fit alone would wait for ever: the pool bounds the context.
@@ -77,6 +79,7 @@ class Engine:
         self.num_waiting = 0
         self.wait_s = 0.0  # until all that waits has begun, estimated
         self.counters = EngineCounters(drafted=[0] * draft_tokens, accepted=[0] * draft_tokens)
+        self._laps = self.counters.laps
         self._drafter = None
         if draft_tokens and decoder.mtp is not None:
             self._drafter = Drafter(decoder, decoder.mtp, self._cache, exchange, draft_tokens)
@@ -135,6 +138,14 @@ class Engine:
     def expert_pairs(self) -> Counts:
         """[L, E] pairs (token, expert) since birth, of every MoE layer; read from another thread."""
         return self._exchange.load.pairs_LE.copy()
+
+    def record(self, recorder: Recorder | None) -> None:
+        """Note what happens when from the next step on, or no more; safe from any thread."""
+        if recorder is None:
+            self.counters.laps, self._walked = self._laps, (self._decoder, self._exchange)
+        else:
+            self.counters.laps = RecordingLaps(self._laps, recorder)
+            self._walked = recording(self._decoder, self._exchange, recorder)
 
     def submit(
         self,
@@ -222,7 +233,8 @@ class Engine:
         self._clear(self._pool.unclean())
         chunks = [chunk for work in planned for chunk in chunks_of(work)]
         batch = build_batch(chunks, index_topk=self._index_topk)
-        hidden_TD = forward(self._decoder, batch, self._cache, self._exchange)
+        decoder, exchange = self._walked
+        hidden_TD = forward(decoder, batch, self._cache, exchange)
         laps.lap("forward")
         starts = [work.sequence.num_computed for work in planned]
         events = self._settle(planned, self._decoder.logits(hidden_TD, batch.logit_rows))

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from actors.metrics import Sample
+from actors.trace import Recorder
 from kernels.rows import dtype_of_rows
 from model.config import ModelConfig
 from model.experts import ExpertShard, Mlp
@@ -109,7 +110,7 @@ class ExpertServer:
         port: int = 0,
     ) -> None:
         self._config = config
-        self._held = held
+        self._own = self._held = held
         self._listener = Listener(
             host, port, token=token, actor=actor_id, incarnation=incarnation, accepted=kinds(Dispatch)
         )
@@ -143,6 +144,10 @@ class ExpertServer:
     def spoil(self) -> None:
         """For fault tests: weights that are not numbers, as a broken memory would leave them."""
         self._held.spoil()
+
+    def record(self, recorder: Recorder | None) -> None:
+        """Note when experts compute, or no more; safe from any thread."""
+        self._held = self._own if recorder is None else recorder.timed(self._own, "forward", "experts")
 
     def stop(self) -> None:
         """End the loop soon; safe from any thread."""

@@ -1,7 +1,7 @@
 """The admin listener: what an operator sees and does, apart from the API that clients use.
 
-Its own address and its own key; every route but the page itself, which holds nothing, wants the key. Knows
-nothing of Ray: it is given something that takes snapshots.
+Its own address and its own key; every route wants the key but the page itself, which holds nothing, and the
+two that probes ask. Knows nothing of Ray: it is given something that takes snapshots.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from actors.exposition import exposition
 from cluster.snapshot import Looker, Unavailable, controller_samples, targets
 
 PAGE = Path(__file__).with_name("page.html")
+TRACED_STEPS, MOST_STEPS = 20, 1000
+TRACED_S, LONGEST_S = 5.0, 60.0
 NONCE = "{nonce}"
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -51,13 +53,36 @@ def create_admin(looker: Looker, key: str, own: Callable[[], str] = lambda: "127
             return _json({"killed": actor_id})
         return _json({"error": f"{actor_id[:40]!r} is no actor that serves"}, 404)
 
+    async def ready(_: Request) -> Response:
+        try:
+            is_ready = (await run_in_threadpool(looker.snapshot))["ready"]
+        except Unavailable:
+            is_ready = False
+        return _json({"ready": is_ready}, 200 if is_ready else 503)
+
+    async def alive(_: Request) -> Response:
+        return Response(status_code=200)
+
+    async def trace(request: Request) -> Response:
+        try:
+            steps = int(request.query_params.get("steps", TRACED_STEPS))
+            seconds = float(request.query_params.get("seconds", TRACED_S))
+        except ValueError:
+            return _json({"error": "steps is a whole number, seconds a number"}, 400)
+        if not (1 <= steps <= MOST_STEPS and 0 < seconds <= LONGEST_S):
+            return _json({"error": f"1 to {MOST_STEPS} steps, up to {LONGEST_S:g} seconds"}, 400)
+        return _json(await run_in_threadpool(looker.trace, steps, seconds))
+
     for method, path, handler in (
         ("GET", "/snapshot", snapshot),
         ("GET", "/targets", discover),
         ("GET", "/metrics", metrics),
+        ("POST", "/trace", trace),
         ("POST", "/actors/{actor_id}/kill", kill),
     ):
         app.add_route(path, _guarded(handler, key), methods=[method])
+    app.add_route("/health", alive, methods=["GET"])
+    app.add_route("/ready", ready, methods=["GET"])
     app.add_route("/ui", _page, methods=["GET"])
     return app
 

@@ -12,7 +12,9 @@ import typer
 
 from cluster.cli_chaos import chaos
 from cluster.cli_console import console, fail
+from cluster.cli_leave import linger, stop
 from cluster.cli_serve import serve
+from cluster.cli_trace import trace
 from cluster.cli_watch import dashboards, top
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -41,7 +43,7 @@ def make_tiny(
     console.print(f"{directory}: {config.num_layers} layers, {config.num_experts} experts, {size_mb:.1f} MB")
 
 
-for command in (serve, make_tiny, chaos, top):
+for command in (serve, stop, linger, make_tiny, chaos, top, trace):
     app.command()(command)
 app.add_typer(dashboards, name="dashboards")
 

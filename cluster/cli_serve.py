@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from cluster.cli_console import INTERRUPTED, console, fail
-from cluster.environment import ray_environment
+from cluster.environment import environment_for
 from cluster.panel import Loading, ready_line, ready_panel
 from cluster.port import check_port
 from cluster.spec import ShoalSpec, SpecError, admin_key
@@ -49,8 +49,13 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8 [default: float32].")] = None,
     host: Annotated[str | None, typer.Option(help="HTTP address [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port [default: 8000].")] = None,
-    admin_port: Annotated[
-        int | None, typer.Option(help="Port of the live page and metrics [default: any that is free].")
+    admin_host: Annotated[
+        str | None, typer.Option(help="Address of the live page and metrics [default: 127.0.0.1].")
+    ] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Its port [default: any that is free].")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to join, HOST:PORT [default: a private one on this machine]."),
     ] = None,
     context_tokens: Annotated[int | None, typer.Option(help="Longest prompt + answer.")] = None,
     cache_tokens: Annotated[
@@ -83,7 +88,9 @@ def serve(
         "dtype": dtype,
         "host": host,
         "port": port,
+        "admin_host": admin_host,
         "admin_port": admin_port,
+        "address": address,
         "context_tokens": context_tokens,
         "cache_tokens": cache_tokens,
         "max_queue_s": max_queue_s,
@@ -92,10 +99,10 @@ def serve(
     }
     try:
         spec = ShoalSpec.from_sources(config, flags)
+        with environment_for(spec):
+            _serve(spec, as_json)
     except SpecError as error:
         fail(str(error))
-    with ray_environment():
-        _serve(spec, as_json)
 
 
 def _serve(spec: ShoalSpec, as_json: bool) -> None:
@@ -107,19 +114,22 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
     try:
         from cluster.admin import AdminServer
         from cluster.beacon import lit
-        from cluster.launch import LaunchError, launch, shut_down
+        from cluster.launch import LaunchError, begin, bring_up, shut_down
 
-        with Loading(console) as loading:
-            cluster = launch(spec, preflight, loading.show)
+        with console.status("starting ..."):
+            cluster = begin(spec, preflight)
         _on_signals(lambda *_: _interrupt(stop))  # again: starting Ray installs handlers of its own
     except KeyboardInterrupt:
         fail(INTERRUPTED)
     except (LaunchError, ValueError) as error:
         fail(str(error))
-    admin = None
+    admin, is_ready, failure = None, False, None
     try:
         admin = AdminServer(cluster, spec.admin_host, spec.admin_port, admin_key())
         with lit(admin.url, admin.key):
+            with Loading(console) as loading:
+                bring_up(cluster, preflight, loading.show)
+            is_ready = True
             seconds = time.monotonic() - started_s
             if as_json:
                 sys.stdout.write(json.dumps(ready_line(cluster, admin, preflight, seconds)) + "\n")
@@ -128,21 +138,27 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
                 console.print(ready_panel(cluster, admin, preflight, seconds))
             _watch(cluster, stop)
     except KeyboardInterrupt:
-        pass
+        left = f"interrupted before it was ready; what it began at {spec.address} goes on"
+        failure = None if is_ready else left if spec.address else INTERRUPTED
+    except (LaunchError, OSError) as error:
+        failure = str(error)
     finally:
         _on_signals(signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
         with console.status("stopping ..."):
             if admin is not None:
                 admin.close()
             shut_down(cluster)
-        console.print("stopped")
+    if failure:
+        fail(failure)
+    console.print("stopped" if spec.address is None else f"left; the cluster at {spec.address} serves on")
 
 
 def _examine(spec: ShoalSpec) -> Preflight:
     """Before Ray is imported: a taken port or a bad checkpoint should not wait for that."""
     try:
         with console.status("reading the checkpoint ..."):
-            check_port(spec.host, spec.port)
+            if spec.address is None:
+                check_port(spec.host, spec.port)
             if spec.admin_port:
                 check_port(spec.admin_host, spec.admin_port)
             from cluster.preflight import examine

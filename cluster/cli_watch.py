@@ -28,11 +28,11 @@ def top(
     as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON on stdout.")] = False,
 ) -> None:
     """Watch actors, expert load and events of a running cluster."""
-    from cluster.beacon import Beacon, newest
+    from cluster.beacon import find
     from cluster.top import draw
     from cluster.top_app import NoAnswer, TopApp, fetch
 
-    beacon = Beacon(url=url.rstrip("/"), key=key or "") if url else newest()
+    beacon = find(url, key)
     if beacon is None:
         fail("no cluster runs here: start one with `shoal serve`, or name its admin listener with --url")
     try:
@@ -54,14 +54,22 @@ def write(
     prometheus: Annotated[
         str, typer.Option(help="Prometheus as Grafana reaches it.")
     ] = "http://127.0.0.1:9090",
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="What k8s/components/monitoring is made of instead.")
+    ] = False,
 ) -> None:
     """Write Grafana's boards, its provisioning files and Prometheus' alert rules."""
     from cluster.alerts import ALERTS
     from cluster.boards import BOARDS
     from cluster.grafana import write as write_files
+    from cluster.grafana import write_for_kubernetes
 
     try:
-        for file in write_files(directory, BOARDS, ALERTS, prometheus):
+        if kubernetes:
+            written = write_for_kubernetes(directory, BOARDS, ALERTS)
+        else:
+            written = write_files(directory, BOARDS, ALERTS, prometheus)
+        for file in written:
             console.print(str(file))
     except OSError as error:
         fail(f"{directory} cannot be written: {error.strerror}")

@@ -22,7 +22,7 @@ import ray
 from actors.options import ActorOptions, AttentionOptions
 from cluster.life import Life, hang_s
 from cluster.member import Member
-from cluster.workers import Greeting, Introduction, living, spawn
+from cluster.workers import Greeting, Introduction, living, seat_for, spawn
 from model.config import ModelConfig
 from router.view import ActorId, ExpertActor, View, even_placement, make_view
 
@@ -39,7 +39,8 @@ INTRODUCTION_S = 10.0  # for all the living to say who they are, on a machine th
 class Plan:
     """What to keep alive. Attention options are alike for all; experts are placed evenly.
 
-    standbys: processes that wait, warm, to take the place of what dies.
+    standbys: processes that wait, warm, to take the place of what dies. has_seats: a process starts only on a
+    node with a seat for its kind (cluster/workers.py), so none may wait for any part.
     """
 
     directory: str
@@ -50,6 +51,7 @@ class Plan:
     replicas_per_expert: int
     standbys: int
     draft_tokens: int
+    has_seats: bool
     attention: AttentionOptions
 
 
@@ -137,6 +139,11 @@ class Controller:
             return {m.actor_id: m.life.handle.expert_pairs.remote() for m in active if m.life}
 
     @ray.method(concurrency_group="ctl")
+    def plan(self) -> Plan:
+        """What it keeps alive."""
+        return self._plan
+
+    @ray.method(concurrency_group="ctl")
     def view(self) -> bytes:
         with self._lock:
             return self._make_view().to_bytes()
@@ -207,7 +214,7 @@ class Controller:
             self._publish()
         for member in self._members():
             if member.is_due(now_s):
-                member.life = self._next_life()
+                member.life = self._next_life(member)
             if member.life and not member.loaded and not member.loading and not member.gave_up:
                 self._load(member, member.life)
         self._keep_standbys(listened_s, patience_s)
@@ -219,21 +226,21 @@ class Controller:
                 life.end()
                 self._standbys.remove(life)
         if len(self._standbys) < self._plan.standbys and all(m.is_active for m in self._members()):
-            life = self._new_life()
+            life = self._new_life(None)
             life.do(life.handle.warm.remote())
             self._standbys.append(life)
 
-    def _next_life(self) -> Life:
+    def _next_life(self, member: Member) -> Life:
         """A warm one; one that warms up, politely, would take longer than a new one."""
         warm = [life for life in self._standbys if not life.is_busy()]
         if not warm:
-            return self._new_life()
+            return self._new_life(seat_for(member.kind) if self._plan.has_seats else None)
         self._standbys.remove(warm[0])
         return warm[0]
 
-    def _new_life(self) -> Life:
+    def _new_life(self, seat: str | None) -> Life:
         self._num_lives += 1
-        return Life(self._num_lives, spawn(self._num_lives))
+        return Life(self._num_lives, spawn(self._num_lives, seat), waits=seat is not None)
 
     def _end_convicted(self, now_s: float, actor_id: str, incarnation: int) -> None:
         for member in self._experts:

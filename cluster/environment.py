@@ -1,10 +1,12 @@
 """What Ray must find in the environment before it is imported.
 
-Ray 2.60 reads its settings once, when its extension module loads. Knows nothing of clusters.
+Ray 2.60 reads its settings once, when its extension module loads. A Ray cluster to be joined must have been
+started with the same ones (k8s/ does). Knows nothing of clusters.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import sys
@@ -12,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from cluster.spec import ShoalSpec, SpecError
 
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
@@ -26,6 +30,13 @@ SETTINGS = {
 
 
 @contextmanager
+def environment_for(spec: ShoalSpec) -> Iterator[None]:
+    """That of a private Ray, or of the one to join. Raises SpecError where its token is missing."""
+    with ray_environment() if spec.address is None else joined_environment():
+        yield
+
+
+@contextmanager
 def ray_environment() -> Iterator[None]:
     """Settings and a fresh token file (mode 0600) for a private Ray; the file goes with the block."""
     assert "ray" not in sys.modules, "ray has read its settings already"
@@ -37,3 +48,22 @@ def ray_environment() -> Iterator[None]:
         os.environ.pop("RAY_AUTH_TOKEN", None)
         os.environ.pop("RAY_ADDRESS", None)
         yield
+
+
+@contextmanager
+def joined_environment() -> Iterator[None]:
+    """Settings for a Ray that others started, whose token the environment must hold."""
+    if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        raise SpecError(
+            "the token of the Ray cluster to join is missing: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to "
+            "a file that holds it"
+        )
+    assert "ray" not in sys.modules, "ray has read its settings already"
+    os.environ.update(SETTINGS)
+    yield
+
+
+def data_token() -> bytes:
+    """Of the sockets between actors: made from Ray's, so that whoever joins the same Ray has the same."""
+    token = os.environ.get("RAY_AUTH_TOKEN") or Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text("utf-8")
+    return hashlib.sha256(b"shoal data plane\0" + token.strip().encode()).digest()

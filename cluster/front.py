@@ -22,7 +22,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from actors.exposition import MetricsServer
-from cluster.workers import NAMESPACE, Greeting
+from cluster.workers import NAMESPACE, Greeting, host_here, seat_for
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.limits import Limits
@@ -41,7 +41,7 @@ SHUTDOWN_S = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontOptions:
-    """What an ingress replica is told."""
+    """What an ingress replica is told. has_seat: it starts only on a node with a seat for it."""
 
     directory: str
     model_name: str
@@ -53,13 +53,16 @@ class FrontOptions:
     port: int
     prefix_cache: bool
     metrics_host: str
+    has_seat: bool
 
 
 def deploy(options: FrontOptions) -> None:
-    """Start Serve and the ingress; returns when the replicas answer."""
+    """Start Serve and the ingress; returns when the replicas answer. Where they serve already, they stay."""
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options=HTTPOptions(host=options.host, port=options.port), logging_config=quiet)
+    if _is_deployed():
+        return
     builder: Any = serve.ingress(_builder(options))
     deploy_class: Any = serve.deployment
     deployment = deploy_class(
@@ -69,10 +72,18 @@ def deploy(options: FrontOptions) -> None:
         max_ongoing_requests=MAX_ONGOING,
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         graceful_shutdown_wait_loop_s=0.2,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={
+            "num_cpus": 0,
+            "resources": {seat_for("ingress"): 1} if options.has_seat else {},
+        },
         logging_config=quiet,
     )
     serve.run(deployment.bind(), name=APPLICATION, route_prefix="/")
+
+
+def _is_deployed() -> bool:
+    application = serve.status().applications.get(APPLICATION)
+    return application is not None and application.status in ("RUNNING", "DEPLOYING")
 
 
 def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
@@ -87,7 +98,8 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
             identity=identity,
             prefix_cache=options.prefix_cache,
         )
-        metrics = MetricsServer(engine.metrics.samples, options.metrics_host)
+        host = host_here(options.metrics_host)
+        metrics = MetricsServer(engine.metrics.samples, host)
         app = create_app(
             engine=engine,
             tokenizer=Tokenizer.from_file(directory / "tokenizer.json"),
@@ -96,7 +108,7 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
             limits=Limits(max_queue_s=options.max_queue_s),
         )
         app.router.lifespan_context = _following(
-            engine, Greeting(identity, options.metrics_host, metrics.port), app.router.lifespan_context
+            engine, Greeting(identity, host, metrics.port), app.router.lifespan_context
         )
         return app
 

@@ -24,20 +24,23 @@ RUNBOOKS = "docs/operations.md"
 def write(directory: Path, boards: Sequence[Board], alerts: AlertGroup, prometheus_url: str) -> list[Path]:
     """Everything under `directory`; the same input writes the same bytes. Returns what was written."""
     files = {
-        **{
-            f"dashboards/{board.uid}.json": json.dumps(board_json(board), indent=1) + "\n" for board in boards
-        },
+        **_board_files(boards),
         "provisioning/dashboards/shoal.yaml": _yaml(_provider(directory / "dashboards")),
         "provisioning/datasources/shoal.yaml": _yaml(_datasource(prometheus_url)),
         "prometheus/rules.yaml": _yaml(rules(alerts)),
     }
-    written = []
-    for name, text in files.items():
-        file = directory / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-        written.append(file)
-    return written
+    return _write(directory, files)
+
+
+def write_for_kubernetes(directory: Path, boards: Sequence[Board], alerts: AlertGroup) -> list[Path]:
+    """What k8s/components/monitoring is made of: the boards, and the rules as the operator's resource."""
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "shoal"},
+        "spec": rules(alerts),
+    }
+    return _write(directory, {**_board_files(boards), "rules.yaml": _yaml(rule)})
 
 
 def board_json(board: Board) -> dict[str, Any]:
@@ -76,6 +79,22 @@ def rules(group: AlertGroup) -> dict[str, Any]:
             }
         ]
     }
+
+
+def _board_files(boards: Sequence[Board]) -> dict[str, str]:
+    return {
+        f"dashboards/{board.uid}.json": json.dumps(board_json(board), indent=1) + "\n" for board in boards
+    }
+
+
+def _write(directory: Path, files: dict[str, str]) -> list[Path]:
+    written = []
+    for name, text in files.items():
+        file = directory / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        written.append(file)
+    return written
 
 
 def _placed(panels: Sequence[Panel]) -> Iterator[dict[str, Any]]:

@@ -1,14 +1,14 @@
-"""From a spec to a serving cluster on this machine, and down again.
+"""From a spec to a serving cluster, and down again.
 
-Starts a private Ray with token authentication, the controller, and Serve; `shut_down` ends exactly what was
-started. Knows nothing of terminals: progress goes to a callback.
+Starts a private Ray with token authentication, or joins one that others keep, then the controller and Serve.
+`shut_down` ends exactly what was started: of a joined Ray nothing, which serves on. Knows nothing of
+terminals: progress goes to a callback.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,19 +17,25 @@ from typing import Any
 
 import psutil
 import ray
+from ray import serve
 
 from actors.options import AttentionOptions
 from cluster.controller import Controller, Plan
+from cluster.environment import data_token
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
-from cluster.life import kill_here
+from cluster.life import kill_here, pid_here
 from cluster.look import take
 from cluster.preflight import Preflight
 from cluster.snapshot import Snapshot, Unavailable
 from cluster.spec import ShoalSpec
-from cluster.workers import NAMESPACE, remote_class
+from cluster.trace import timeline
+from cluster.workers import NAME, NAMESPACE, living, remote_class
 
 POLL_S = 0.1
 READY_TIMEOUT_S = 600.0
+JOIN_TIMEOUT_S = 300.0
+JOIN_AGAIN_S = 2.0
+TRACE_SLACK_S = 5.0
 STATUS_TIMEOUT_S = 10.0
 KILL_AFTER_S = 5.0
 STARTED_TOGETHER = 2  # Ray starts as many processes at a time as it has CPUs; our actors ask for none
@@ -80,8 +86,19 @@ class Cluster:
 
     def kill(self, actor_id: str) -> bool:
         """SIGKILL for an actor that serves; whether there was one. Raises Unavailable as snapshot does."""
-        found = [a["pid"] for a in self.snapshot()["actors"] if a["actor_id"] == actor_id and a["pid"]]
-        return bool(found) and kill_here(found[0])
+        for actor in self.snapshot()["actors"]:
+            if actor["actor_id"] == actor_id and actor["pid"]:
+                pid = pid_here(actor["host"], actor["pid"])
+                return kill_here(pid) if pid else _kill_there(actor["incarnation"])
+        return False
+
+    def trace(self, steps: int, seconds: float) -> dict[str, Any]:
+        """The timeline of the next steps; who does not answer in time is left out."""
+        asked = [handle.trace.remote(steps, seconds) for _, handle in living()]
+        done, _ = (
+            ray.wait(asked, num_returns=len(asked), timeout=seconds + TRACE_SLACK_S) if asked else ([], 0)
+        )
+        return timeline(dict(found for found in map(_or_none, done) if found))
 
     def stats(self) -> dict[str, dict[str, float]]:
         """By actor id, its counters since birth. Raises ray.exceptions.RayError if one cannot tell."""
@@ -93,38 +110,82 @@ def launch(
     spec: ShoalSpec, preflight: Preflight, on_status: Callable[[Mapping[str, Any]], None] = lambda _: None
 ) -> Cluster:
     """Bring everything up; calls on_status while weights load. Raises LaunchError, everything ended."""
+    cluster = begin(spec, preflight)
     try:
-        _start_ray()
-        token = secrets.token_bytes(32)
-        controller = _start_controller(spec, preflight, token)
-        cluster = Cluster(spec, f"http://{spec.host}:{spec.port}", preflight.model_name, controller)
-        deploy(
-            FrontOptions(
-                directory=str(preflight.directory),
-                model_name=preflight.model_name,
-                context_tokens=preflight.context_tokens,
-                max_queue_s=spec.max_queue_s,
-                token=token,
-                replicas=spec.ingress,
-                host=spec.host,
-                port=spec.port,
-                prefix_cache=spec.prefix_cache,
-                metrics_host=spec.data_host,
-            )
-        )
-        _await_ready(cluster, on_status)
+        bring_up(cluster, preflight, on_status)
         return cluster
     except BaseException:  # Ctrl-C too must leave nothing running; always raised again
+        shut_down(cluster)
+        raise
+
+
+def begin(spec: ShoalSpec, preflight: Preflight) -> Cluster:
+    """Ray and the controller: from here on there is something to see. Raises LaunchError, all of it ended."""
+    try:
+        if spec.address is None:
+            _start_ray()
+        else:
+            _join_ray(spec.address)
+        controller = _start_controller(spec, preflight)
+        return Cluster(spec, f"http://{spec.host}:{spec.port}", preflight.model_name, controller)
+    except BaseException:  # as in launch
         _end_ray()
         raise
 
 
+def bring_up(
+    cluster: Cluster, preflight: Preflight, on_status: Callable[[Mapping[str, Any]], None] = lambda _: None
+) -> None:
+    """The ingresses; returns when all serve. Raises LaunchError."""
+    spec = cluster.spec
+    deploy(
+        FrontOptions(
+            directory=str(preflight.directory),
+            model_name=preflight.model_name,
+            context_tokens=preflight.context_tokens,
+            max_queue_s=spec.max_queue_s,
+            token=data_token(),
+            replicas=spec.ingress,
+            host=spec.host,
+            port=spec.port,
+            prefix_cache=spec.prefix_cache,
+            metrics_host=spec.data_host,
+            has_seat=spec.address is not None,
+        )
+    )
+    _await_ready(cluster, on_status)
+
+
 def shut_down(cluster: Cluster) -> None:
-    """Stop taking requests, end every actor, then every process that Ray started here."""
+    """Stop taking requests, end every actor, then every process that Ray started here.
+
+    Of a cluster that was joined: leave it as it is.
+    """
     try:
-        ray.get(cluster.controller.stop.remote(), timeout=5)
+        if cluster.spec.address is None:
+            ray.get(cluster.controller.stop.remote(), timeout=5)
     except ray.exceptions.RayError:
         pass  # whatever does not answer is ended below, by process id
+    finally:
+        _end_ray()
+
+
+def stop_joined(address: str) -> None:
+    """End what serves from a Ray cluster that others keep, the ingresses first. Raises LaunchError."""
+    _join_ray(address)
+    try:
+        controller = ray.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
+        end_serve: Any = serve.shutdown
+        end_serve()
+        ray.get(controller.stop.remote(), timeout=STATUS_TIMEOUT_S)
+        deadline_s = time.monotonic() + STATUS_TIMEOUT_S
+        while living() and time.monotonic() < deadline_s:
+            time.sleep(POLL_S)
+        ray.kill(controller)
+    except ValueError:
+        raise LaunchError(f"nothing of Shoal serves from the Ray cluster at {address}") from None
+    except ray.exceptions.RayError as error:
+        raise LaunchError(f"the controller does not answer: {type(error).__name__}; try again") from None
     finally:
         _end_ray()
 
@@ -149,7 +210,37 @@ def _start_ray() -> None:
         raise LaunchError(f"Ray did not start: {text}; if this machine is very busy, try again") from None
 
 
-def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> Any:
+def _join_ray(address: str) -> None:
+    """Waits for it: a head that starts beside this process takes its time."""
+    deadline_s = time.monotonic() + JOIN_TIMEOUT_S
+    while True:
+        try:
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except ray.exceptions.AuthenticationError:
+            raise LaunchError(f"the Ray cluster at {address} has another token than this process") from None
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            ray.shutdown()
+            if time.monotonic() > deadline_s:
+                text = " ".join(str(error).split())[:300]
+                raise LaunchError(
+                    f"no Ray node of the cluster at {address} answers on this host: {text}; "
+                    "start one here with `ray start`"
+                ) from None
+            time.sleep(JOIN_AGAIN_S)
+
+
+def _kill_there(number: int) -> bool:
+    """The actor of another machine that has this incarnation."""
+    try:
+        ray.kill(ray.get_actor(f"{NAME}/{number}", namespace=NAMESPACE))
+    except ValueError:
+        return False  # gone already
+    return True
+
+
+def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
+    """Or the one that is there: of a cluster that was joined again."""
     plan = Plan(
         directory=str(preflight.directory),
         dtype=spec.dtype,
@@ -159,6 +250,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
         replicas_per_expert=spec.replicas_per_expert,
         standbys=spec.standbys,
         draft_tokens=preflight.draft_tokens,
+        has_seats=spec.address is not None,
         attention=AttentionOptions(
             local=spec.experts == 0,
             context_tokens=preflight.context_tokens,
@@ -170,6 +262,13 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
             answer_timeout_s=spec.answer_timeout_s,
         ),
     )
+    try:
+        running = ray.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
+    except ValueError:
+        running = None
+    if running is not None:
+        _check_same(running, plan)
+        return running
     controller = (
         remote_class(Controller)
         .options(
@@ -179,10 +278,23 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
             max_restarts=-1,  # no data passes through it, so nobody waits for the seconds that Ray takes
             max_task_retries=-1,
         )
-        .remote(plan, preflight.config, token)
+        .remote(plan, preflight.config, data_token())
     )
     controller.run.remote()
     return controller
+
+
+def _check_same(controller: Any, plan: Plan) -> None:
+    """What runs is never changed under those whom it serves."""
+    try:
+        running: Plan = ray.get(controller.plan.remote(), timeout=STATUS_TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        raise LaunchError("the controller that runs there does not answer; try again in a moment") from None
+    if differing := [name for name in Plan.__slots__ if getattr(running, name) != getattr(plan, name)]:
+        raise LaunchError(
+            f"what serves there was started with another {', '.join(differing)}; start it with the same, end "
+            "it with `shoal stop`, or begin another cluster beside it (docs/operations.md, Upgrade)"
+        )
 
 
 def _await_ready(cluster: Cluster, on_status: Callable[[Mapping[str, Any]], None]) -> None:
@@ -199,6 +311,13 @@ def _await_ready(cluster: Cluster, on_status: Callable[[Mapping[str, Any]], None
             return
         time.sleep(POLL_S)
     raise LaunchError(f"not ready within {READY_TIMEOUT_S:g} s")
+
+
+def _or_none(answer: Any) -> Any:
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayError:
+        return None  # it died: the events say so
 
 
 def _resolve(progress: Any) -> tuple[int, int, float] | None:

@@ -23,14 +23,18 @@ BUSY_S = 60.0  # the same while it starts or loads: to import torch stops every 
 
 
 class Life:
-    """One process. number: told to its peers as its incarnation; no two lives of a cluster share one."""
+    """One process. number: told to its peers as its incarnation; no two lives of a cluster share one.
 
-    def __init__(self, number: int, handle: Any) -> None:
+    waits: for a node that has room; until it is there, a silence is no hang, however long.
+    """
+
+    def __init__(self, number: int, handle: Any, *, waits: bool = False) -> None:
         self.number, self.handle = number, handle
         self.pid: int | None = None  # once it is known
         self.pulse = handle.pulse.remote()
         self._busy = self.pulse  # until this is done, a silence is no hang: the process starts
         self._silence = Silence()
+        self._waits = waits
 
     def do(self, work: Any) -> Any:
         """Note a call that may keep the process from its pulse; returns it."""
@@ -44,6 +48,8 @@ class Life:
     def check(self, listened_s: float, hang_s: float) -> Pulse | str | None:
         """Its pulse if one has come; why it is over, if it is. hang_s: a longer silence is a hang."""
         if not is_done(self.pulse):
+            if self._waits:
+                return None
             self._silence.listened(listened_s)
             patience_s = BUSY_S if self.is_busy() else hang_s
             return "hangs" if self._silence.quiet_s >= patience_s else None
@@ -54,6 +60,7 @@ class Life:
             return "died"
         if pulse.has_ended:
             return "ended by itself"
+        self._waits = False
         self.pulse = self.handle.pulse.remote()
         return pulse
 
@@ -81,6 +88,12 @@ def hang_s(num_late: int) -> float:
 
 def is_done(reference: Any) -> bool:
     return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
+
+
+def pid_here(host: str, pid: int) -> int | None:
+    """pid, if host is an address of this machine: the same number elsewhere is another process."""
+    own = {address.address for of_one in psutil.net_if_addrs().values() for address in of_one}
+    return pid if host in own or host.startswith("127.") else None
 
 
 def kill_here(pid: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from actors.options import Loaded
-from cluster.life import Life, is_done
+from cluster.life import Life, is_done, pid_here
 from cluster.workers import Pulse
 
 MAX_DEATHS = 5  # within DEATH_WINDOW_S: from then on the next life waits, or never begins if none has served
@@ -46,6 +46,10 @@ class Member:
         return self.life is not None and self.loaded is not None
 
     @property
+    def kind(self) -> str:
+        return "attention" if self.experts is None else "expert"
+
+    @property
     def incarnation(self) -> int:
         return self.life.number if self.life else 0
 
@@ -55,7 +59,7 @@ class Member:
 
     def adopt(self, life: Life, loaded: Loaded) -> None:
         """A life that an earlier controller began, and that serves."""
-        life.pid = loaded.pid
+        life.pid = pid_here(loaded.host, loaded.pid)
         self.life, self.loaded, self.has_served = life, loaded, True
 
     def check_load(self, now_s: float, note: Note) -> bool:
@@ -80,7 +84,7 @@ class Member:
         self.loaded, self.has_served = loaded, True
         if self.gone_since_s is not None:
             self.recovery_s, self.gone_since_s = now_s - self.gone_since_s, None
-        self.life.pid = loaded.pid
+        self.life.pid = pid_here(loaded.host, loaded.pid)
         self.life.handle.run.remote()
         note(f"{self.actor_id} serves (incarnation {self.life.number})")
         return True
@@ -124,7 +128,7 @@ class Member:
         is_loading = self.life is not None and not self.is_active and self.gave_up is None
         return {
             "actor_id": self.actor_id,
-            "kind": "attention" if self.experts is None else "expert",
+            "kind": self.kind,
             "incarnation": self.incarnation,
             "active": self.is_active,
             "pid": self.loaded.pid if self.loaded else None,

@@ -61,7 +61,7 @@ def examine(spec: ShoalSpec) -> Preflight:
         )
     needed = needed_bytes(spec, config)
     available = psutil.virtual_memory().available
-    if needed > available:
+    if spec.address is None and needed > available:
         raise SpecError(
             f"not enough memory: {spec.attention} attention and {spec.experts} expert actors need about "
             f"{needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; "

@@ -19,13 +19,17 @@ class Unavailable(RuntimeError):  # noqa: N818 - named for what is, as the rest 
 
 
 class Looker(Protocol):
-    """Where snapshots come from, and the one thing that can be done from the page."""
+    """Where snapshots come from, and what can be done from the page."""
 
     def snapshot(self) -> Snapshot:
         """Raises Unavailable."""
         ...
 
     def kill(self, actor_id: str) -> bool: ...
+
+    def trace(self, steps: int, seconds: float) -> dict[str, Any]:
+        """The timeline of the next steps (cluster/trace.py)."""
+        ...
 
 
 def targets(snapshot: Snapshot, own: str) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+JOINED = {"standbys": 0, "data_host": "node", "host": "0.0.0.0"}  # defaults where a Ray cluster is joined
+
 
 class SpecError(ValueError):
     """The description cannot be served; the text names the field, its value and what to do."""
@@ -43,11 +45,17 @@ class ShoalSpec(BaseModel):
     )
     host: str = Field("127.0.0.1", description="address of the HTTP listener")
     port: int = Field(8000, ge=1, le=65535, description="port of the HTTP listener")
+    address: str | None = Field(
+        None, description="Ray cluster to join, HOST:PORT of its GCS; none: a private one on this machine"
+    )
     admin_host: str = Field("127.0.0.1", description="address of the admin listener")
     admin_port: int = Field(
         0, ge=0, le=65535, description="port of the admin listener (live page, metrics); 0: any that is free"
     )
-    data_host: str = Field("127.0.0.1", description="address that actors' sockets bind to")
+    data_host: str = Field(
+        "127.0.0.1",
+        description="address that actors' sockets bind to; node: each that of the Ray node it is on",
+    )
     context_tokens: int | None = Field(None, ge=64, description="longest prompt + answer; none: the model's")
     cache_tokens: int = Field(65536, ge=128, description="tokens of latent cache in each attention actor")
     chunk_tokens: int = Field(128, ge=1, le=65536, description="prefill is cut at multiples of this")
@@ -67,8 +75,18 @@ class ShoalSpec(BaseModel):
         description="an expert that owes an answer for so long counts as lost, though it beats",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_a_joined_cluster(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return {**JOINED, **fields} if fields.get("address") else fields
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.address and self.standbys:
+            raise ValueError(
+                f"standbys is {self.standbys}: one that waits for any part has no seat on nodes of one part; "
+                "with address set it to 0"
+            )
         if self.experts == 0 and self.replicas_per_expert > 1:
             raise ValueError("replicas_per_expert needs expert actors: set experts to at least 2")
         if self.experts and self.replicas_per_expert > self.experts:

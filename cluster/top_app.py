@@ -31,17 +31,22 @@ class NoAnswer(Exception):  # noqa: N818 - named for what happened, as the rest 
 
 def fetch(beacon: Beacon) -> dict[str, Any]:
     """A snapshot; raises NoAnswer."""
+    return ask(beacon, "/snapshot")
+
+
+def ask(beacon: Beacon, path: str, method: str = "GET", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """What the admin listener answers; raises NoAnswer."""
     headers = {"authorization": f"Bearer {beacon.key}"}
     try:
-        request = urllib.request.Request(f"{beacon.url}/snapshot", headers=headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            snapshot: dict[str, Any] = json.load(answer)
+        request = urllib.request.Request(beacon.url + path, headers=headers, method=method)
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            found: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
         remedy = "give its key with --key" if error.code == 401 else "look at the output of `shoal serve`"
         raise NoAnswer(f"{beacon.url} answers HTTP {error.code}: {remedy}") from None
     except (OSError, ValueError) as error:
         raise NoAnswer(f"{beacon.url} does not answer: {error}; is `shoal serve` running?") from None
-    return snapshot
+    return found
 
 
 class TopApp(App[None]):

@@ -12,7 +12,7 @@ import importlib
 import os
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -25,6 +25,7 @@ NAME = "life"
 CONCURRENCY_GROUPS = {"ctl": 2, "pulse": 2}
 PULSE_S = 0.5
 POLITE = 10  # niceness
+HERE = "node"  # as an address: that of the Ray node that the process is on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +86,7 @@ class Worker:
 
         self._is_standby = False
         _one_thread()
+        options = replace(options, host=host_here(options.host))
         self._server, loaded = build_expert(options, experts, self._note)
         self._actor_id, self._loaded = options.actor_id, loaded
         return loaded
@@ -97,6 +99,7 @@ class Worker:
 
         self._is_standby = False
         _one_thread()
+        options = replace(options, host=host_here(options.host))
         known = None if view is None else View.from_bytes(view)
         self._server, loaded = build_attention(options, attention, known, self._note)
         self._actor_id, self._loaded = options.actor_id, loaded
@@ -148,6 +151,21 @@ class Worker:
         return pairs
 
     @ray.method(concurrency_group="ctl")
+    def trace(self, steps: int, seconds: float) -> tuple[str, list[Any]] | None:
+        """Its id and the spans (actors/trace.py) of its next steps, of those that fall within the time."""
+        if self._loaded is None or not self._is_running:
+            return None
+        from actors.trace import Recorder
+
+        recorder = Recorder(steps)
+        self._server.record(recorder)
+        try:
+            recorder.done.wait(seconds)
+        finally:
+            self._server.record(None)
+        return self._actor_id, recorder.spans
+
+    @ray.method(concurrency_group="ctl")
     def spoil(self) -> None:
         """For fault tests, to an expert actor: from now on its weights are not numbers."""
         self._server.spoil()
@@ -164,10 +182,26 @@ def remote_class(kind: type) -> Any:
     )
 
 
-def spawn(number: int) -> Any:
-    """Start an actor process; returns its handle at once."""
-    named = remote_class(Worker).options(name=f"{NAME}/{number}", namespace=NAMESPACE, lifetime="detached")
+def spawn(number: int, seat: str | None = None) -> Any:
+    """Start an actor process; returns its handle at once. seat: it waits for a node that has one free."""
+    named = remote_class(Worker).options(
+        name=f"{NAME}/{number}",
+        namespace=NAMESPACE,
+        lifetime="detached",
+        resources={seat: 1} if seat else None,
+    )
     return named.remote()
+
+
+def seat_for(kind: str) -> str:
+    """The Ray resource whose count on a node says how many actors of that kind it takes."""
+    return f"shoal-{kind}"
+
+
+def host_here(host: str) -> str:
+    """An address to bind to."""
+    own_address: Any = ray.util.get_node_ip_address
+    return str(own_address()) if host == HERE else host
 
 
 def living() -> list[tuple[int, Any]]:

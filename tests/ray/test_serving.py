@@ -49,11 +49,11 @@ def complete(url: str, prompt_ids: list[int], **extra: Any) -> dict[str, Any]:
     return choice
 
 
-def stream_tokens(url: str, prompt_ids: list[int], on_first: Any = None) -> list[int]:
+def stream_tokens(url: str, prompt_ids: list[int], on_first: Any = None, **extra: Any) -> list[int]:
     """The token ids of a streamed completion; on_first is called after the first chunk with tokens."""
     tokens: list[int] = []
     finished = False
-    request = body(prompt_ids, stream=True)
+    request = body(prompt_ids, stream=True, **extra)
     with httpx.stream("POST", f"{url}/v1/completions", json=request, timeout=RECOVERY_TIMEOUT_S) as answer:
         assert answer.status_code == 200
         for line in answer.iter_lines():

@@ -24,7 +24,13 @@ from cluster.snapshot import Unavailable
 from cluster.top import draw
 
 KEY = "a key for tests"
-ROUTES = (("GET", "/snapshot"), ("GET", "/targets"), ("GET", "/metrics"), ("POST", "/actors/expert-0/kill"))
+ROUTES = (
+    ("GET", "/snapshot"),
+    ("GET", "/targets"),
+    ("GET", "/metrics"),
+    ("POST", "/trace"),
+    ("POST", "/actors/expert-0/kill"),
+)
 
 
 def actor(name: str, kind: str, **stats: float) -> dict[str, Any]:
@@ -76,6 +82,10 @@ class Still:
     def kill(self, actor_id: str) -> bool:
         self.killed.append(actor_id)
         return actor_id == "expert-0"
+
+    def trace(self, steps: int, seconds: float) -> dict[str, Any]:
+        name = f"{steps} steps, {seconds:g} s"
+        return {"traceEvents": [{"ph": "X", "name": name, "pid": 1, "tid": 0, "ts": 0, "dur": 1}]}
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +145,11 @@ def test_prometheus_is_told_of_every_process(admin: AdminServer) -> None:
     assert 'shoal_actors{kind="expert",state="serves"} 1.0' in ask(admin, "/metrics")[1]
 
 
+def test_probes_need_no_key_and_learn_only_whether_it_serves(admin: AdminServer) -> None:
+    assert ask(admin, "/health", key=None)[:2] == (200, "")
+    assert ask(admin, "/ready", key=None)[:2] == (200, '{"ready": true}')
+
+
 def test_while_the_controller_is_away_the_answer_says_so() -> None:
     class Gone(Still):
         def snapshot(self) -> dict[str, Any]:
@@ -145,6 +160,8 @@ def test_while_the_controller_is_away_the_answer_says_so() -> None:
         for path in ("/snapshot", "/targets", "/metrics"):
             status, body, _ = ask(server, path)
             assert status == 503 and "try again" in json.loads(body)["error"]
+        assert ask(server, "/ready")[:2] == (503, '{"ready": false}')
+        assert ask(server, "/health")[0] == 200, "it is not this process that is away"
     finally:
         server.close()
 

@@ -16,6 +16,14 @@ def test_flags_go_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> No
     assert (spec.experts, spec.port, spec.attention) == (4, 9001, 1)
 
 
+def test_who_joins_a_cluster_binds_where_the_node_is_and_keeps_no_standbys() -> None:
+    spec = ShoalSpec.from_sources(None, {"address": "10.0.0.1:6379"})
+    assert (spec.standbys, spec.data_host, spec.host) == (0, "node", "0.0.0.0")
+    assert ShoalSpec.from_sources(None, {"address": "10.0.0.1:6379", "host": "10.0.0.2"}).host == "10.0.0.2"
+    with pytest.raises(SpecError, match="standbys is 1"):
+        ShoalSpec.from_sources(None, {"address": "10.0.0.1:6379", "standbys": 1})
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
