@@ -132,6 +132,7 @@ class Engine:
         yield from exchange_samples(self._exchange)
         yield Sample("shoal_sequences", self.num_running, ("running",))
         yield Sample("shoal_sequences", self.num_waiting, ("waiting",))
+        yield Sample("vllm:num_requests_waiting", self.num_waiting)
         yield Sample("shoal_queue_wait_seconds", self.wait_s)
         yield Sample("shoal_preemptions_total", self._scheduler.num_preemptions)
 

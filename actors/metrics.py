@@ -84,7 +84,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("shoal_queue_wait_seconds", "gauge", _ATTENTION, (), "Estimated time until all that waits began."),
     Metric("shoal_sequences_ended_total", "counter", _ATTENTION, (), "Sequences that have left."),
     Metric("shoal_sequences_refused_total", "counter", _ATTENTION, (), "Sequences told to come back later."),
-    Metric("shoal_preemptions_total", "counter", _ATTENTION, (), "Sequences sent back for want of pages."),
+    Metric(
+        "shoal_preemptions_total",
+        "counter",
+        _ATTENTION,
+        (),
+        "Sequences sent back for want of pages.",
+        "vllm:num_preemptions",
+    ),
     Metric(
         "shoal_pages", "gauge", _ATTENTION, ("state",), "Pages of latent and index cache, 64 tokens each."
     ),
@@ -158,6 +165,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("shoal_expert_refused_total", "counter", _EXPERT, (), "Parcels refused."),
     Metric("shoal_expert_busy_seconds_total", "counter", _EXPERT, (), "Time spent computing."),
     Metric("shoal_experts_held", "gauge", _EXPERT, (), "Experts of each layer that this actor holds."),
+    # What vLLM's tools look for and we tell in another shape
+    Metric("vllm:num_requests_waiting", "gauge", _ATTENTION, (), "Sequences that wait in the queue."),
+    Metric("vllm:kv_cache_usage_perc", "gauge", _ATTENTION, (), "Share of the pages that is in use."),
+    Metric("vllm:prefix_cache_queries", "counter", _ATTENTION, (), "Tokens looked for in the prefix cache."),
+    Metric("vllm:prefix_cache_hits", "counter", _ATTENTION, (), "Tokens found in the prefix cache."),
     # Requests
     Metric(
         "shoal_requests_total",

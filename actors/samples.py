@@ -36,7 +36,10 @@ def page_samples(pool: PagePool, prefixes: PrefixCache | None) -> Iterator[Sampl
     yield Sample("shoal_pages", pool.num_free, ("free",))
     yield Sample("shoal_pages", pool.num_pages - pool.num_free, ("used",))
     yield Sample("shoal_pages", kept, ("cached",))
+    yield Sample("vllm:kv_cache_usage_perc", 1.0 - pool.num_free / pool.num_pages)
     if prefixes is not None:
+        yield Sample("vllm:prefix_cache_queries", prefixes.asked_tokens)
+        yield Sample("vllm:prefix_cache_hits", prefixes.hit_tokens)
         yield Sample("shoal_prefix_tokens_total", prefixes.hit_tokens, ("hit",))
         yield Sample("shoal_prefix_tokens_total", prefixes.asked_tokens - prefixes.hit_tokens, ("miss",))
 

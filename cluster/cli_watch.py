@@ -73,3 +73,29 @@ def write(
             console.print(str(file))
     except OSError as error:
         fail(f"{directory} cannot be written: {error.strerror}")
+
+
+@dashboards.command()
+def push(
+    url: Annotated[str, typer.Argument(help="Of Grafana.")],
+    token: Annotated[str, typer.Option(envvar="GRAFANA_TOKEN", help="Of a service account, role Admin.")],
+    prometheus: Annotated[
+        str, typer.Option(help="Prometheus as Grafana reaches it.")
+    ] = "http://127.0.0.1:9090",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, say what would be.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Show how what is there differs.")] = False,
+) -> None:
+    """Make the folder, data source, boards and alert rules of a running Grafana; again: nothing."""
+    from cluster.alerts import ALERTS
+    from cluster.boards import BOARDS
+    from cluster.grafana_push import PushError
+    from cluster.grafana_push import push as push_to
+
+    try:
+        for change in push_to(url, token, BOARDS, ALERTS, prometheus, is_dry_run=dry_run):
+            would = "would be " if dry_run and change.diff else ""
+            console.print(f"{change.kind} {change.name}: {would}{change.action}", markup=False)
+            if diff and change.diff:
+                console.print(change.diff, markup=False, soft_wrap=True)
+    except PushError as error:
+        fail(str(error))

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from cluster.snapshot import Snapshot
+from router.view import View
 
 CONTROLLER_S = 5.0
 ANSWER_S = 0.5  # a look must not hang because an actor does
@@ -28,8 +29,8 @@ def take(controller: Any, model: str, url: str) -> Snapshot:
     An actor's `expert_pairs` [L][E] and the counters under `stats` are sums since its birth; None if it did
     not answer. Who looks twice has rates (cluster/rates.py).
     """
-    questions = (controller.status, controller.stats, controller.expert_pairs)
-    status, asked, pairs = ray.get([ask.remote() for ask in questions], timeout=CONTROLLER_S)
+    questions = (controller.status, controller.stats, controller.expert_pairs, controller.view)
+    status, asked, pairs, view = ray.get([ask.remote() for ask in questions], timeout=CONTROLLER_S)
     answers = _answered({**asked, **{("pairs", name): answer for name, answer in pairs.items()}})
     members = [
         {
@@ -47,9 +48,21 @@ def take(controller: Any, model: str, url: str) -> Snapshot:
         "ready": status["ready"],
         "actors": members,
         "ingresses": status["ingresses"],
-        "experts": {"first_layer": status["first_layer"]},
+        "experts": {"first_layer": status["first_layer"], "held": held_masks(View.from_bytes(view))},
         "events": [{"at_s": at_s, "text": text} for at_s, text in status["events"][-EVENTS_SHOWN:]],
     }
+
+
+def held_masks(view: View) -> dict[str, list[str]]:
+    """By expert actor, a mask of the experts that it holds, for each layer, or one if all layers are alike.
+
+    Hexadecimal; bit e is expert e.
+    """
+    masks = {}
+    for actor, layers in zip(view.actors, view.held, strict=True):
+        own = [f"{sum(1 << expert for expert in experts):x}" for experts in layers]
+        masks[str(actor.actor_id)] = own[:1] if len(set(own)) == 1 else own
+    return masks
 
 
 def _public(member: Mapping[str, Any]) -> dict[str, Any]:

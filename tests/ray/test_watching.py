@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -18,6 +20,7 @@ import pytest
 
 from cluster.alerts import ALERTS
 from cluster.boards import BOARDS
+from tests.ray.browser import browser
 from tests.ray.conftest import Served, free_port
 from tests.ray.test_serving import complete, prompt
 
@@ -82,20 +85,48 @@ def test_every_process_tells_its_metrics_and_a_replaced_one_too(cluster: Served)
     assert min(map(sum, pairs)) > 0
 
 
-def test_the_page_draws_the_load_in_a_real_browser(cluster: Served, tmp_path: Path) -> None:
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("chromium is not installed (Debian package chromium)")
+def test_the_page_draws_load_holders_and_steps_in_a_real_browser(cluster: Served, tmp_path: Path) -> None:
     admin = cluster.ready["admin"]
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
-    look = [*command, "--virtual-time-budget=4000", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run(
-        [*look, f"{admin['url']}/ui#{admin['key']}"], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert 'id="state" role="status" class="good">all serve<' in done.stdout
-    assert re.search(r'<canvas id="heat"[^>]* width="32" height="[0-9]+"', done.stdout)
-    assert done.stdout.count("<td>serves</td>") == 3
-    assert "CONSOLE" not in done.stderr, done.stderr
+    with browser(tmp_path, free_port()) as page:
+        page.open(f"{admin['url']}/ui#{admin['key']}")
+        text = lambda name: page.run(f"document.getElementById('{name}')?.innerText")  # noqa: E731
+        eventually("it serves", lambda: text("state") == "all serve")
+        assert text("actors").count("serves") == 3
+        assert page.run("[at('heat').width, at('map').width, at('map').height]") == [32, 32, 2]
+        stopping = threading.Event()
+
+        def ask_on() -> None:
+            while not stopping.is_set():
+                complete(cluster.url, prompt(60))
+
+        thread = threading.Thread(target=ask_on)
+        thread.start()
+        try:
+            eventually("the load is seen", lambda: page.run("Number(at('heat').dataset.peak)") > 0)
+            page.run("record()")
+        finally:
+            stopping.set()
+            thread.join()
+        assert int(page.run("at('steps').dataset.spans")) > 0
+        assert {"attention-0", "expert-0", "expert-1"} <= set(page.run("lanes.map(l => l.split(', ')[0])"))
+        assert page.complaints == []
+
+
+def test_the_command_writes_a_timeline_of_a_live_cluster(cluster: Served, tmp_path: Path) -> None:
+    file, admin = tmp_path / "trace.json", cluster.ready["admin"]
+    at = ["--url", admin["url"], "--key", admin["key"]]
+    command = [sys.executable, "-m", "cluster.cli", "trace", str(file), "--seconds", "8", "--steps", "3", *at]
+    recording = subprocess.Popen(command)
+    while recording.poll() is None:
+        complete(cluster.url, prompt(30))
+    assert recording.returncode == 0
+    events = json.loads(file.read_text())["traceEvents"]
+    actors = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert {actors[e["pid"]] for e in events if e["name"] == "experts"} == {"expert-0", "expert-1"}
+    steps = {
+        e["args"]["step"] for e in events if e["name"] == "rows away" and actors[e["pid"]] == "attention-0"
+    }
+    assert steps == {1, 2, 3}
 
 
 @contextmanager

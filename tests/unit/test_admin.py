@@ -19,9 +19,11 @@ from typer.testing import CliRunner
 from cluster import beacon
 from cluster.admin import AdminServer
 from cluster.cli import app
+from cluster.look import held_masks
 from cluster.rates import counter_rates, expert_rates
 from cluster.snapshot import Unavailable
 from cluster.top import draw
+from router.view import ActorId, ExpertActor, make_view
 
 KEY = "a key for tests"
 ROUTES = (
@@ -65,7 +67,7 @@ def snapshot(at_s: float, pairs: list[list[int]], decoded: float = 0.0) -> dict[
             },
         ],
         "ingresses": [("ingress-ab", "127.0.0.1", 7002)],
-        "experts": {"first_layer": 1},
+        "experts": {"first_layer": 1, "held": {"expert-0": ["3"]}},
         "events": [{"at_s": at_s - 2.0, "text": "expert-0 died"}],
     }
 
@@ -85,7 +87,8 @@ class Still:
 
     def trace(self, steps: int, seconds: float) -> dict[str, Any]:
         name = f"{steps} steps, {seconds:g} s"
-        return {"traceEvents": [{"ph": "X", "name": name, "pid": 1, "tid": 0, "ts": 0, "dur": 1}]}
+        span = {"ph": "X", "name": name, "cat": "compute", "pid": 1, "tid": 1, "ts": 0, "dur": 1}
+        return {"traceEvents": [{**span, "args": {"step": 1}}]}
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +226,16 @@ def test_an_actor_that_is_born_again_takes_nothing_of_the_others_away() -> None:
         ("attention-1", 21): 5.0,
         ("attention-1", 22): 4.0,
     }
+
+
+def test_who_holds_what_is_told_once_if_layers_are_alike() -> None:
+    actors = [
+        ExpertActor(actor_id=ActorId(name), incarnation=1, host="h", port=1)
+        for name in ("expert-0", "expert-1")
+    ]
+    held = {actors[0].actor_id: (0, 2), actors[1].actor_id: (1, 2, 3)}
+    view = make_view(1, actors, held, num_experts=4, first_layer=1, num_layers=3)
+    assert held_masks(view) == {"expert-0": ["5"], "expert-1": ["e"]}
 
 
 def test_the_picture_names_actors_load_and_events() -> None:

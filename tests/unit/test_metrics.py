@@ -51,8 +51,9 @@ def scrape(port: int) -> dict[str, list[tuple[dict[str, str], float]]]:
 def test_names_follow_prometheus_rules() -> None:
     assert len(BY_NAME) == len(METRICS)
     for metric in METRICS:
-        assert re.fullmatch(r"shoal_[a-z_]+", metric.name)
-        assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
+        is_ours = not metric.name.startswith("vllm:")  # theirs are as they are
+        assert re.fullmatch(r"(shoal_|vllm:)[a-z_]+", metric.name)
+        assert metric.name.endswith("_total") == (is_ours and metric.kind == "counter"), metric.name
         assert all(
             re.fullmatch(r"[a-z_]+", label) and label not in ("le", "actor", "role")
             for label in metric.labels
@@ -64,7 +65,7 @@ def test_names_follow_prometheus_rules() -> None:
 def test_the_docs_list_every_metric_with_what_it_is() -> None:
     page = (Path(__file__).parents[2] / "docs" / "observability.md").read_text(encoding="utf-8")
     rows = re.findall(
-        r"^\| `(shoal_[a-z_]+)`.* \| ([a-z]+) \| ([a-z_, -]+) \| ([a-z, ]+): (.*) \|$", page, re.M
+        r"^\| `((?:shoal_|vllm:)[a-z_]+)`.* \| ([a-z]+) \| ([a-z_, -]+) \| ([a-z, ]+): (.*) \|$", page, re.M
     )
     assert rows == [(m.name, m.kind, ", ".join(m.labels) or "-", ", ".join(m.roles), m.help) for m in METRICS]
 
