@@ -1,8 +1,8 @@
 """What counting and being scraped costs: one engine, decoding, with and without, turn about.
 
 Turns of some steps alternate on the same sequences, so that whatever else the machine does falls on both.
-Time is that of this process' processor. With: all that is counted, and a scrape of every metric per turn (which
-lasts less than a second, so it is asked more often than Prometheus would). Knows nothing of sockets.
+Time is that of this process' processor. With: all that is counted, and a scrape of every metric per turn,
+which lasts less than a second: oftener than Prometheus asks. Knows nothing of sockets.
 
 python -m bench.watching
 """
