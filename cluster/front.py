@@ -22,6 +22,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from actors.exposition import MetricsServer
+from cluster.spec import wants_spans
 from cluster.workers import NAMESPACE, Greeting, host_here, seat_for
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
@@ -99,6 +100,10 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
             prefix_cache=options.prefix_cache,
         )
         host = host_here(options.metrics_host)
+        if wants_spans():
+            from ingress.spans import otlp_processor, teller
+
+            engine.metrics.on_end = teller(otlp_processor(), identity)
         metrics = MetricsServer(engine.metrics.samples, host)
         app = create_app(
             engine=engine,

@@ -122,6 +122,12 @@ def admin_key() -> str:
     return os.environ.get("SHOAL_ADMIN_KEY") or secrets.token_urlsafe(24)
 
 
+def wants_spans() -> bool:
+    """Whether OpenTelemetry's own variables name where to send them."""
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return any(os.environ.get(name) for name in names)
+
+
 def cache_directory() -> Path:
     """Where checkpoints made to be measured are kept between runs (XDG_CACHE_HOME, or ~/.cache)."""
     base = os.environ.get("XDG_CACHE_HOME")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from actors.metrics import Buckets, Sample
 
@@ -36,19 +37,32 @@ class Histogram:
         return Buckets(self._bounds, tuple(self._counts), self._sum)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Took:
+    """A choice that has ended, by the monotonic clock. first_s: None if no token came."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    finish: str
+    start_s: float
+    first_s: float | None
+    end_s: float
+
+
 class RequestMetrics:
-    """Of one ingress since birth."""
+    """Of one ingress since birth. on_end: told of every choice that has ended."""
 
     def __init__(self) -> None:
         self.first_s, self.gap_s, self.whole_s = Histogram(FIRST_S), Histogram(GAPS_S), Histogram(WHOLE_S)
         self.prompt_tokens = self.generated_tokens = self.resumed = self.open = 0
         self.ended: Counter[str] = Counter()
+        self.on_end: Callable[[Took], None] | None = None
 
     def watch(self, num_prompt: int) -> Watch:
         """A choice begins."""
         self.prompt_tokens += num_prompt
         self.open += 1
-        return Watch(self)
+        return Watch(self, num_prompt)
 
     def samples(self) -> Iterator[Sample]:
         """The metrics; read from another thread."""
@@ -66,8 +80,10 @@ class RequestMetrics:
 class Watch:
     """One choice from its start to its end."""
 
-    def __init__(self, metrics: RequestMetrics) -> None:
+    def __init__(self, metrics: RequestMetrics, num_prompt: int) -> None:
         self._metrics = metrics
+        self._num_prompt, self._num_generated = num_prompt, 0
+        self._first_s: float | None = None
         self._start_s = self._last_s = time.monotonic()
         self._has_spoken = False
 
@@ -79,6 +95,8 @@ class Watch:
         histogram = self._metrics.gap_s if self._has_spoken else self._metrics.first_s
         histogram.observe(now_s - self._last_s)
         self._metrics.generated_tokens += num_tokens
+        self._num_generated += num_tokens
+        self._first_s = self._first_s or now_s
         self._last_s, self._has_spoken = now_s, True
 
     def end(self, finish: str | None) -> None:
@@ -86,3 +104,13 @@ class Watch:
         self._metrics.open -= 1
         self._metrics.ended[finish or CUT] += 1
         self._metrics.whole_s.observe(time.monotonic() - self._start_s)
+        if self._metrics.on_end is not None:
+            took = Took(
+                prompt_tokens=self._num_prompt,
+                generated_tokens=self._num_generated,
+                finish=finish or CUT,
+                start_s=self._start_s,
+                first_s=self._first_s,
+                end_s=time.monotonic(),
+            )
+            self._metrics.on_end(took)
