@@ -12,17 +12,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 import typer
 import yaml
 from typer.testing import CliRunner
 
+from cluster.admin import AdminServer
 from cluster.cli import app
 from cluster.environment import SETTINGS
 from cluster.spec import ShoalSpec
 from cluster.workers import seat_for
 from tests.pods import K8S, MANIFEST, OVERLAYS, Container, Pod, environment_of, of_kind, pods_of, rendered
+from tests.unit.app_server import Served
+from tests.unit.test_admin import KEY, Still
 
 ROOT = K8S.parent
 CRDS = Path(os.environ.get("SHOAL_CRDS") or ROOT.parent / "shared" / "crds")
@@ -139,6 +143,23 @@ def test_every_command_of_a_pod_is_one_of_ours_with_flags_that_it_has(overlay: s
     assert seen == {"serve", "linger"}
     with pytest.raises(Exception, match="admin-prt"):
         commands["serve"].make_context("serve", ["--admin-prt=8001"])
+
+
+def test_every_probe_of_ours_is_answered(served: Served) -> None:
+    """Those of a Ray node are asked in tests/ray/test_pods.py."""
+    admin = AdminServer(Still(), "127.0.0.1", 0, KEY)
+    address = {"admin": admin.url, "http": str(served.http.base_url).rstrip("/")}
+    try:
+        asked = set()
+        for _, container in containers("laptop"):
+            for probe in ("livenessProbe", "readinessProbe"):
+                get = container.own[probe]["httpGet"]
+                if get["port"] in address:
+                    assert httpx.get(address[get["port"]] + get["path"]).status_code == 200
+                    asked.add((get["port"], get["path"]))
+    finally:
+        admin.close()
+    assert asked == {("admin", "/health"), ("admin", "/ready"), ("http", "/ready")}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
