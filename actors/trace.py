@@ -22,11 +22,15 @@ from router.ticket import Ticket
 
 LOOP, COMPUTE, COMMUNICATION = "step loop", "compute", "communication"
 MAX_SPANS = 200_000
+FEW_TOKENS = 4  # of a step whose experts are told: of one request that decodes, with drafts
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """start_s: since the epoch, by this machine's clock. layer: of what has none, None."""
+    """start_s: since the epoch, by this machine's clock. layer: of what has none, None.
+
+    experts: what the gate chose for the tokens of a dispatch, all of them together, if they were few.
+    """
 
     name: str
     lane: str
@@ -34,6 +38,7 @@ class Span:
     seconds: float
     step: int
     layer: int | None = None
+    experts: tuple[int, ...] = ()
 
 
 class Recorder:
@@ -51,11 +56,18 @@ class Recorder:
         if self._step > self._steps:
             self.done.set()
 
-    def note(self, name: str, lane: str, start_s: float, layer: int | None = None) -> None:
+    def note(
+        self,
+        name: str,
+        lane: str,
+        start_s: float,
+        layer: int | None = None,
+        experts: tuple[int, ...] = (),
+    ) -> None:
         """start_s: of time.perf_counter; it ends now."""
         if not self.done.is_set() and len(self.spans) < MAX_SPANS:
             seconds = time.perf_counter() - start_s
-            self.spans.append(Span(name, lane, self._epoch_s + start_s, seconds, self._step, layer))
+            self.spans.append(Span(name, lane, self._epoch_s + start_s, seconds, self._step, layer, experts))
 
     def timed(self, part: object, method: str, name: str, layer: int | None = None) -> Any:
         """A stand-in for `part` whose `method` is timed; without a layer, its first argument is that."""
@@ -89,7 +101,9 @@ class RecordingExchange:
     def dispatch(self, layer: int, rows_TD: Tensor, experts_TK: Tensor) -> Ticket:
         self._sent_s = time.perf_counter()
         ticket = self._exchange.dispatch(layer, rows_TD, experts_TK)
-        self._recorder.note("dispatch", COMPUTE, self._sent_s, layer)
+        few = len(experts_TK) <= FEW_TOKENS
+        chosen = tuple(sorted(set(experts_TK.reshape(-1).tolist()))) if few else ()
+        self._recorder.note("dispatch", COMPUTE, self._sent_s, layer, chosen)
         return ticket
 
     def combine(self, ticket: Ticket, weights_TK: Tensor) -> Tensor:

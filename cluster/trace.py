@@ -34,7 +34,11 @@ def _names(process: int, actor: str, spans: Sequence[Span]) -> Iterator[dict[str
 
 
 def _event(process: int, span: Span, first_s: float) -> dict[str, Any]:
-    told = {"step": span.step} if span.layer is None else {"step": span.step, "layer": span.layer}
+    told: dict[str, Any] = {"step": span.step}
+    if span.layer is not None:
+        told["layer"] = span.layer
+    if span.experts:
+        told["experts"] = list(span.experts)
     return {
         "ph": "X",
         "name": span.name,

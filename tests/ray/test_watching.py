@@ -109,6 +109,9 @@ def test_the_page_draws_load_holders_and_steps_in_a_real_browser(cluster: Served
             thread.join()
         assert int(page.run("at('steps').dataset.spans")) > 0
         assert {"attention-0", "expert-0", "expert-1"} <= set(page.run("lanes.map(l => l.split(', ')[0])"))
+        assert page.run("journey.length") > 0, "one request at a time: its tokens' experts are told"
+        page.run("play(true)")
+        assert int(page.run("at('heat').dataset.lit")) > 0
         assert page.complaints == []
 
 

@@ -73,6 +73,23 @@ def test_every_layer_of_every_step_is_there_in_its_order(tiny_v32: Path) -> None
     assert {span.name for span in spans if span.lane == LOOP} >= {"plan", "forward", "sample"}
 
 
+def test_the_experts_of_few_tokens_are_told_and_are_those_that_were_asked(tiny_v32: Path) -> None:
+    with tcp_engine(tiny_v32, 2) as engine:
+        recorder = Recorder(1000)
+        engine.record(recorder)
+        generate(engine, prompts()[1:2], SAMPLED)
+        engine.record(None)
+        told = [span for span in recorder.spans if span.name == "dispatch"]
+        pairs_LE = engine.expert_pairs()
+        first = engine._decoder.config.num_dense_layers
+    for place, counts in enumerate(pairs_LE):
+        own = set().union(*(span.experts for span in told if span.layer == first + place))
+        assert own == set(counts.nonzero()[0].tolist())
+    with tcp_engine(tiny_v32, 2) as engine:
+        many = [span for span in recorded(engine) if span.name == "dispatch" and span.step == 1]
+        assert many and not any(span.experts for span in many), "a prompt's would light them all"
+
+
 def test_it_ends_after_as_many_steps_as_were_asked_for(tiny_v32: Path) -> None:
     with tcp_engine(tiny_v32, 2) as engine:
         assert {span.step for span in recorded(engine, steps=2)} == {0, 1, 2}
