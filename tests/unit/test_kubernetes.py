@@ -78,16 +78,20 @@ def strict(schema: Any) -> Any:
     return found
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> jsonschema.Draft202012Validator:
-    file = CRDS / "ray.io_rayclusters.yaml"
+def validator_of(group: str, plural: str, name: str = "v1") -> jsonschema.Draft202012Validator:
+    file = CRDS / f"{group}_{plural}.yaml"
     if not file.exists():
-        pytest.skip(f"{file} is missing: set SHOAL_CRDS to a folder with KubeRay's CRDs")
+        pytest.skip(f"{file} is missing: set SHOAL_CRDS to a folder with the operator's CRDs")
     crd = yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)
-    [version] = [version for version in crd["spec"]["versions"] if version["name"] == "v1"]
+    [version] = [version for version in crd["spec"]["versions"] if version["name"] == name]
     schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}
     return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> jsonschema.Draft202012Validator:
+    return validator_of("ray.io", "rayclusters")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -102,6 +106,20 @@ def test_a_field_that_kuberay_does_not_know_is_found(ray_cluster: jsonschema.Dra
     for text, wrong in (("maxReplicas", "maxReplica"), ("restartPolicy", "restartPolicies")):
         spoiled = yaml.safe_load(yaml.safe_dump(cluster_of("laptop")).replace(text, wrong))
         assert not ray_cluster.is_valid(spoiled), wrong
+
+
+@pytest.mark.parametrize(
+    ("kind", "plural", "version"),
+    [
+        ("PodMonitor", "podmonitors", "v1"),
+        ("ScrapeConfig", "scrapeconfigs", "v1alpha1"),
+        ("PrometheusRule", "prometheusrules", "v1"),
+    ],
+)
+def test_the_prometheus_operator_knows_every_field(kind: str, plural: str, version: str) -> None:
+    validator = validator_of("monitoring.coreos.com", plural, version)
+    for manifest in of_kind(manifests_of("multi-node"), kind):
+        assert not [f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(manifest)]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
