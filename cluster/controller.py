@@ -22,7 +22,8 @@ import ray
 from actors.options import ActorOptions, AttentionOptions
 from cluster.life import Life, hang_s
 from cluster.member import Member
-from cluster.workers import Greeting, Introduction, living, seat_for, spawn
+from cluster.places import seat_for
+from cluster.workers import Greeting, Introduction, living, spawn
 from model.config import ModelConfig
 from router.view import ActorId, ExpertActor, View, even_placement, make_view
 
@@ -40,7 +41,7 @@ class Plan:
     """What to keep alive. Attention options are alike for all; experts are placed evenly.
 
     standbys: processes that wait, warm, to take the place of what dies. has_seats: a process starts only on a
-    node with a seat for its kind (cluster/workers.py), so none may wait for any part.
+    node with a seat for its kind (cluster/places.py), so none may wait for any part.
     """
 
     directory: str

@@ -22,8 +22,9 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from actors.exposition import MetricsServer
+from cluster.places import seat_for
 from cluster.spec import wants_spans
-from cluster.workers import NAMESPACE, Greeting, host_here, seat_for
+from cluster.workers import NAMESPACE, Greeting, host_here
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.limits import Limits

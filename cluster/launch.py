@@ -23,8 +23,9 @@ from actors.options import AttentionOptions
 from cluster.controller import Controller, Plan
 from cluster.environment import data_token
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
-from cluster.life import kill_here, pid_here
+from cluster.life import kill_here
 from cluster.look import take
+from cluster.places import pid_here
 from cluster.preflight import Preflight
 from cluster.snapshot import Snapshot, Unavailable
 from cluster.spec import ShoalSpec

@@ -90,12 +90,6 @@ def is_done(reference: Any) -> bool:
     return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
 
 
-def pid_here(host: str, pid: int) -> int | None:
-    """pid, if host is an address of this machine: the same number elsewhere is another process."""
-    own = {address.address for of_one in psutil.net_if_addrs().values() for address in of_one}
-    return pid if host in own or host.startswith("127.") else None
-
-
 def kill_here(pid: int) -> bool:
     """SIGKILL, if it is an actor of this machine; whether it was."""
     try:

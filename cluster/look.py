@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from cluster.snapshot import Snapshot
+from cluster.snapshot import Snapshot, held_masks
 from router.view import View
 
 CONTROLLER_S = 5.0
@@ -51,18 +51,6 @@ def take(controller: Any, model: str, url: str) -> Snapshot:
         "experts": {"first_layer": status["first_layer"], "held": held_masks(View.from_bytes(view))},
         "events": [{"at_s": at_s, "text": text} for at_s, text in status["events"][-EVENTS_SHOWN:]],
     }
-
-
-def held_masks(view: View) -> dict[str, list[str]]:
-    """By expert actor, a mask of the experts that it holds, for each layer, or one if all layers are alike.
-
-    Hexadecimal; bit e is expert e.
-    """
-    masks = {}
-    for actor, layers in zip(view.actors, view.held, strict=True):
-        own = [f"{sum(1 << expert for expert in experts):x}" for experts in layers]
-        masks[str(actor.actor_id)] = own[:1] if len(set(own)) == 1 else own
-    return masks
 
 
 def _public(member: Mapping[str, Any]) -> dict[str, Any]:

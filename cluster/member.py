@@ -14,7 +14,8 @@ from typing import Any
 import ray
 
 from actors.options import Loaded
-from cluster.life import Life, is_done, pid_here
+from cluster.life import Life, is_done
+from cluster.places import pid_here
 from cluster.workers import Pulse
 
 MAX_DEATHS = 5  # within DEATH_WINDOW_S: from then on the next life waits, or never begins if none has served

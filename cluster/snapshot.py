@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from actors.metrics import Sample
+from router.view import View
 
 Snapshot = dict[str, Any]
 
@@ -59,3 +60,15 @@ def controller_samples(snapshot: Snapshot) -> Iterator[Sample]:
     for labels, count in states.items():
         yield Sample("shoal_actors", count, labels)
     yield Sample("shoal_epoch", snapshot["epoch"])
+
+
+def held_masks(view: View) -> dict[str, list[str]]:
+    """By expert actor, a mask of the experts that it holds, for each layer, or one if all layers are alike.
+
+    Hexadecimal; bit e is expert e.
+    """
+    masks = {}
+    for actor, layers in zip(view.actors, view.held, strict=True):
+        own = [f"{sum(1 << expert for expert in experts):x}" for experts in layers]
+        masks[str(actor.actor_id)] = own[:1] if len(set(own)) == 1 else own
+    return masks

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 
 from actors.options import ActorOptions, AttentionOptions, Loaded
+from cluster.places import HERE
 from router.view import View
 
 NAMESPACE = "shoal"
@@ -25,7 +26,6 @@ NAME = "life"
 CONCURRENCY_GROUPS = {"ctl": 2, "pulse": 2}
 PULSE_S = 0.5
 POLITE = 10  # niceness
-HERE = "node"  # as an address: that of the Ray node that the process is on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,11 +191,6 @@ def spawn(number: int, seat: str | None = None) -> Any:
         resources={seat: 1} if seat else None,
     )
     return named.remote()
-
-
-def seat_for(kind: str) -> str:
-    """The Ray resource whose count on a node says how many actors of that kind it takes."""
-    return f"shoal-{kind}"
 
 
 def host_here(host: str) -> str:

@@ -19,9 +19,8 @@ from typer.testing import CliRunner
 from cluster import beacon
 from cluster.admin import AdminServer
 from cluster.cli import app
-from cluster.look import held_masks
 from cluster.rates import counter_rates, expert_rates
-from cluster.snapshot import Unavailable
+from cluster.snapshot import Unavailable, held_masks
 from cluster.top import draw
 from router.view import ActorId, ExpertActor, make_view
 

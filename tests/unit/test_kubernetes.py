@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from cluster.admin import AdminServer
 from cluster.cli import app
 from cluster.environment import SETTINGS
+from cluster.places import seat_for
 from cluster.spec import ShoalSpec
-from cluster.workers import seat_for
 from tests.pods import K8S, MANIFEST, OVERLAYS, Container, Pod, environment_of, of_kind, pods_of, rendered
 from tests.unit.app_server import Served
 from tests.unit.test_admin import KEY, Still

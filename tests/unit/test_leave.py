@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cluster import cli_leave
 from cluster.cli import app
 from cluster.environment import data_token
-from cluster.life import pid_here
+from cluster.places import pid_here
 
 
 @pytest.fixture
