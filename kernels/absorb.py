@@ -2,7 +2,7 @@
 
 `kv_b_proj` as released holds, head by head, 128 rows that make keys and 128 that make values. Absorbed, the
 first carry a query to the latents (W_UK), the second carry what was gathered back (W_UV). FP8 values are
-exact in bf16, so blocks are multiplied as they are and scaled after. Knows nothing of attention between the two.
+exact in bf16, so blocks are multiplied as they are and scaled after. Knows nothing of attention itself.
 
 Letters: R rows  N heads  P nope dims = V value dims = 128  C latent  T rotary pairs  X columns of the queries
 """

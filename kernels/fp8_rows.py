@@ -47,7 +47,7 @@ class Fp8Rows:
     def float(self) -> Tensor:
         """fp32 [R, K]"""
         rows, width = self.values_RK.shape
-        values = self.values_RK.float().view(rows, -1, GROUP) * self.scale_GR.t()[..., None]
+        values = self.values_RK.float().view(rows, width // GROUP, GROUP) * self.scale_GR.t()[..., None]
         return values.view(rows, width)
 
 

@@ -66,7 +66,8 @@ def index_query_reference(query_RHI: Tensor, cos_RP: Tensor, sin_RP: Tensor, had
     first, second = query_RHI[..., :rotary].double().chunk(2, dim=-1)
     cos, sin = cos_RP.double()[:, None], sin_RP.double()[:, None]
     parts = [first * cos - second * sin, second * cos + first * sin, query_RHI[..., rotary:].double()]
-    return torch.cat(parts, -1) @ hadamard_II.double() * query_RHI.shape[-1] ** -0.5
+    mixed: Tensor = torch.cat(parts, -1) @ hadamard_II.double()
+    return mixed * float(query_RHI.shape[-1]) ** -0.5
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator,unused-ignore]

@@ -7,7 +7,6 @@ Letters: P rows  F width
 
 from __future__ import annotations
 
-import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor

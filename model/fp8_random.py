@@ -66,9 +66,7 @@ class RandomLayers:
                 eps=config.rms_norm_eps,
                 index_eps=INDEX_NORM_EPS,
             ),
-            up=self._weight(
-                heads * config.qk_head_dim + config.indexer.num_heads * shape.index, shape.query
-            ),
+            up=self._weight(heads * config.qk_head_dim + config.indexer.num_heads * shape.index, shape.query),
             kv_b=self._weight(heads * (config.qk_nope_head_dim + config.v_head_dim), shape.latent),
             out=self._weight(hidden, heads * config.v_head_dim),
         )

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kernels.fp8_rows import GROUP, Fp8Weight
 from kernels.latent_write import LatentNorms, LatentShape
-from model.config import ConfigError, ModelConfig
+from model.config import ModelConfig
+from model.fields import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

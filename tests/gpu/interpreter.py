@@ -2,8 +2,8 @@
 
 Within `interpreting()` every launch of a @triton.jit kernel runs in Triton's interpreter, on CPU tensors;
 outside of it nothing changed, so that one process can interpret, compile ahead and launch. The interpreter of
-Triton 3.6 rounds to bf16 and E4M3 wrongly and multiplies the bits of bf16 as integers; torch does both here. It
-never shows races: programs run one after another. Knows nothing of any kernel.
+Triton 3.6 rounds to bf16 and E4M3 wrongly and multiplies the bits of bf16 as integers; torch does both here.
+It never shows races: programs run one after another. Knows nothing of any kernel.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def interpreting() -> Iterator[None]:
 
     if triton.__version__ not in CHECKED_VERSIONS:
         raise RuntimeError(
-            f"Triton {triton.__version__}: its interpreter was corrected only for {', '.join(CHECKED_VERSIONS)}; "
-            "see whether its bf16 and FP8 are right, then add it to CHECKED_VERSIONS"
+            f"Triton is {triton.__version__}: its interpreter was corrected for {CHECKED_VERSIONS}; see "
+            "whether bf16 and FP8 are right in this one, then add it"
         )
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):  # a device warns of nothing
         patch.setattr(interpreter, "_convert_float", _convert)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
         patch.setattr(JITFunction, "__getitem__", _launcher)

@@ -10,8 +10,8 @@ pytest.importorskip("triton", reason="needs Triton")
 from kernels.absorb import absorb_query, absorb_query_reference, absorb_value, absorb_value_reference
 from kernels.fp8_rows import Fp8Rows, empty_rows, quantize_rows
 from kernels.gate_topk import GateShape, gate_topk, gate_topk_reference
-from kernels.index_query import index_query, index_query_reference
 from kernels.index_logits import IndexCache
+from kernels.index_query import index_query, index_query_reference
 from kernels.latent_write import (
     LatentNorms,
     LatentShape,
