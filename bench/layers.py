@@ -60,7 +60,10 @@ def main() -> None:
                 results.append(result)
                 sys.stderr.write(line_of(result) + "\n")
     if given.out:
-        report = {"command": " ".join(["python", "-m", "bench.layers", *sys.argv[1:]]), "machine": describe()}
+        report: dict[str, Any] = {
+            "command": " ".join(["python", "-m", "bench.layers", *sys.argv[1:]]),
+            "machine": describe(),
+        }
         report |= {"card": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results}
         given.out.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -109,7 +112,7 @@ def graph_ms(run: Callable[[], None]) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))
-    return statistics.median(times[WARM_UP:])
+    return float(statistics.median(times[WARM_UP:]))
 
 
 def kernel_times(run: Callable[[], None]) -> dict[str, float]:

@@ -97,7 +97,7 @@ def random_slice(config: ModelConfig, num_pages: int, device: torch.device) -> S
 
 
 def random_inputs(config: ModelConfig, rows: int, context: int, num_pages: int) -> StepInputs:
-    """Every row the last token of a sequence of `context` tokens, on pages of its own scattered in the pool."""
+    """Every row the last token of a sequence of `context` tokens, on pages scattered in the pool."""
     device = torch.device("cuda")
     each = context // PAGE_TOKENS
     if rows * each > num_pages:

@@ -67,7 +67,7 @@ def index_query_reference(query_RHI: Tensor, cos_RP: Tensor, sin_RP: Tensor, had
     cos, sin = cos_RP.double()[:, None], sin_RP.double()[:, None]
     parts = [first * cos - second * sin, second * cos + first * sin, query_RHI[..., rotary:].double()]
     mixed: Tensor = torch.cat(parts, -1) @ hadamard_II.double()
-    return mixed * float(query_RHI.shape[-1]) ** -0.5
+    return mixed.mul_(query_RHI.shape[-1] ** -0.5)
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator,unused-ignore]
