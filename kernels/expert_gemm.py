@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.fp8_rows import Fp8Rows, Fp8Weight, quantize_rows
+from kernels.overlap import after_previous, overlap
 from kernels.quantize import inverse_of, scale_bits_of
 from kernels.routes import Routes
 
@@ -35,16 +36,14 @@ class ExpertConfig:
 
 # By the most rows that an expert is expected to have: the mean, not the capacity.
 UP_CONFIGS: tuple[tuple[int, ExpertConfig], ...] = (
-    (16, ExpertConfig(block_n=128, block_r=16, num_warps=4, num_stages=4)),
-    (32, ExpertConfig(block_n=128, block_r=32, num_warps=8, num_stages=4)),
-    (64, ExpertConfig(block_n=128, block_r=64, num_warps=8, num_stages=4)),
-    (1 << 30, ExpertConfig(block_n=128, block_r=64, num_warps=8, num_stages=4, lanes=4)),
+    (2, ExpertConfig(block_n=128, block_r=16, num_warps=4, num_stages=3)),
+    (32, ExpertConfig(block_n=128, block_r=32, num_warps=8, num_stages=3)),
+    (1 << 30, ExpertConfig(block_n=128, block_r=64, num_warps=8, num_stages=3)),
 )
 DOWN_CONFIGS: tuple[tuple[int, ExpertConfig], ...] = (
-    (16, ExpertConfig(block_n=128, block_r=16, num_warps=4, num_stages=5)),
-    (32, ExpertConfig(block_n=128, block_r=32, num_warps=4, num_stages=5)),
-    (64, ExpertConfig(block_n=128, block_r=64, num_warps=8, num_stages=4)),
-    (1 << 30, ExpertConfig(block_n=128, block_r=128, num_warps=8, num_stages=4, lanes=2)),
+    (2, ExpertConfig(block_n=128, block_r=16, num_warps=8, num_stages=3)),
+    (32, ExpertConfig(block_n=128, block_r=32, num_warps=4, num_stages=4)),
+    (1 << 30, ExpertConfig(block_n=64, block_r=64, num_warps=4, num_stages=4)),
 )
 
 
@@ -93,6 +92,7 @@ def expert_up(
         BLOCK_R=config.block_r,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **overlap(x.values_RK),
     )
 
 
@@ -130,6 +130,7 @@ def expert_down(
         BLOCK_R=config.block_r,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **overlap(x.values_RK),
     )
 
 
@@ -173,7 +174,9 @@ def _expert_up(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    after_previous(OVERLAP)
     GROUP: tl.constexpr = 128
     TILES: tl.constexpr = F // BLOCK_N
     lane = tl.program_id(0) % LANES
@@ -238,7 +241,9 @@ def _expert_down(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    after_previous(OVERLAP)
     GROUP: tl.constexpr = 128
     TILES: tl.constexpr = D // BLOCK_N
     lane = tl.program_id(0) % LANES

@@ -16,9 +16,10 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from kernels.overlap import after_previous, overlap
 from kernels.routes import Routes
 
-NUM_WARPS = 1  # maxima within a warp need no barrier
+NUM_WARPS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +75,7 @@ def gate_topk(
         KEPT=shape.kept_groups,
         SHARED=shape.shared,
         num_warps=NUM_WARPS,
+        **overlap(scores_SRE),
     )
 
 
@@ -96,11 +98,13 @@ def gate_topk_reference(scores_RE: Tensor, bias_E: Tensor, shape: GateShape) -> 
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _take_best(left, index, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """(where the largest is, ties to the lowest; what is left of `left`)."""
-    best = tl.max(left, axis=0)
-    place = tl.min(tl.where(left == best, index, SIZE), axis=0)
-    return place, tl.where(index == place, float("-inf"), left)
+def _rank(values, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """How many stand before each: larger ones, and equal ones with a lower index."""
+    index = tl.arange(0, SIZE)
+    before = (values[None, :] > values[:, None]) | (
+        (values[None, :] == values[:, None]) & (index[None, :] < index[:, None])
+    )
+    return tl.sum(before.to(tl.int32), axis=1)
 
 
 @triton.jit(do_not_specialize=["rows", "capacity"])  # type: ignore[untyped-decorator,unused-ignore]
@@ -121,7 +125,9 @@ def _gate_topk(  # type: ignore[no-untyped-def]
     GROUPS: tl.constexpr,
     KEPT: tl.constexpr,
     SHARED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    after_previous(OVERLAP)
     IN_GROUP: tl.constexpr = E // GROUPS
     ROUTED: tl.constexpr = E + (1 if SHARED else 0)
     PAIRS: tl.constexpr = K + (1 if SHARED else 0)
@@ -138,19 +144,10 @@ def _gate_topk(  # type: ignore[no-untyped-def]
         best = tl.max(by_group, axis=1, keep_dims=True)
         first = tl.min(tl.where(by_group == best, inner, IN_GROUP), axis=1, keep_dims=True)
         second = tl.max(tl.where(inner == first, float("-inf"), by_group), axis=1)
-        group_left = tl.max(by_group, axis=1) + second
-        group = tl.arange(0, GROUPS)
-        kept = tl.zeros([GROUPS], tl.int32)
-        for _ in tl.static_range(KEPT):
-            place, group_left = _take_best(group_left, group, GROUPS)
-            kept = tl.where(group == place, 1, kept)
-        choice = tl.reshape(tl.where(kept[:, None] == 1, by_group, float("-inf")), [E])
-    chosen = tl.zeros([E], tl.int32)
-    for _ in tl.static_range(K):
-        place, choice = _take_best(choice, e, E)
-        chosen = tl.where(e == place, 1, chosen)
-    is_chosen = chosen == 1
-    place = tl.cumsum(chosen, axis=0) - 1
+        kept = _rank(tl.max(by_group, axis=1) + second, GROUPS) < KEPT
+        choice = tl.reshape(tl.where(kept[:, None], by_group, float("-inf")), [E])
+    is_chosen = _rank(choice, E) < K
+    place = tl.cumsum(is_chosen.to(tl.int32), axis=0) - 1
     weight = tl.where(is_chosen, score, 0.0)
     weight = weight / (tl.sum(weight, axis=0) + 1e-20) * scaling
     tl.store(weights_ptr + row * K + place, weight, mask=is_chosen)
