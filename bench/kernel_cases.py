@@ -1,7 +1,7 @@
 """What bench.kernels measures: a case is an op at a shape.
 
-Each op's cases are made by one function, named in CASES; a new op adds a function and a line. Inputs are fresh
-random numbers on the device; references are those beside the kernels. Knows nothing of clocks.
+Each op's cases are made by one function, named in CASES; a new op adds a function and a line. Inputs are
+fresh random numbers on the device; references are those beside the kernels. Knows nothing of clocks.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Peer:
 class Case:
     """One op at one shape.
 
-    make: fresh inputs. variants: name -> run(inputs). error: of a result, how far from the reference, at most 1
-    where it is right. bytes and flops: of one run, each tensor once.
+    make: fresh inputs. variants: name -> run(inputs). error: of a result, how far from the reference, at most
+    1 where it is right. bytes and flops: of one run, each tensor once.
     """
 
     op: str
@@ -91,7 +91,8 @@ def sparse_mla_cases() -> Iterator[Case]:
             return _queries(num_queries), _slots(num_queries, CACHE_SLOTS)
 
         def run(inputs: Any, config: mla.SparseMlaConfig) -> Tensor:
-            return mla.sparse_mla(*inputs, cache, scale=SCALE, config=config)
+            query_TNC, slots_TJ = inputs
+            return mla.sparse_mla(query_TNC, slots_TJ, cache, scale=SCALE, config=config)
 
         def error(inputs: Any, got: Tensor) -> float:
             query_TNC, slots_TJ = (tensor[-4:] for tensor in inputs)
@@ -273,7 +274,7 @@ def select_topk_cases() -> Iterator[Case]:
             return float(not torch.equal(got, topk.select_topk_reference(*inputs))) * 2
 
         configs = {
-            f"chunk {chunk}, emit {emit}, {warps} warps{'' if guess else ', halving only'}": topk.SelectConfig(
+            f"chunk {chunk}, emit {emit}, {warps} warps{'' if guess else ', halving'}": topk.SelectConfig(
                 chunk=chunk, emit_tile=emit, most_warps=warps, guess=guess
             )
             for chunk, emit, warps, guess in (
