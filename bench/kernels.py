@@ -58,9 +58,8 @@ def _report(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _compile_all(ops: Sequence[str], jobs: int) -> None:
     """Fill Triton's cache on disk: every variant once, by processes side by side."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        list(
-            pool.map(_compile_some, [(op, job, max(1, jobs // 2)) for op in ops for job in range(jobs // 2)])
-        )
+        shares = max(1, jobs // 2)
+        list(pool.map(_compile_some, [(op, share, shares) for op in ops for share in range(shares)]))
 
 
 def _compile_some(share: tuple[str, int, int]) -> None:
@@ -125,9 +124,12 @@ def _time_us(run: Callable[[Any], Tensor], inputs: Sequence[Any]) -> float:
         for one in inputs:
             run(one)
     graph.replay()
-    times_ms = []
+    times_ms: list[float] = []
     for _ in range(REPLAYS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
         start.record()
         graph.replay()
         end.record()
