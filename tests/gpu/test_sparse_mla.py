@@ -101,7 +101,7 @@ def test_every_configuration_fits_an_sm_90() -> None:
 @pytest.mark.parametrize("exact", [False, True])
 def test_decode_on_the_device_is_the_reference(num_queries: int, exact: bool) -> None:
     cache, query_TNC = latent_cache(8192, "cuda"), queries(num_queries, 128, "cuda")
-    counts = [0, 1, 2047, *torch.randint(1, 2049, (num_queries,)).tolist()][-num_queries:]
+    counts = [*torch.randint(1, 2049, (num_queries,)).tolist(), 0, 1, 2047][-num_queries:]
     slots_TJ = chosen_slots(counts, 2048, 8192, "cuda")
     config = decode.config_for(num_queries, exact=exact)
     torch.full((1 << 28,), NAN, device="cuda")  # what is allocated next is not zero
@@ -128,7 +128,7 @@ def test_exact_decode_gives_a_row_the_same_bits_in_any_batch() -> None:
 @pytest.mark.parametrize("num_queries", [1, 17, 300])
 def test_prefill_on_the_device_is_the_reference(num_queries: int) -> None:
     keys_SC, query_TNC = dequantized(latent_cache(8192, "cuda")), queries(num_queries, 128, "cuda")
-    counts = [0, 1, 2047, *torch.randint(1, 2049, (num_queries,)).tolist()][-num_queries:]
+    counts = [*torch.randint(1, 2049, (num_queries,)).tolist(), 0, 1, 2047][-num_queries:]
     slots_TJ = chosen_slots(counts, 2048, 8192, "cuda")
     torch.full((1 << 28,), NAN, device="cuda")
     out_TNC = sparse_mla_prefill(query_TNC, slots_TJ, keys_SC, scale=SCALE)
