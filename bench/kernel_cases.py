@@ -21,7 +21,7 @@ from kernels import sparse_mla_prefill as prefill
 
 SCALE = 192**-0.5
 HEADS = 128
-KERNELS_MD = "as packaged in vllm 0.23.0, on an H200 with CUDA graphs"
+MEASURED = "as packaged in vllm 0.23.0, on an H200 with CUDA graphs"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class Peer:
 
     name: str
     time_us: float
-    source: str = KERNELS_MD
+    source: str = MEASURED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from kernels.overlap import after_previous, overlap
 from kernels.sparse_mla import (
     HEADS_PER_PROGRAM,
     LATENT_DIMS,
@@ -74,6 +75,7 @@ def sparse_mla_prefill(
             BLOCK_N=config.block_keys,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
+            **overlap(query_TNC),
         )
     return out_TNC
 
@@ -95,7 +97,9 @@ def sparse_mla_prefill_kernel(
     HEADS: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    after_previous(OVERLAP)
     HEAD_BLOCKS: tl.constexpr = HEADS // 64
     head_H = tl.program_id(0) % HEAD_BLOCKS * 64 + tl.arange(0, 64)
     row = (tl.program_id(0) // HEAD_BLOCKS).to(tl.int64)

@@ -94,13 +94,15 @@ def _source(kernel: Any, build: Build) -> Any:
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    wrong = set(kernel.arg_names) ^ (set(build.types) | set(build.constants))
+    constants = {"OVERLAP": True} if "OVERLAP" in kernel.arg_names else {}  # as on a device
+    constants |= build.constants
+    wrong = set(kernel.arg_names) ^ (set(build.types) | set(constants))
     assert not wrong, f"{build.kernel} and its build disagree about {sorted(wrong)}"
     aligned = [name for name, dtype in build.types.items() if dtype.startswith("*") or name in build.aligned]
     return (GluonASTSource if kernel.is_gluon() else ASTSource)(
         fn=kernel,
         signature={name: build.types.get(name, "constexpr") for name in kernel.arg_names},
-        constexprs=dict(build.constants),
+        constexprs=constants,
         attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
 

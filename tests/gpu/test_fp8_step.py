@@ -19,7 +19,7 @@ from model.config import ModelConfig
 from model.fp8_cache import Fp8Cache
 from model.fp8_random import RandomLayers
 from model.fp8_step import DecodeStep, StepInputs
-from model.fp8_weights import Fp8Attention, Fp8Dense, Fp8Layer, latent_shape
+from model.fp8_weights import Fp8Attention, Fp8Dense, Fp8Layer, Fp8Moe, latent_shape
 from model.rope import inverse_frequencies
 from tests.gpu.fp8_inputs import relative_error
 
@@ -29,18 +29,23 @@ pytestmark = [
 ]
 
 TOKENS = 40
+CHOSEN = [0, 1, 8, 9, 16, 17, 24, 25]  # two of each of the first four groups
 
 
 @pytest.fixture(scope="module")
 def config() -> ModelConfig:
-    """Every expert takes every row: noise in FP8 cannot change the routing."""
-    return true_width(moe_layers=1, num_experts=8)
+    return true_width(moe_layers=1, num_experts=64)
 
 
 @pytest.fixture(scope="module")
 def layers(config: ModelConfig) -> list[Fp8Layer]:
+    """The gate's bias chooses CHOSEN whatever comes: noise in FP8 cannot change the routing."""
     maker = RandomLayers(config, torch.device("cuda"))
-    return [maker.layer(index) for index in range(config.num_layers)]
+    made = [maker.layer(index) for index in range(config.num_layers)]
+    for layer in made:
+        if isinstance(layer.ffn, Fp8Moe):
+            layer.ffn.bias_E[CHOSEN] = 10.0
+    return made
 
 
 @torch.inference_mode()
@@ -102,14 +107,15 @@ def _reference(config: ModelConfig, layers: list[Fp8Layer], hidden_TD: Tensor) -
             up_TF = expert_up_reference(h_TD, layer.ffn.gate_up.float())
             x_TD = x_TD + up_TF @ layer.ffn.down.float().double().t()
             continue
-        shape = GateShape(num_experts=8, per_row=8, num_groups=1, kept_groups=1, scaling=2.5, shared=True)
+        shape = GateShape(num_experts=64, per_row=8, num_groups=8, kept_groups=4, scaling=2.5, shared=True)
         scores_TE = h_TD @ layer.ffn.gate_ED.double().t()
-        weights_TE, _ = gate_topk_reference(scores_TE, layer.ffn.bias_E, shape)
-        for expert in range(9):
+        weights_TK, _ = gate_topk_reference(scores_TE, layer.ffn.bias_E, shape)
+        weights_TK = torch.cat([weights_TK, weights_TK.new_ones(len(weights_TK), 1)], 1)
+        for place, expert in enumerate([*CHOSEN, config.num_experts]):
             gate_up = Fp8Weight(layer.ffn.gate_up.values_NK[expert], layer.ffn.gate_up.scale_NK[expert])
             down = Fp8Weight(layer.ffn.down.values_NK[expert], layer.ffn.down.scale_NK[expert])
             out_TD = expert_up_reference(h_TD, gate_up.float()) @ down.float().double().t()
-            x_TD = x_TD + (out_TD * weights_TE[:, expert, None] if expert < 8 else out_TD)
+            x_TD = x_TD + out_TD * weights_TK[:, place, None]
     return _rms(x_TD)
 
 
