@@ -15,7 +15,6 @@ import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from kernels.fp8_rows import GROUP, Fp8Rows, Fp8Weight
-from kernels.overlap import after_previous, overlap
 from kernels.quantize import inverse_of, scale_bits_of
 
 NUM_WARPS = 4
@@ -51,7 +50,6 @@ def absorb_query(
         T=rotary // 2,
         BLOCK_R=ROW_TILE,
         num_warps=NUM_WARPS,
-        **overlap(up_RX),
     )
 
 
@@ -77,7 +75,6 @@ def absorb_value(latent_RNC: Tensor, kv_b: Fp8Weight, out: Fp8Rows) -> None:
         BLOCK_R=ROW_TILE,
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
-        **overlap(latent_RNC),
     )
 
 
@@ -108,9 +105,7 @@ def _absorb_query(  # type: ignore[no-untyped-def]
     C: tl.constexpr,
     T: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     GROUP: tl.constexpr = 128
     head = tl.program_id(0)
     chunk = tl.program_id(1)
@@ -149,9 +144,7 @@ def _absorb_value(  # type: ignore[no-untyped-def]
     N: tl.constexpr,
     C: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     GROUP: tl.constexpr = 128
     head = tl.program_id(0)
     r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)

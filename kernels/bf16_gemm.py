@@ -13,8 +13,6 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from kernels.overlap import after_previous, overlap
-
 BLOCK_N = 64
 BLOCK_K = 128
 NUM_WARPS = 4
@@ -51,7 +49,6 @@ def bf16_matmul(x_RK: Tensor, weight_NK: Tensor, out_SRN: Tensor) -> None:
         BLOCK_K=BLOCK_K,
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
-        **overlap(x_RK),
     )
 
 
@@ -72,9 +69,7 @@ def _bf16_gemm(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(2)

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.fp8_rows import Fp8Rows, Fp8Weight, quantize_rows
-from kernels.overlap import after_previous, overlap
 from kernels.quantize import inverse_of, scale_bits_of
 from kernels.routes import Routes
 
@@ -92,7 +91,6 @@ def expert_up(
         BLOCK_R=config.block_r,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **overlap(x.values_RK),
     )
 
 
@@ -130,7 +128,6 @@ def expert_down(
         BLOCK_R=config.block_r,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **overlap(x.values_RK),
     )
 
 
@@ -174,9 +171,7 @@ def _expert_up(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     GROUP: tl.constexpr = 128
     TILES: tl.constexpr = F // BLOCK_N
     lane = tl.program_id(0) % LANES
@@ -241,9 +236,7 @@ def _expert_down(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     GROUP: tl.constexpr = 128
     TILES: tl.constexpr = D // BLOCK_N
     lane = tl.program_id(0) % LANES

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kernels.expert_gemm import ExpertConfig
 from kernels.fp8_rows import Fp8Rows, Fp8Weight
-from kernels.overlap import after_previous, overlap
 from kernels.routes import Routes
 
 CONFIG = ExpertConfig(block_n=128, block_r=128, num_warps=8, num_stages=4, lanes=4)
@@ -65,7 +64,6 @@ def expert_matmul_many(
         BLOCK_R=config.block_r,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **overlap(x.values_RK),
     )
 
 
@@ -88,9 +86,7 @@ def _expert_gemm_many(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     GROUP: tl.constexpr = 128
     TILES: tl.constexpr = N // BLOCK_N
     lane = tl.program_id(0) % LANES

@@ -18,7 +18,6 @@ import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from kernels.fp8_rows import GROUP, Fp8Rows, Fp8Weight
-from kernels.overlap import after_previous, overlap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +88,6 @@ def fp8_matmul(x: Fp8Rows, weight: Fp8Weight, out: Tensor, *, config: GemmConfig
         BLOCK_R=chosen.block_r,
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
-        **overlap(x.values_RK),
     )
 
 
@@ -112,9 +110,7 @@ def _fp8_gemm(  # type: ignore[no-untyped-def]
     SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     GROUP: tl.constexpr = 128
     GROUPS: tl.constexpr = K // GROUP // SPLITS
     row_tiles = tl.cdiv(rows, BLOCK_R)

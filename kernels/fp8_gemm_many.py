@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kernels.fp8_gemm import GemmConfig
 from kernels.fp8_rows import GROUP, Fp8Rows, Fp8Weight
-from kernels.overlap import after_previous, overlap
 
 CONFIG = GemmConfig(block_n=128, block_r=128, num_warps=8, num_stages=4)
 
@@ -53,7 +52,6 @@ def fp8_matmul_many(
         BLOCK_R=config.block_r,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **overlap(x.values_RK),
     )
 
 
@@ -71,9 +69,7 @@ def _fp8_gemm_many(  # type: ignore[no-untyped-def]
     SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     GROUP: tl.constexpr = 128
     GROUPS: tl.constexpr = K // GROUP // SPLITS
     row_tiles = tl.cdiv(rows, BLOCK_R)

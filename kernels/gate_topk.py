@@ -16,7 +16,6 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from kernels.overlap import after_previous, overlap
 from kernels.routes import Routes
 
 NUM_WARPS = 8
@@ -75,7 +74,6 @@ def gate_topk(
         KEPT=shape.kept_groups,
         SHARED=shape.shared,
         num_warps=NUM_WARPS,
-        **overlap(scores_SRE),
     )
 
 
@@ -125,9 +123,7 @@ def _gate_topk(  # type: ignore[no-untyped-def]
     GROUPS: tl.constexpr,
     KEPT: tl.constexpr,
     SHARED: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     IN_GROUP: tl.constexpr = E // GROUPS
     ROUTED: tl.constexpr = E + (1 if SHARED else 0)
     PAIRS: tl.constexpr = K + (1 if SHARED else 0)

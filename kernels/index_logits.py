@@ -17,7 +17,6 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from kernels.overlap import after_previous, overlap
 from kernels.sparse_mla import check_tensor
 
 PAGE_TOKENS = 64  # as model.cache has it; kernels know no model
@@ -101,7 +100,6 @@ def index_logits_decode(
             TILES=config.tiles,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            **overlap(query_THI),
         )
     return logits_TL
 
@@ -144,7 +142,6 @@ def index_logits_prefill(
             BLOCK_Q=config.block_queries,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            **overlap(query_THI),
         )
     return logits_TL
 
@@ -187,9 +184,7 @@ def index_logits_decode_kernel(
     max_pages: tl.int32,
     BLOCK_N: tl.constexpr,
     TILES: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     row = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * (BLOCK_N * TILES)
     length = tl.load(lengths_ptr + row)
@@ -225,9 +220,7 @@ def index_logits_prefill_kernel(
     max_pages: tl.int32,
     BLOCK_N: tl.constexpr,
     BLOCK_Q: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     first_query, start = tl.program_id(0) * BLOCK_Q, tl.program_id(1) * BLOCK_N
     end_query = tl.minimum(first_query + BLOCK_Q, num_queries)
     seen = first_length + end_query - 1  # by the last of these queries

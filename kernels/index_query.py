@@ -13,7 +13,6 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from kernels.overlap import after_previous, overlap
 from kernels.quantize import inverse_of, scale_bits_of
 
 NUM_WARPS = 4
@@ -58,7 +57,6 @@ def index_query(
         P=cos_TP.shape[1],
         SPLITS=splits,
         num_warps=NUM_WARPS,
-        **overlap(up_RX),
     )
 
 
@@ -90,9 +88,7 @@ def _index_query(  # type: ignore[no-untyped-def]
     I: tl.constexpr,  # noqa: E741
     P: tl.constexpr,
     SPLITS: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     STILL: tl.constexpr = I - 2 * P
     row = tl.program_id(0)
     h = tl.arange(0, H)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from kernels.fp8_rows import Fp8Rows
 from kernels.index_logits import IndexCache
-from kernels.overlap import after_previous, overlap
 from kernels.quantize import inverse_of, scale_bits_of
 from kernels.sparse_mla import QuantizedCache
 
@@ -109,7 +108,6 @@ def latent_write(
         I=shape.index,
         INDEX_AT=shape.index_at,
         num_warps=NUM_WARPS,
-        **overlap(parts_SRX),
     )
 
 
@@ -144,9 +142,7 @@ def _latent_write(  # type: ignore[no-untyped-def]
     P: tl.constexpr,
     I: tl.constexpr,  # noqa: E741
     INDEX_AT: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     row = tl.program_id(0)
     role = tl.program_id(1)
     at = parts_ptr + row.to(tl.int64) * X

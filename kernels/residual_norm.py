@@ -16,7 +16,6 @@ import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from kernels.fp8_rows import Fp8Rows
-from kernels.overlap import after_previous, overlap
 from kernels.quantize import inverse_of, scale_bits_of
 
 NUM_WARPS = 8
@@ -77,7 +76,6 @@ def residual_norm(
         PLACES=places,
         EXPERTS=experts,
         num_warps=NUM_WARPS,
-        **overlap(residual_RD),
     )
 
 
@@ -114,9 +112,7 @@ def _residual_norm(  # type: ignore[no-untyped-def]
     PARTS: tl.constexpr,
     PLACES: tl.constexpr,
     EXPERTS: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     GROUP: tl.constexpr = 128
     row = tl.program_id(0)
     # Shaped by groups from the start, so that their maxima need no exchange between layouts.

@@ -17,7 +17,6 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from kernels.overlap import after_previous, overlap
 from kernels.sparse_mla import check_tensor
 
 TOPK = 2048
@@ -108,7 +107,6 @@ def _launch(
         IS_PART=chunks > 1,
         GUESS=config.guess,
         num_warps=num_warps_for(block, config),
-        **overlap(values_TL),
     )
 
 
@@ -193,9 +191,7 @@ def select_topk_kernel(
     IS_MERGE: tl.constexpr,
     IS_PART: tl.constexpr,
     GUESS: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     values_ptr += row * columns + chunk * BLOCK
     if IS_MERGE:

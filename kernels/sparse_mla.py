@@ -19,8 +19,6 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from kernels.overlap import after_previous, overlap
-
 LATENT_DIMS = 512
 ROTARY_DIMS = 64
 GROUP_DIMS = 128  # of a latent that share a scale
@@ -95,7 +93,6 @@ def sparse_mla(
         BLOCK_N=config.block_keys,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **overlap(query_TNC),
     )
     if splits > 1:
         combine_kernel[(heads // COMBINED_HEADS, num_queries)](
@@ -106,7 +103,6 @@ def sparse_mla(
             SPLITS=splits,
             BLOCK_H=COMBINED_HEADS,
             num_warps=4,
-            **overlap(query_TNC),
         )
     return out_TNC
 
@@ -194,9 +190,7 @@ def sparse_mla_kernel(
     SLOTS: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     head_H = tl.program_id(0) * 64 + tl.arange(0, 64)
     split, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
     SHARE: tl.constexpr = SLOTS // SPLITS
@@ -265,10 +259,8 @@ def combine_kernel(
     HEADS: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_H: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
     """Shares of a query's keys, weighted by what each saw; in order of the shares."""
-    after_previous(OVERLAP)
     head_H = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     row = tl.program_id(1).to(tl.int64)
     split_K, dims = tl.arange(0, SPLITS), tl.arange(0, 512)

@@ -17,7 +17,6 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from kernels.overlap import after_previous, overlap
 from kernels.sparse_mla import (
     HEADS_PER_PROGRAM,
     LATENT_DIMS,
@@ -75,7 +74,6 @@ def sparse_mla_prefill(
             BLOCK_N=config.block_keys,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            **overlap(query_TNC),
         )
     return out_TNC
 
@@ -97,9 +95,7 @@ def sparse_mla_prefill_kernel(
     HEADS: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     HEAD_BLOCKS: tl.constexpr = HEADS // 64
     head_H = tl.program_id(0) % HEAD_BLOCKS * 64 + tl.arange(0, 64)
     row = (tl.program_id(0) // HEAD_BLOCKS).to(tl.int64)

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.fp8_rows import GROUP, Fp8Rows
-from kernels.overlap import after_previous, overlap
 from kernels.quantize import inverse_of, scale_bits_of
 
 BLOCK_P = 16
@@ -39,7 +38,6 @@ def swiglu_quantize(gate_up: Tensor, out: Fp8Rows) -> None:
         PARTS=parts,
         BLOCK_P=BLOCK_P,
         num_warps=NUM_WARPS,
-        **overlap(gate_up),
     )
 
 
@@ -59,9 +57,7 @@ def _swiglu_quantize(  # type: ignore[no-untyped-def]
     F: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
-    after_previous(OVERLAP)
     GROUP: tl.constexpr = 128
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     f = tl.program_id(1) * GROUP + tl.arange(0, GROUP)

@@ -94,15 +94,13 @@ def _source(kernel: Any, build: Build) -> Any:
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    constants = {"OVERLAP": True} if "OVERLAP" in kernel.arg_names else {}  # as on a device
-    constants |= build.constants
-    wrong = set(kernel.arg_names) ^ (set(build.types) | set(constants))
+    wrong = set(kernel.arg_names) ^ (set(build.types) | set(build.constants))
     assert not wrong, f"{build.kernel} and its build disagree about {sorted(wrong)}"
     aligned = [name for name, dtype in build.types.items() if dtype.startswith("*") or name in build.aligned]
     return (GluonASTSource if kernel.is_gluon() else ASTSource)(
         fn=kernel,
         signature={name: build.types.get(name, "constexpr") for name in kernel.arg_names},
-        constexprs=constants,
+        constexprs=dict(build.constants),
         attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
 

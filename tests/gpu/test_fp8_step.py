@@ -80,8 +80,8 @@ def test_step_is_the_model(config: ModelConfig, layers: list[Fp8Layer]) -> None:
     out_BTD = _decode(config, layers, hidden_BTD)
     for hidden_TD, out_TD in zip(hidden_BTD, out_BTD, strict=True):
         wanted_TD = _reference(config, layers, hidden_TD)
-        assert relative_error(out_TD, wanted_TD) < 0.08, "about 3 % for each product in FP8"
-        assert relative_error(out_TD[-1], wanted_TD[-1]) < 0.08
+        assert relative_error(out_TD, wanted_TD) < 0.1, "about 3 % for each product in FP8"
+        assert relative_error(out_TD[-1], wanted_TD[-1]) < 0.1
 
 
 @pytest.mark.parametrize("padding", [0, 13, 60, 125])
