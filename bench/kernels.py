@@ -3,7 +3,8 @@
     python -m bench.kernels --out kernels.json [--ops sparse_mla select_topk] [--quick]
 
 A variant that is not right is not timed. Times are medians of CUDA-graph replays; a graph runs the op once on
-each of several inputs, so many that they do not fit the L2 together. Knows no op: see bench/kernel_cases.py.
+each of several inputs, so many that they do not fit the L2 together. Knows no op: see bench/kernel_cases.py
+and bench/product_cases.py.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.kernel_cases import CASES, Case
+from bench import kernel_cases, product_cases
+from bench.kernel_cases import Case
 
+CASES = {**kernel_cases.CASES, **product_cases.CASES}
 L2_BYTES = 50 << 20
 MOST_COPIES = 48
 REPLAYS = 11

@@ -17,9 +17,9 @@ from torch import Tensor
 from kernels.fp8_rows import GROUP, Fp8Rows, Fp8Weight
 from kernels.quantize import inverse_of, scale_bits_of
 
-NUM_WARPS = 4
-NUM_STAGES = 4
-ROW_TILE = 64  # always: fewer rows would take another instruction, and with it other bits
+NUM_WARPS = 8
+NUM_STAGES = 3
+MOST_ROWS_OF_A_TILE = 64
 
 
 def absorb_query(
@@ -35,7 +35,8 @@ def absorb_query(
         raise ValueError(f"out is {list(out_RNC.shape)}, kv_b {list(kv_b.values_NK.shape)}: not one model's")
     if up_RX.dtype != torch.bfloat16 or out_RNC.dtype != torch.float16:
         raise ValueError(f"up is {up_RX.dtype}, out {out_RNC.dtype}: expected bf16 and fp16")
-    _absorb_query[(heads, latent // GROUP + 1, triton.cdiv(rows, ROW_TILE))](
+    block_r = _row_tile(rows)
+    _absorb_query[(heads, latent // GROUP + 1, triton.cdiv(rows, block_r))](
         up_RX,
         kv_b.values_NK,
         kv_b.scale_NK,
@@ -48,7 +49,7 @@ def absorb_query(
         N=heads,
         C=latent,
         T=rotary // 2,
-        BLOCK_R=ROW_TILE,
+        BLOCK_R=block_r,
         num_warps=NUM_WARPS,
     )
 
@@ -62,7 +63,8 @@ def absorb_value(latent_RNC: Tensor, kv_b: Fp8Weight, out: Fp8Rows) -> None:
             f"{list(kv_b.values_NK.shape)}: not one model's"
         )
     out.check("out")
-    _absorb_value[(heads, triton.cdiv(rows, ROW_TILE))](
+    block_r = _row_tile(rows)
+    _absorb_value[(heads, triton.cdiv(rows, block_r))](
         latent_RNC,
         kv_b.values_NK,
         kv_b.scale_NK,
@@ -72,7 +74,7 @@ def absorb_value(latent_RNC: Tensor, kv_b: Fp8Weight, out: Fp8Rows) -> None:
         out.scale_GR.stride(0),
         N=heads,
         C=latent,
-        BLOCK_R=ROW_TILE,
+        BLOCK_R=block_r,
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
     )
@@ -88,6 +90,10 @@ def absorb_value_reference(latent_RNC: Tensor, kv_b: Fp8Weight) -> Tensor:
     """fp64 [R, N * 128] before it is quantised."""
     weight_NVC = kv_b.float().double().view(latent_RNC.shape[1], 2, GROUP, -1)[:, 1]
     return torch.einsum("rnc,nvc->rnv", latent_RNC.double(), weight_NVC).flatten(1)
+
+
+def _row_tile(rows: int) -> int:
+    return min(MOST_ROWS_OF_A_TILE, max(16, int(triton.next_power_of_2(rows))))
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator,unused-ignore]
@@ -110,26 +116,26 @@ def _absorb_query(  # type: ignore[no-untyped-def]
     head = tl.program_id(0)
     chunk = tl.program_id(1)
     r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
-    inside = (r < rows)[:, None]
-    query_at = up_ptr + r[:, None].to(tl.int64) * X + head * (GROUP + 2 * T)
-    out_at = out_ptr + (r[:, None] * N + head).to(tl.int64) * (C + 2 * T)
+    inside = (r < rows)[None, :]
+    out_at = out_ptr + (r[None, :] * N + head).to(tl.int64) * (C + 2 * T)
+    query_at = up_ptr + r[None, :].to(tl.int64) * X + head * (GROUP + 2 * T)
     if chunk < C // GROUP:
+        # The weight is the M operand, so that few rows meet the same instruction as many.
         p = tl.arange(0, GROUP)
-        query = tl.load(query_at + p[None, :], mask=inside, other=0.0)
-        w_row = (head * (2 * GROUP) + p[:, None]) * C + chunk * GROUP
-        w = tl.load(w_ptr + w_row + p[None, :]).to(tl.bfloat16)
-        scale = tl.load(w_scale_ptr + head * 2 * (C // GROUP) + chunk)
-        carried = tl.dot(query, w) * scale
-        tl.store(out_at + chunk * GROUP + p[None, :], carried.to(tl.float16), mask=inside)
+        query = tl.load(query_at + p[:, None], mask=inside, other=0.0)
+        w_at = w_ptr + (head * (2 * GROUP) + p[None, :]) * C + chunk * GROUP + p[:, None]
+        carried = tl.dot(tl.load(w_at).to(tl.bfloat16), query)
+        carried *= tl.load(w_scale_ptr + head * 2 * (C // GROUP) + chunk)
+        tl.store(out_at + chunk * GROUP + p[:, None], carried.to(tl.float16), mask=inside)
     else:
         t = tl.arange(0, T)
-        position = tl.load(positions_ptr + r, mask=r < rows, other=0)[:, None]
-        cos = tl.load(cos_ptr + position * T + t[None, :])
-        sin = tl.load(sin_ptr + position * T + t[None, :])
-        first = tl.load(query_at + GROUP + t[None, :], mask=inside, other=0.0).to(tl.float32)
-        second = tl.load(query_at + GROUP + T + t[None, :], mask=inside, other=0.0).to(tl.float32)
-        tl.store(out_at + C + t[None, :], (first * cos - second * sin).to(tl.float16), mask=inside)
-        tl.store(out_at + C + T + t[None, :], (second * cos + first * sin).to(tl.float16), mask=inside)
+        position = tl.load(positions_ptr + r, mask=r < rows, other=0)[None, :]
+        cos = tl.load(cos_ptr + position * T + t[:, None])
+        sin = tl.load(sin_ptr + position * T + t[:, None])
+        first = tl.load(query_at + GROUP + t[:, None], mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(query_at + GROUP + T + t[:, None], mask=inside, other=0.0).to(tl.float32)
+        tl.store(out_at + C + t[:, None], (first * cos - second * sin).to(tl.float16), mask=inside)
+        tl.store(out_at + C + T + t[:, None], (second * cos + first * sin).to(tl.float16), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator,unused-ignore]
@@ -148,17 +154,19 @@ def _absorb_value(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr = 128
     head = tl.program_id(0)
     r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    inside = (r < rows)[:, None]
+    inside = (r < rows)[None, :]
     v = tl.arange(0, GROUP)
-    latent_at = latent_ptr + (r[:, None] * N + head).to(tl.int64) * C + v[None, :]
-    w_at = w_ptr + (head * (2 * GROUP) + GROUP + v[None, :]) * C + v[:, None]
+    # The weight is the M operand: it goes from FP8 to the matrix unit through registers alone.
+    w_at = w_ptr + (head * (2 * GROUP) + GROUP + v[:, None]) * C + v[None, :]
+    latent_at = latent_ptr + (r[None, :] * N + head).to(tl.int64) * C + v[:, None]
     scale_at = w_scale_ptr + (head * 2 + 1) * (C // GROUP)
-    total = tl.zeros([BLOCK_R, GROUP], tl.float32)
+    total = tl.zeros([GROUP, BLOCK_R], tl.float32)
     for chunk in range(C // GROUP):
-        latent = tl.load(latent_at + chunk * GROUP, mask=inside, other=0.0)
         w = tl.load(w_at + chunk * GROUP).to(tl.bfloat16)
-        total += tl.dot(latent, w) * tl.load(scale_at + chunk)
-    bits = scale_bits_of(tl.max(tl.abs(total), axis=1))
-    values = (total * inverse_of(bits)[:, None]).to(tl.float8e4nv)
-    tl.store(out_ptr + r[:, None].to(tl.int64) * (N * GROUP) + head * GROUP + v[None, :], values, mask=inside)
+        latent = tl.load(latent_at + chunk * GROUP, mask=inside, other=0.0)
+        total += tl.dot(w, latent) * tl.load(scale_at + chunk)
+    bits = scale_bits_of(tl.max(tl.abs(total), axis=0))
+    values = (total * inverse_of(bits)[None, :]).to(tl.float8e4nv)
+    out_at = out_ptr + r[None, :].to(tl.int64) * (N * GROUP) + head * GROUP + v[:, None]
+    tl.store(out_at, values, mask=inside)
     tl.store(out_scale_ptr + head * out_scale_stride + r, bits.to(tl.float32, bitcast=True), mask=r < rows)

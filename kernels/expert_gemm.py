@@ -2,7 +2,7 @@
 
 Up: gate and up projection, SwiGLU and the quantisation of the result in one program; it gathers its rows by
 itself, so nothing wide is ever sorted. Down: the second projection, a bf16 row per pair, unweighted. Both
-read the counts on the device and end where an expert has no rows. Knows nothing of how rows were routed.
+read the list of tiles on the device and end where it ends. Knows nothing of how rows were routed.
 
 Letters: R rows  D hidden  F expert width  E experts  P pairs
 """
@@ -24,39 +24,38 @@ from kernels.routes import Routes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertConfig:
-    """How one call is cut. lanes: programs that share an expert's tiles of rows among them."""
+    """How one product is cut: outputs of a program, and tiles in flight."""
 
     block_n: int
-    block_r: int
     num_warps: int
     num_stages: int
-    lanes: int = 1
 
 
-# By the most rows that an expert is expected to have: the mean, not the capacity.
-UP_CONFIGS: tuple[tuple[int, ExpertConfig], ...] = (
-    (2, ExpertConfig(block_n=128, block_r=16, num_warps=4, num_stages=3)),
-    (32, ExpertConfig(block_n=128, block_r=32, num_warps=8, num_stages=3)),
-    (1 << 30, ExpertConfig(block_n=128, block_r=64, num_warps=8, num_stages=3)),
-)
-DOWN_CONFIGS: tuple[tuple[int, ExpertConfig], ...] = (
-    (2, ExpertConfig(block_n=128, block_r=16, num_warps=8, num_stages=3)),
-    (32, ExpertConfig(block_n=128, block_r=32, num_warps=4, num_stages=4)),
-    (1 << 30, ExpertConfig(block_n=64, block_r=64, num_warps=4, num_stages=4)),
-)
+# By the rows of a tile. Two programs fit a multiprocessor wherever registers and shared memory let them.
+UP_CONFIGS = {
+    16: ExpertConfig(block_n=128, num_warps=4, num_stages=3),
+    32: ExpertConfig(block_n=128, num_warps=4, num_stages=3),
+    64: ExpertConfig(block_n=128, num_warps=8, num_stages=3),
+}
+DOWN_CONFIGS = {
+    16: ExpertConfig(block_n=128, num_warps=8, num_stages=3),
+    32: ExpertConfig(block_n=128, num_warps=4, num_stages=4),
+    64: ExpertConfig(block_n=64, num_warps=4, num_stages=4),
+}
 
 
-def config_for(configs: tuple[tuple[int, ExpertConfig], ...], rows_per_expert: int) -> ExpertConfig:
-    return next(config for most, config in configs if rows_per_expert <= most)
+def tile_rows_for(rows_per_expert: float) -> int:
+    """Of the mean: an expert with more rows than a tile becomes several."""
+    return 16 if rows_per_expert <= 8 else 32 if rows_per_expert <= 32 else 64
 
 
 def expert_up(
-    x: Fp8Rows, gate_up: Fp8Weight, routes: Routes, out: Fp8Rows, *, max_active: int, config: ExpertConfig
+    x: Fp8Rows, gate_up: Fp8Weight, routes: Routes, out: Fp8Rows, *, config: ExpertConfig | None = None
 ) -> None:
     """out[pair] = quantised silu(x[row] @ gate.T) * (x[row] @ up.T), for every pair in the routes.
 
-    gate_up: [E, 2F, D], gate first. out: [P, F]; pairs without an expert keep what they held. max_active: an
-    upper bound of the experts that have rows. The product is fp32 until it is quantised.
+    gate_up: [E, 2F, D], gate first. out: [P, F]; pairs without an expert keep what they held. The product is
+    fp32 until it is quantised.
     """
     x.check("x")
     gate_up.check("gate_up")
@@ -68,8 +67,8 @@ def expert_up(
             f"x {list(x.values_RK.shape)}, gate_up {list(gate_up.values_NK.shape)} and out "
             f"{list(out.values_RK.shape)} for {routes.num_experts} experts do not belong together"
         )
-    grid = (config.lanes * (width // config.block_n) * min(max_active, experts),)
-    _expert_up[grid](
+    chosen = config or UP_CONFIGS[routes.tile_rows]
+    _expert_up[(width // chosen.block_n * routes.max_tiles,)](
         x.values_RK,
         x.scale_GR,
         gate_up.values_NK,
@@ -77,25 +76,25 @@ def expert_up(
         out.values_RK,
         out.scale_GR,
         routes.counts,
-        routes.active_E,
+        routes.tiles,
         routes.pairs_EC,
         x.scale_GR.stride(0),
         out.scale_GR.stride(0),
         routes.capacity,
+        routes.shared_tiles,
         E=experts,
         D=hidden,
         F=width,
         PAIRS=routes.pairs_per_row,
-        LANES=config.lanes,
-        BLOCK_N=config.block_n,
-        BLOCK_R=config.block_r,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        BLOCK_N=chosen.block_n,
+        BLOCK_R=routes.tile_rows,
+        num_warps=chosen.num_warps,
+        num_stages=chosen.num_stages,
     )
 
 
 def expert_down(
-    x: Fp8Rows, down: Fp8Weight, routes: Routes, out_PD: Tensor, *, max_active: int, config: ExpertConfig
+    x: Fp8Rows, down: Fp8Weight, routes: Routes, out_PD: Tensor, *, config: ExpertConfig | None = None
 ) -> None:
     """out_PD[pair] = x[pair] @ down.T, bf16, for every pair in the routes. down: [E, D, F]."""
     x.check("x")
@@ -108,26 +107,26 @@ def expert_down(
         )
     if out_PD.dtype != torch.bfloat16 or not out_PD.is_contiguous():
         raise ValueError(f"out is {out_PD.dtype}: expected bf16, dense")
-    grid = (config.lanes * (hidden // config.block_n) * min(max_active, experts),)
-    _expert_down[grid](
+    chosen = config or DOWN_CONFIGS[routes.tile_rows]
+    _expert_down[(hidden // chosen.block_n * routes.max_tiles,)](
         x.values_RK,
         x.scale_GR,
         down.values_NK,
         down.scale_NK,
         out_PD,
         routes.counts,
-        routes.active_E,
+        routes.tiles,
         routes.pairs_EC,
         x.scale_GR.stride(0),
         routes.capacity,
+        routes.shared_tiles,
         E=experts,
         D=hidden,
         F=width,
-        LANES=config.lanes,
-        BLOCK_N=config.block_n,
-        BLOCK_R=config.block_r,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        BLOCK_N=chosen.block_n,
+        BLOCK_R=routes.tile_rows,
+        num_warps=chosen.num_warps,
+        num_stages=chosen.num_stages,
     )
 
 
@@ -150,7 +149,7 @@ def experts_reference(x: Fp8Rows, gate_up: Fp8Weight, down: Fp8Weight, experts_R
     return out
 
 
-@triton.jit(do_not_specialize=["capacity"])  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit(do_not_specialize=["capacity", "shared_tiles"])  # type: ignore[untyped-decorator,unused-ignore]
 def _expert_up(  # type: ignore[no-untyped-def]
     x_ptr,  # noqa: ANN001
     x_scale_ptr,  # noqa: ANN001
@@ -159,66 +158,62 @@ def _expert_up(  # type: ignore[no-untyped-def]
     out_ptr,  # noqa: ANN001
     out_scale_ptr,  # noqa: ANN001
     counts_ptr,  # noqa: ANN001
-    active_ptr,  # noqa: ANN001
+    tiles_ptr,  # noqa: ANN001
     pairs_ptr,  # noqa: ANN001
     x_scale_stride,  # noqa: ANN001
     out_scale_stride,  # noqa: ANN001
     capacity,  # noqa: ANN001
+    shared_tiles,  # noqa: ANN001
     E: tl.constexpr,
     D: tl.constexpr,
     F: tl.constexpr,
     PAIRS: tl.constexpr,
-    LANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ) -> None:
     GROUP: tl.constexpr = 128
     TILES: tl.constexpr = F // BLOCK_N
-    lane = tl.program_id(0) % LANES
-    n_tile = tl.program_id(0) // LANES % TILES
-    place = tl.program_id(0) // (LANES * TILES)
-    if place >= tl.load(counts_ptr + E):
+    n_tile = tl.program_id(0) % TILES
+    place = tl.program_id(0) // TILES
+    if place >= shared_tiles + tl.load(counts_ptr + E):
         return
-    expert = tl.load(active_ptr + place)
-    count = tl.load(counts_ptr + expert)
+    entry = tl.load(tiles_ptr + place)
+    expert = entry & 0xFFFF
+    r = (entry >> 16) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = r < tl.load(counts_ptr + expert)
+    pair = tl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
     n = tl.arange(0, BLOCK_N)
     k = tl.arange(0, GROUP)
     w_offset = n[:, None] * D + k[None, :]
-    gate_first = w_ptr + (expert * (2 * F) + n_tile * BLOCK_N).to(tl.int64) * D
-    scale_first = w_scale_ptr + (expert * (2 * F // GROUP) + n_tile * BLOCK_N // GROUP) * (D // GROUP)
-    for tile in range(lane, tl.cdiv(count, BLOCK_R), LANES):
-        r = tile * BLOCK_R + tl.arange(0, BLOCK_R)
-        inside = r < count
-        pair = tl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
-        row = pair // PAIRS
-        x_offset = row[None, :] * D + k[:, None]
-        x_base = x_ptr
-        x_scale_base = x_scale_ptr
-        gate_base = gate_first
-        scale_at = scale_first
-        gate = tl.zeros([BLOCK_N, BLOCK_R], tl.float32)
-        up = tl.zeros([BLOCK_N, BLOCK_R], tl.float32)
-        for _ in range(D // GROUP):
-            x = tl.load(x_base + x_offset, mask=inside[None, :], other=0.0)
-            gate_w = tl.load(gate_base + w_offset)
-            up_w = tl.load(gate_base + F * D + w_offset)
-            x_scale = tl.load(x_scale_base + row, mask=inside, other=0.0)
-            gate += tl.dot(gate_w, x) * (x_scale * tl.load(scale_at))[None, :]
-            up += tl.dot(up_w, x) * (x_scale * tl.load(scale_at + (F // GROUP) * (D // GROUP)))[None, :]
-            x_base += GROUP
-            gate_base += GROUP
-            x_scale_base += x_scale_stride
-            scale_at += 1
-        hidden = gate / (1.0 + tl.exp(-gate)) * up
-        bits = scale_bits_of(tl.max(tl.abs(hidden), axis=0))
-        values = (hidden * inverse_of(bits)[None, :]).to(tl.float8e4nv)
-        at = out_ptr + pair[None, :].to(tl.int64) * F + n_tile * BLOCK_N + n[:, None]
-        tl.store(at, values, mask=inside[None, :])
-        scale = bits.to(tl.float32, bitcast=True)
-        tl.store(out_scale_ptr + n_tile * out_scale_stride + pair, scale, mask=inside)
+    gate_base = w_ptr + (expert * (2 * F) + n_tile * BLOCK_N).to(tl.int64) * D
+    scale_at = w_scale_ptr + (expert * (2 * F // GROUP) + n_tile * BLOCK_N // GROUP) * (D // GROUP)
+    row = pair // PAIRS
+    x_offset = row[None, :] * D + k[:, None]
+    x_base = x_ptr
+    x_scale_base = x_scale_ptr
+    gate = tl.zeros([BLOCK_N, BLOCK_R], tl.float32)
+    up = tl.zeros([BLOCK_N, BLOCK_R], tl.float32)
+    for _ in range(D // GROUP):
+        x = tl.load(x_base + x_offset, mask=inside[None, :], other=0.0)
+        gate_w = tl.load(gate_base + w_offset)
+        up_w = tl.load(gate_base + F * D + w_offset)
+        x_scale = tl.load(x_scale_base + row, mask=inside, other=0.0)
+        gate += tl.dot(gate_w, x) * (x_scale * tl.load(scale_at))[None, :]
+        up += tl.dot(up_w, x) * (x_scale * tl.load(scale_at + (F // GROUP) * (D // GROUP)))[None, :]
+        x_base += GROUP
+        gate_base += GROUP
+        x_scale_base += x_scale_stride
+        scale_at += 1
+    hidden = gate / (1.0 + tl.exp(-gate)) * up
+    bits = scale_bits_of(tl.max(tl.abs(hidden), axis=0))
+    values = (hidden * inverse_of(bits)[None, :]).to(tl.float8e4nv)
+    at = out_ptr + pair[None, :].to(tl.int64) * F + n_tile * BLOCK_N + n[:, None]
+    tl.store(at, values, mask=inside[None, :])
+    scale = bits.to(tl.float32, bitcast=True)
+    tl.store(out_scale_ptr + n_tile * out_scale_stride + pair, scale, mask=inside)
 
 
-@triton.jit(do_not_specialize=["capacity"])  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit(do_not_specialize=["capacity", "shared_tiles"])  # type: ignore[untyped-decorator,unused-ignore]
 def _expert_down(  # type: ignore[no-untyped-def]
     x_ptr,  # noqa: ANN001
     x_scale_ptr,  # noqa: ANN001
@@ -226,49 +221,45 @@ def _expert_down(  # type: ignore[no-untyped-def]
     w_scale_ptr,  # noqa: ANN001
     out_ptr,  # noqa: ANN001
     counts_ptr,  # noqa: ANN001
-    active_ptr,  # noqa: ANN001
+    tiles_ptr,  # noqa: ANN001
     pairs_ptr,  # noqa: ANN001
     x_scale_stride,  # noqa: ANN001
     capacity,  # noqa: ANN001
+    shared_tiles,  # noqa: ANN001
     E: tl.constexpr,
     D: tl.constexpr,
     F: tl.constexpr,
-    LANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ) -> None:
     GROUP: tl.constexpr = 128
     TILES: tl.constexpr = D // BLOCK_N
-    lane = tl.program_id(0) % LANES
-    n_tile = tl.program_id(0) // LANES % TILES
-    place = tl.program_id(0) // (LANES * TILES)
-    if place >= tl.load(counts_ptr + E):
+    n_tile = tl.program_id(0) % TILES
+    place = tl.program_id(0) // TILES
+    if place >= shared_tiles + tl.load(counts_ptr + E):
         return
-    expert = tl.load(active_ptr + place)
-    count = tl.load(counts_ptr + expert)
+    entry = tl.load(tiles_ptr + place)
+    expert = entry & 0xFFFF
+    r = (entry >> 16) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = r < tl.load(counts_ptr + expert)
+    pair = tl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
     n = tl.arange(0, BLOCK_N)
     k = tl.arange(0, GROUP)
     w_offset = n[:, None] * F + k[None, :]
-    w_first = w_ptr + (expert * D + n_tile * BLOCK_N).to(tl.int64) * F
-    scale_first = w_scale_ptr + (expert * (D // GROUP) + n_tile * BLOCK_N // GROUP) * (F // GROUP)
-    for tile in range(lane, tl.cdiv(count, BLOCK_R), LANES):
-        r = tile * BLOCK_R + tl.arange(0, BLOCK_R)
-        inside = r < count
-        pair = tl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
-        x_offset = pair[None, :] * F + k[:, None]
-        x_base = x_ptr
-        x_scale_base = x_scale_ptr
-        w_base = w_first
-        scale_at = scale_first
-        total = tl.zeros([BLOCK_N, BLOCK_R], tl.float32)
-        for _ in range(F // GROUP):
-            x = tl.load(x_base + x_offset, mask=inside[None, :], other=0.0)
-            w = tl.load(w_base + w_offset)
-            scale = tl.load(x_scale_base + pair, mask=inside, other=0.0) * tl.load(scale_at)
-            total += tl.dot(w, x) * scale[None, :]
-            x_base += GROUP
-            w_base += GROUP
-            x_scale_base += x_scale_stride
-            scale_at += 1
-        at = out_ptr + pair[None, :].to(tl.int64) * D + n_tile * BLOCK_N + n[:, None]
-        tl.store(at, total.to(tl.bfloat16), mask=inside[None, :])
+    w_base = w_ptr + (expert * D + n_tile * BLOCK_N).to(tl.int64) * F
+    scale_at = w_scale_ptr + (expert * (D // GROUP) + n_tile * BLOCK_N // GROUP) * (F // GROUP)
+    x_offset = pair[None, :] * F + k[:, None]
+    x_base = x_ptr
+    x_scale_base = x_scale_ptr
+    total = tl.zeros([BLOCK_N, BLOCK_R], tl.float32)
+    for _ in range(F // GROUP):
+        x = tl.load(x_base + x_offset, mask=inside[None, :], other=0.0)
+        w = tl.load(w_base + w_offset)
+        scale = tl.load(x_scale_base + pair, mask=inside, other=0.0) * tl.load(scale_at)
+        total += tl.dot(w, x) * scale[None, :]
+        x_base += GROUP
+        w_base += GROUP
+        x_scale_base += x_scale_stride
+        scale_at += 1
+    at = out_ptr + pair[None, :].to(tl.int64) * D + n_tile * BLOCK_N + n[:, None]
+    tl.store(at, total.to(tl.bfloat16), mask=inside[None, :])

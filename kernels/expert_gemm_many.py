@@ -18,7 +18,8 @@ from kernels.expert_gemm import ExpertConfig
 from kernels.fp8_rows import Fp8Rows, Fp8Weight
 from kernels.routes import Routes
 
-CONFIG = ExpertConfig(block_n=128, block_r=128, num_warps=8, num_stages=4, lanes=4)
+TILE_ROWS = 128
+CONFIG = ExpertConfig(block_n=128, num_warps=8, num_stages=4)
 
 
 def expert_matmul_many(
@@ -44,30 +45,30 @@ def expert_matmul_many(
         )
     if out_PN.dtype != torch.bfloat16 or not out_PN.is_contiguous():
         raise ValueError(f"out is {out_PN.dtype}: expected bf16, dense")
-    _expert_gemm_many[(config.lanes * (outputs // config.block_n) * experts,)](
+    _expert_gemm_many[(outputs // config.block_n * routes.max_tiles,)](
         x.values_RK,
         x.scale_GR,
         weight.values_NK,
         weight.scale_NK,
         out_PN,
         routes.counts,
-        routes.active_E,
+        routes.tiles,
         routes.pairs_EC,
         x.scale_GR.stride(0),
         routes.capacity,
+        routes.shared_tiles,
         E=experts,
         N=outputs,
         K=inner,
         PAIRS=routes.pairs_per_row if by_row else 1,
-        LANES=config.lanes,
         BLOCK_N=config.block_n,
-        BLOCK_R=config.block_r,
+        BLOCK_R=routes.tile_rows,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
 
 
-@triton.jit(do_not_specialize=["capacity"])  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit(do_not_specialize=["capacity", "shared_tiles"])  # type: ignore[untyped-decorator,unused-ignore]
 def _expert_gemm_many(  # type: ignore[no-untyped-def]
     x_ptr,  # noqa: ANN001
     x_scale_ptr,  # noqa: ANN001
@@ -75,51 +76,47 @@ def _expert_gemm_many(  # type: ignore[no-untyped-def]
     w_scale_ptr,  # noqa: ANN001
     out_ptr,  # noqa: ANN001
     counts_ptr,  # noqa: ANN001
-    active_ptr,  # noqa: ANN001
+    tiles_ptr,  # noqa: ANN001
     pairs_ptr,  # noqa: ANN001
     x_scale_stride,  # noqa: ANN001
     capacity,  # noqa: ANN001
+    shared_tiles,  # noqa: ANN001
     E: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     PAIRS: tl.constexpr,
-    LANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ) -> None:
     GROUP: tl.constexpr = 128
     TILES: tl.constexpr = N // BLOCK_N
-    lane = tl.program_id(0) % LANES
-    n_tile = tl.program_id(0) // LANES % TILES
-    place = tl.program_id(0) // (LANES * TILES)
-    if place >= tl.load(counts_ptr + E):
+    n_tile = tl.program_id(0) % TILES
+    place = tl.program_id(0) // TILES
+    if place >= shared_tiles + tl.load(counts_ptr + E):
         return
-    expert = tl.load(active_ptr + place)
-    count = tl.load(counts_ptr + expert)
+    entry = tl.load(tiles_ptr + place)
+    expert = entry & 0xFFFF
+    r = (entry >> 16) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = r < tl.load(counts_ptr + expert)
+    pair = tl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
     n = tl.arange(0, BLOCK_N)
     k = tl.arange(0, GROUP)
     w_offset = n[None, :] * K + k[:, None]
-    w_first = w_ptr + (expert * N + n_tile * BLOCK_N).to(tl.int64) * K
-    scale_first = w_scale_ptr + (expert * (N // GROUP) + n_tile * BLOCK_N // GROUP) * (K // GROUP)
-    for tile in range(lane, tl.cdiv(count, BLOCK_R), LANES):
-        r = tile * BLOCK_R + tl.arange(0, BLOCK_R)
-        inside = r < count
-        pair = tl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
-        row = pair // PAIRS
-        x_offset = row[:, None] * K + k[None, :]
-        x_base = x_ptr
-        x_scale_at = x_scale_ptr + row
-        w_base = w_first
-        scale_at = scale_first
-        total = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-        for _ in range(K // GROUP):
-            x = tl.load(x_base + x_offset, mask=inside[:, None], other=0.0)
-            w = tl.load(w_base + w_offset)
-            scale = tl.load(x_scale_at, mask=inside, other=0.0) * tl.load(scale_at)
-            total += tl.dot(x, w) * scale[:, None]
-            x_base += GROUP
-            w_base += GROUP
-            x_scale_at += x_scale_stride
-            scale_at += 1
-        at = out_ptr + pair[:, None].to(tl.int64) * N + n_tile * BLOCK_N + n[None, :]
-        tl.store(at, total.to(tl.bfloat16), mask=inside[:, None])
+    w_base = w_ptr + (expert * N + n_tile * BLOCK_N).to(tl.int64) * K
+    scale_at = w_scale_ptr + (expert * (N // GROUP) + n_tile * BLOCK_N // GROUP) * (K // GROUP)
+    row = pair // PAIRS
+    x_offset = row[:, None] * K + k[None, :]
+    x_base = x_ptr
+    x_scale_at = x_scale_ptr + row
+    total = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+    for _ in range(K // GROUP):
+        x = tl.load(x_base + x_offset, mask=inside[:, None], other=0.0)
+        w = tl.load(w_base + w_offset)
+        scale = tl.load(x_scale_at, mask=inside, other=0.0) * tl.load(scale_at)
+        total += tl.dot(x, w) * scale[:, None]
+        x_base += GROUP
+        w_base += GROUP
+        x_scale_at += x_scale_stride
+        scale_at += 1
+    at = out_ptr + pair[:, None].to(tl.int64) * N + n_tile * BLOCK_N + n[None, :]
+    tl.store(at, total.to(tl.bfloat16), mask=inside[:, None])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.routes import Routes
 
-NUM_WARPS = 8
+NUM_WARPS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,10 +62,11 @@ def gate_topk(
         weights_RK,
         experts_RK,
         routes.counts,
-        routes.active_E,
+        routes.tiles,
         routes.pairs_EC,
         rows,
         routes.capacity,
+        routes.shared_tiles,
         shape.scaling,
         PARTS=parts,
         E=experts,
@@ -73,6 +74,7 @@ def gate_topk(
         GROUPS=shape.num_groups,
         KEPT=shape.kept_groups,
         SHARED=shape.shared,
+        TILE=routes.tile_rows,
         num_warps=NUM_WARPS,
     )
 
@@ -105,17 +107,18 @@ def _rank(values, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: 
     return tl.sum(before.to(tl.int32), axis=1)
 
 
-@triton.jit(do_not_specialize=["rows", "capacity"])  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit(do_not_specialize=["rows", "capacity", "shared_tiles"])  # type: ignore[untyped-decorator,unused-ignore]
 def _gate_topk(  # type: ignore[no-untyped-def]
     scores_ptr,  # noqa: ANN001
     bias_ptr,  # noqa: ANN001
     weights_ptr,  # noqa: ANN001
     experts_ptr,  # noqa: ANN001
     counts_ptr,  # noqa: ANN001
-    active_ptr,  # noqa: ANN001
+    tiles_ptr,  # noqa: ANN001
     pairs_ptr,  # noqa: ANN001
     rows,  # noqa: ANN001
     capacity,  # noqa: ANN001
+    shared_tiles,  # noqa: ANN001
     scaling,  # noqa: ANN001
     PARTS: tl.constexpr,
     E: tl.constexpr,
@@ -123,6 +126,7 @@ def _gate_topk(  # type: ignore[no-untyped-def]
     GROUPS: tl.constexpr,
     KEPT: tl.constexpr,
     SHARED: tl.constexpr,
+    TILE: tl.constexpr,
 ) -> None:
     IN_GROUP: tl.constexpr = E // GROUPS
     ROUTED: tl.constexpr = E + (1 if SHARED else 0)
@@ -148,13 +152,15 @@ def _gate_topk(  # type: ignore[no-untyped-def]
     weight = weight / (tl.sum(weight, axis=0) + 1e-20) * scaling
     tl.store(weights_ptr + row * K + place, weight, mask=is_chosen)
     tl.store(experts_ptr + row * K + place, e, mask=is_chosen)
-    rank = tl.atomic_add(counts_ptr + e, 1, mask=is_chosen)
+    # Relaxed: who reads this comes after the kernel, and fences would take longer than all the rest.
+    rank = tl.atomic_add(counts_ptr + e, 1, mask=is_chosen, sem="relaxed")
     tl.store(pairs_ptr + e.to(tl.int64) * capacity + rank, row * PAIRS + place, mask=is_chosen)
-    is_first = is_chosen & (rank == 0)
-    active = tl.atomic_add(counts_ptr + ROUTED + e * 0, 1, mask=is_first)
-    tl.store(active_ptr + active, e, mask=is_first)
+    opens = is_chosen & (rank % TILE == 0)
+    listed = tl.atomic_add(counts_ptr + ROUTED + e * 0, 1, mask=opens, sem="relaxed")
+    tl.store(tiles_ptr + shared_tiles + listed, (rank // TILE) << 16 | e, mask=opens)
     if SHARED:
         tl.store(pairs_ptr + E * capacity + row, row * PAIRS + K)
         if row == 0:
             tl.store(counts_ptr + E, rows)
-            tl.store(active_ptr + tl.atomic_add(counts_ptr + ROUTED, 1), E)
+        if row % TILE == 0:
+            tl.store(tiles_ptr + row // TILE, (row // TILE) << 16 | E)

@@ -10,14 +10,14 @@ Letters: R rows  D hidden  N heads  X columns of the up projection  J chosen slo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kernels.absorb import absorb_query, absorb_value
 from kernels.bf16_gemm import bf16_matmul
-from kernels.expert_gemm import DOWN_CONFIGS, UP_CONFIGS, config_for, expert_down, expert_up
+from kernels.expert_gemm import expert_down, expert_up, tile_rows_for
 from kernels.fp8_gemm import fp8_matmul, splits_for
 from kernels.fp8_rows import Fp8Weight, empty_rows
 from kernels.gate_topk import GateShape, gate_topk
@@ -25,7 +25,7 @@ from kernels.index_logits import decode_config_for, index_logits_decode
 from kernels.index_query import index_query
 from kernels.latent_write import hadamard, latent_write
 from kernels.residual_norm import Weighted, residual_norm
-from kernels.routes import Routes, empty_routes
+from kernels.routes import empty_routes
 from kernels.select_topk import select_topk
 from kernels.sparse_mla import config_for as attention_config_for
 from kernels.sparse_mla import sparse_mla
@@ -35,7 +35,7 @@ from model.fp8_cache import Fp8Cache
 from model.fp8_weights import Fp8Attention, Fp8Dense, Fp8Layer, Fp8Moe, latent_shape
 from model.rope import inverse_frequencies
 
-NARROW_SPLITS = 28  # of the gate's and the head weights' products: 7168 in parts of two blocks
+NARROW_SPLITS = 14  # of the gate's and the head weights' products: 7168 in parts of four blocks
 
 Delta = Tensor | Weighted | None
 
@@ -85,13 +85,9 @@ class DecodeStep:
         )
         routed = config.num_experts + 1
         self._counts = torch.zeros(config.num_layers, routed + 1, dtype=torch.int32, device=device)
-        routes = empty_routes(routed, rows, per_row + 1, device)
-        self._routes = [
-            Routes(counts=c, active_E=routes.active_E, pairs_EC=routes.pairs_EC, pairs_per_row=per_row + 1)
-            for c in self._counts
-        ]
-        self._max_active = min(routed, rows * per_row + 1)
-        self._rows_per_expert = -(-rows * per_row // config.num_experts)
+        tile_rows = tile_rows_for(rows * per_row / config.num_experts)
+        routes = empty_routes(routed, rows, per_row + 1, tile_rows, device, shared=True)
+        self._routes = [replace(routes, counts=counts) for counts in self._counts]
         hidden, bf16 = config.hidden_size, torch.bfloat16
         self._normed = torch.empty(rows, hidden, dtype=bf16, device=device)
         self._normed8 = empty_rows(rows, hidden, device)
@@ -195,11 +191,8 @@ class DecodeStep:
         scores_SRE = self._parts(weights.gate_ED, NARROW_SPLITS)
         bf16_matmul(self._normed, weights.gate_ED, scores_SRE)
         gate_topk(scores_SRE, weights.bias_E, self._gate, self._weights, self._experts, routes)
-        up = config_for(UP_CONFIGS, self._rows_per_expert)
-        down = config_for(DOWN_CONFIGS, self._rows_per_expert)
-        most = self._max_active
-        expert_up(self._normed8, weights.gate_up, routes, self._between8, max_active=most, config=up)
-        expert_down(self._between8, weights.down, routes, self._pairs, max_active=most, config=down)
+        expert_up(self._normed8, weights.gate_up, routes, self._between8)
+        expert_down(self._between8, weights.down, routes, self._pairs)
         return Weighted(pairs_PD=self._pairs, weights_RK=self._weights, places=routes.pairs_per_row)
 
     def _split(self, weight: Fp8Weight) -> Tensor:

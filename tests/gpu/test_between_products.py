@@ -26,6 +26,7 @@ from tests.gpu.fp8_inputs import random_weight, relative_error
 
 NAN = float("nan")
 EPS = 1e-6
+TILE_ROWS = 2
 
 
 @pytest.mark.parametrize("mode", ["nothing", "parts", "experts"])
@@ -57,20 +58,21 @@ def test_gate_chooses_as_the_model_does(device: torch.device, shared: bool) -> N
     bias = torch.randint(-1, 2, (experts,), device=device).float() / 8
     weights = torch.full((rows, 4), NAN, device=device)
     chosen = torch.full((rows, 4), -1, dtype=torch.int32, device=device)
-    routes = empty_routes(experts + shared, rows + 3, 4 + shared, device)
+    routes = empty_routes(experts + shared, rows, 4 + shared, TILE_ROWS, device, shared=shared)
     gate_topk(parts, bias, shape, weights, chosen, routes)
     wanted_weights, wanted = gate_topk_reference(parts.sum(0), bias, shape)
     assert torch.equal(chosen.long(), wanted)
     torch.testing.assert_close(weights, wanted_weights, rtol=1e-6, atol=1e-7)
     full = torch.cat([wanted, torch.full((rows, int(shared)), experts, device=device)], 1)
-    expected = routes_of(full, experts + shared, rows + 3)
+    expected = routes_of(full, experts + shared, TILE_ROWS, shared=shared)
     assert torch.equal(routes.counts, expected.counts)
     for expert in range(experts + shared):
         count = int(routes.counts[expert])
         own = routes.pairs_EC[expert, :count].sort().values
         assert torch.equal(own, expected.pairs_EC[expert, :count]), "its pairs, in whatever order"
-    used = int(routes.counts[-1])
-    assert torch.equal(routes.active_E[:used].sort().values, expected.active_E[:used])
+    used = int(routes.counts[-1]) + routes.shared_tiles
+    assert torch.equal(routes.tiles[:used].sort().values, expected.tiles[:used].sort().values)
+    assert torch.equal(routes.tiles[: routes.shared_tiles], expected.tiles[: routes.shared_tiles])
 
 
 def test_latents_and_keys_are_written_where_the_slots_say(device: torch.device) -> None:

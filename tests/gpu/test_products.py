@@ -7,18 +7,21 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from kernels import expert_gemm_many as many
 from kernels.bf16_gemm import bf16_matmul, bf16_matmul_reference
 from kernels.expert_gemm import (
     DOWN_CONFIGS,
     UP_CONFIGS,
-    config_for,
     expert_down,
     expert_up,
     experts_reference,
+    tile_rows_for,
 )
 from kernels.fp8_gemm import CONFIGS, fp8_matmul, fp8_matmul_reference, splits_for
+from kernels.fp8_gemm_many import fp8_matmul_many
 from kernels.fp8_rows import Fp8Rows, Fp8Weight, empty_rows
 from kernels.routes import routes_of
+from kernels.swiglu import swiglu_quantize
 from tests.gpu.fp8_inputs import random_rows, random_weight, relative_error
 
 NAN = float("nan")
@@ -72,11 +75,9 @@ def test_bf16_parts_add_up(device: torch.device, rows: int) -> None:
     assert relative_error(out.sum(0), bf16_matmul_reference(x, weight)) < 1e-5
 
 
-@pytest.mark.parametrize("rows_per_expert", [16, 32, 64, 128])
-def test_experts_give_every_pair_its_row(device: torch.device, rows_per_expert: int) -> None:
-    rows, experts, hidden, width = (300, 8, 1024, 512) if ON_DEVICE else (20, 3, 256, 128)
-    if rows_per_expert > 32 and not ON_DEVICE:
-        rows = 70  # more than one tile of an expert
+@pytest.mark.parametrize("tile_rows", [16, 32, 64, 128])
+def test_experts_give_every_pair_its_row(device: torch.device, tile_rows: int) -> None:
+    rows, experts, hidden, width = (300, 8, 1024, 512) if ON_DEVICE else (70, 3, 256, 128)
     x = random_rows(rows, hidden, device)
     gate_up = random_weight((experts, 2 * width, hidden), device)
     down = random_weight((experts, hidden, width), device)
@@ -84,16 +85,21 @@ def test_experts_give_every_pair_its_row(device: torch.device, rows_per_expert: 
     chosen[0, 1] = -1
     chosen[chosen == 1] = 0  # an expert without rows
     chosen[chosen[:, 0] == chosen[:, 1], 1] = -1
-    routes = routes_of(chosen, experts, rows)
-    hidden_rows = empty_rows(rows * 2, width, device)
+    routes = routes_of(chosen, experts, tile_rows)
+    between = empty_rows(rows * 2, width, device)
     out = torch.full((rows * 2, hidden), NAN, dtype=torch.bfloat16, device=device)
-    bound = {"max_active": experts}
-    expert_up(x, gate_up, routes, hidden_rows, config=config_for(UP_CONFIGS, rows_per_expert), **bound)
-    expert_down(hidden_rows, down, routes, out, config=config_for(DOWN_CONFIGS, rows_per_expert), **bound)
+    if tile_rows == many.TILE_ROWS:
+        both = torch.full((rows * 2, 2 * width), NAN, dtype=torch.bfloat16, device=device)
+        many.expert_matmul_many(x, gate_up, routes, both, by_row=True)
+        swiglu_quantize(both.nan_to_num(), between)
+        many.expert_matmul_many(between, down, routes, out, by_row=False)
+    else:
+        expert_up(x, gate_up, routes, between)
+        expert_down(between, down, routes, out)
     wanted = experts_reference(x, gate_up, down, chosen)
     routed = chosen >= 0
     # The second rounding to FP8 falls the other way where the sums before it differ a little.
-    most = 2e-2 if ON_DEVICE else 5e-3
+    most = 2e-2 if ON_DEVICE or tile_rows == many.TILE_ROWS else 5e-3
     assert relative_error(out.view(rows, 2, hidden)[routed], wanted[routed]) < most
     assert out.view(rows, 2, hidden)[~routed].isnan().all(), "a pair without an expert was written"
 
@@ -104,17 +110,29 @@ def test_bits_of_a_pair_do_not_depend_on_the_tile(device: torch.device) -> None:
     x = random_rows(rows, hidden, device)
     gate_up = random_weight((experts, 2 * width, hidden), device)
     down = random_weight((experts, hidden, width), device)
-    routes = routes_of(torch.randint(experts, (rows, 1), device=device), experts, rows)
+    chosen = torch.randint(experts, (rows, 1), device=device)
     seen = []
-    for _, up_config in UP_CONFIGS:
-        for _, down_config in DOWN_CONFIGS:
-            between = empty_rows(rows, width, device)
-            out = torch.full((rows, hidden), NAN, dtype=torch.bfloat16, device=device)
-            expert_up(x, gate_up, routes, between, max_active=experts, config=up_config)
-            expert_down(between, down, routes, out, max_active=experts, config=down_config)
-            seen.append(out)
+    for tile_rows in UP_CONFIGS:
+        routes = routes_of(chosen, experts, tile_rows)
+        between = empty_rows(rows, width, device)
+        out = torch.full((rows, hidden), NAN, dtype=torch.bfloat16, device=device)
+        expert_up(x, gate_up, routes, between)
+        expert_down(between, down, routes, out)
+        seen.append(out)
     assert not seen[0].isnan().any()
     assert all(torch.equal(seen[0], other) for other in seen)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_many_rows_give_what_few_give(device: torch.device, splits: int) -> None:
+    rows, outputs, inner = (300, 2304, 7168) if ON_DEVICE else (130, 128, 512)
+    x, weight = random_rows(rows, inner, device), random_weight((outputs, inner), device)
+    out = torch.full((rows, outputs), NAN, device=device)
+    fp8_matmul_many(x, weight, out, splits=splits)
+    assert relative_error(out, fp8_matmul_reference(x, weight)) < (1e-3 if ON_DEVICE else 1e-5)
+    parts = torch.full((splits, rows, outputs), NAN, device=device)
+    fp8_matmul(x, weight, parts)
+    assert torch.equal(parts.sum(0) if splits > 1 else parts[0], out), "prefill and decode differ in bits"
 
 
 def test_wrong_shapes_are_told_in_words(device: torch.device) -> None:
@@ -125,8 +143,9 @@ def test_wrong_shapes_are_told_in_words(device: torch.device) -> None:
         Fp8Weight(torch.zeros(100, 256).to(torch.float8_e4m3fn), torch.ones(1, 2)).check("weight")
 
 
-def test_configurations_end_with_one_for_any_number_of_rows() -> None:
-    for table in (CONFIGS, UP_CONFIGS, DOWN_CONFIGS):
-        bounds = [most for most, _ in table]
-        assert bounds == sorted(bounds)
-        assert bounds[-1] >= 1 << 20
+def test_every_size_of_tile_and_call_has_a_configuration() -> None:
+    assert UP_CONFIGS.keys() == DOWN_CONFIGS.keys()
+    assert {tile_rows_for(mean) for mean in (0.1, 4, 9, 33, 500)} <= UP_CONFIGS.keys()
+    bounds = [most for most, _ in CONFIGS]
+    assert bounds == sorted(bounds)
+    assert bounds[-1] >= 1 << 20
