@@ -21,7 +21,7 @@ from kernels.fp8_gemm import fp8_matmul, fp8_matmul_reference, splits_for
 from kernels.fp8_gemm_many import fp8_matmul_many
 from kernels.fp8_rows import GROUP, Fp8Rows, Fp8Weight, empty_rows, quantize_rows
 from kernels.gate_topk import GateShape, gate_topk, gate_topk_reference
-from kernels.routes import empty_routes, routes_of
+from kernels.routes import Routes, empty_routes, routes_of
 from kernels.swiglu import swiglu_quantize
 
 HIDDEN, WIDTH = 7168, 2048
@@ -50,7 +50,9 @@ def experts_cases() -> Iterator[Case]:
             return x, random_weight(experts, 2 * WIDTH, HIDDEN), random_weight(experts, HIDDEN, WIDTH)
 
         def error(inputs: Any, got: Tensor, chosen_RK: Tensor = chosen_RK) -> float:
-            return _by_norm(got, experts_reference(*inputs, chosen_RK)[:, 0], FP8_ERROR)
+            x, gate_up, down = inputs
+            wanted = experts_reference(x, gate_up, down, chosen_RK)
+            return _by_norm(got, wanted[:, 0], FP8_ERROR)
 
         sizes = [16, 32, 64] if each <= 64 else [64, TILE_ROWS]
         variants: dict[str, Callable[[Any], Tensor]] = {}
@@ -70,7 +72,7 @@ def experts_cases() -> Iterator[Case]:
         )
 
 
-def _few_experts(inputs: Any, routes: Any) -> Tensor:
+def _few_experts(inputs: tuple[Fp8Rows, Fp8Weight, Fp8Weight], routes: Routes) -> Tensor:
     x, gate_up, down = inputs
     between = empty_rows(len(x.values_RK), WIDTH, x.values_RK.device)
     out = x.scale_GR.new_empty(len(x.values_RK), HIDDEN, dtype=torch.bfloat16)
@@ -79,7 +81,7 @@ def _few_experts(inputs: Any, routes: Any) -> Tensor:
     return out
 
 
-def _many_experts(inputs: Any, routes: Any) -> Tensor:
+def _many_experts(inputs: tuple[Fp8Rows, Fp8Weight, Fp8Weight], routes: Routes) -> Tensor:
     x, gate_up, down = inputs
     rows = len(x.values_RK)
     between = empty_rows(rows, WIDTH, x.values_RK.device)
@@ -122,7 +124,7 @@ def dense_cases() -> Iterator[Case]:
         )
 
 
-def _few(inputs: Any, splits: int) -> Tensor:
+def _few(inputs: tuple[Fp8Rows, Fp8Weight], splits: int) -> Tensor:
     """Its parts are added here only where there are several: in a layer the next kernel does it."""
     x, weight = inputs
     shape = (splits, len(x.values_RK), len(weight.values_NK))
@@ -131,7 +133,7 @@ def _few(inputs: Any, splits: int) -> Tensor:
     return out.sum(0) if not torch.cuda.is_current_stream_capturing() else out
 
 
-def _many(inputs: Any, splits: int) -> Tensor:
+def _many(inputs: tuple[Fp8Rows, Fp8Weight], splits: int) -> Tensor:
     x, weight = inputs
     out = x.scale_GR.new_empty(len(x.values_RK), len(weight.values_NK), dtype=torch.bfloat16)
     fp8_matmul_many(x, weight, out, splits=splits)
