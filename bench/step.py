@@ -22,6 +22,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import actors.engine
+import actors.step
 import model.mla
 from actors.engine import Engine
 from actors.scheduler import Scheduler
@@ -46,7 +47,7 @@ WARM_STEPS = 3
 STAGES: tuple[tuple[Any, str, str], ...] = (
     (Engine, "step", STEP),
     (Scheduler, "plan", "scheduler"),
-    (actors.engine, "build_batch", "batch"),
+    (actors.step, "build_batch", "batch"),
     (Mla, "attend", "attention"),
     (model.mla, "choose_slots", "indexer"),
     (model.mla, "rms_norm", "norms"),

@@ -29,6 +29,7 @@ class Shape:
     copies: int = 1
     anchor: bool = False
     layers: int = 1
+    micro_batches: int = 1
 
 
 @dataclass(frozen=True, slots=True)
