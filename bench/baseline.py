@@ -66,6 +66,10 @@ class Transformers:
         self._words = words
         self.best: dict[int, Variant] = {}
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def awake(self) -> AbstractContextManager[None]:
         """Its process sleeps on a pipe anyway."""
         return nullcontext()
