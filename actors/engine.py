@@ -30,7 +30,7 @@ from actors.options import MicroBatches
 from actors.pages import PagePool
 from actors.prefix import PrefixCache
 from actors.runner import Runner
-from actors.samples import exchange_samples, page_samples, step_samples
+from actors.samples import page_samples, step_samples
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
 from actors.verify import draws_of, tokens_that_hold
@@ -99,30 +99,23 @@ class Engine:
 
     def stats(self) -> dict[str, float]:
         """What an operator asks first."""
-        exchange = self._runner.exchange.counters
         return {
             **self.counters.stats(),
+            **self._runner.stats(),
             "running": self.num_running,
             "waiting": self.num_waiting,
             "wait_s": self.wait_s,
             "free_pages": self.free_pages,
             "cache_tokens": self._pool.num_pages * PAGE_TOKENS,
-            "cache_bytes_per_token": self._runner.cache.bytes_per_token,
             "preemptions": self._scheduler.num_preemptions,
-            "epoch": self.epoch,
-            "retried_pairs": exchange.retried_pairs,
-            "doubted_pairs": exchange.doubted_pairs,
-            "lost_actors": exchange.lost_actors,
-            "parked_s": exchange.parked_s,
-            "split_steps": self._runner.overlap.split_steps,
             **(self._prefixes.stats() if self._prefixes else {}),
         }
 
     def samples(self) -> Iterator[Sample]:
         """The metrics; read from another thread."""
-        yield from step_samples(self.counters, self._runner.overlap)
+        yield from step_samples(self.counters)
+        yield from self._runner.samples()
         yield from page_samples(self._pool, self._prefixes)
-        yield from exchange_samples(self._runner.exchange)
         yield Sample("shoal_sequences", self.num_running, ("running",))
         yield Sample("shoal_sequences", self.num_waiting, ("waiting",))
         yield Sample("shoal_queue_wait_seconds", self.wait_s)

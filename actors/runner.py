@@ -9,14 +9,16 @@ Letters: N tokens, in the order of the chunks  D hidden  V vocabulary
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from actors.drafter import Drafter
+from actors.metrics import Sample
 from actors.options import MicroBatches
 from actors.overlap import Overlap
+from actors.samples import exchange_samples
 from actors.scheduler import Work
 from actors.sequence import Sequence as LiveSequence
 from actors.step import forward
@@ -49,6 +51,25 @@ class Runner:
             self.drafter = Drafter(decoder, decoder.mtp, self.cache, exchange, draft_tokens)
         self._clock = clock
         self._hidden_ND = torch.empty(0)
+
+    def stats(self) -> dict[str, float]:
+        """What an operator asks first."""
+        exchange = self.exchange.counters
+        return {
+            "cache_bytes_per_token": self.cache.bytes_per_token,
+            "epoch": self.exchange.view.epoch,
+            "retried_pairs": exchange.retried_pairs,
+            "doubted_pairs": exchange.doubted_pairs,
+            "lost_actors": exchange.lost_actors,
+            "parked_s": exchange.parked_s,
+            "split_steps": self.overlap.split_steps,
+        }
+
+    def samples(self) -> Iterator[Sample]:
+        """The metrics; read from another thread."""
+        yield Sample("shoal_split_steps_total", self.overlap.split_steps)
+        yield Sample("shoal_overlap_changes_total", self.overlap.changes)
+        yield from exchange_samples(self.exchange)
 
     def compute(self, planned: Sequence[Work]) -> Tensor:
         """Logits of every token after which one is drawn, drafts included; fp32 [draws, V]."""

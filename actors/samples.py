@@ -10,18 +10,15 @@ from collections.abc import Iterator
 
 from actors.counters import EngineCounters
 from actors.metrics import HOTTEST, Buckets, Sample
-from actors.overlap import Overlap
 from actors.pages import PagePool
 from actors.prefix import PrefixCache
 from router.exchange import Exchange
 from router.load import ANSWER_BUCKETS_S, Edge, ExpertLoad, balances, hottest
 
 
-def step_samples(counters: EngineCounters, overlap: Overlap) -> Iterator[Sample]:
+def step_samples(counters: EngineCounters) -> Iterator[Sample]:
     """The step loop: steps, tokens, where its time went, drafts."""
     yield Sample("shoal_steps_total", counters.steps)
-    yield Sample("shoal_split_steps_total", overlap.split_steps)
-    yield Sample("shoal_overlap_changes_total", overlap.changes)
     yield Sample("shoal_tokens_total", counters.prefill_tokens, ("prefill",))
     yield Sample("shoal_tokens_total", counters.decode_tokens, ("decode",))
     for part, seconds in list(counters.laps.seconds.items()):

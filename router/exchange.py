@@ -14,13 +14,12 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from router.heartbeat import SILENCE_S
-from router.load import Edge, ExpertLoad
+from router.load import Edge, ExchangeCounters, ExpertLoad
 from router.roster import Roster
 from router.ticket import Pairs, Ticket
 from router.transport import (
@@ -44,17 +43,6 @@ FORGIVE_S = 5.0  # a step parked for so long tries the lost actors of its view a
 
 class StepAbandoned(RouterError):  # noqa: N818
     """The exchange was told to stop while a step was waiting for experts."""
-
-
-@dataclass(slots=True)
-class ExchangeCounters:
-    """What an operator wants to know; plain numbers, read by other threads. waited_s: in combine, in all."""
-
-    retried_pairs: int = 0
-    waited_s: float = 0.0
-    parked_s: float = 0.0
-    lost_actors: int = 0
-    doubted_pairs: int = 0
 
 
 class Exchange:

@@ -78,14 +78,13 @@ class Ticket:
         """What the actor is to compute under this key, which it owes from now on."""
         self.waiting[key] = (actor, pairs)
         self.sent_s[key] = now_s
-        tokens, row_P = _distinct(self.tokens_of(pairs), self.num_tokens)
-        all_rows = len(tokens) == self.num_tokens
-        return Parcel(
-            key=key,
-            rows_RD=self.rows_TD if all_rows else self.rows_TD.index_select(0, torch.from_numpy(tokens)),
-            row_P=row_P.astype(np.int32),
-            expert_P=self.expert_P[pairs],
-        )
+        rows_RD, row_P = self.rows_TD, self.tokens_of(pairs)
+        if len(pairs) < len(self.expert_P):
+            tokens, row_P = _distinct(row_P, self.num_tokens)
+            if len(tokens) < self.num_tokens:
+                rows_RD = rows_RD.index_select(0, torch.from_numpy(tokens))
+        expert_P = self.expert_P[pairs]
+        return Parcel(key=key, rows_RD=rows_RD, row_P=row_P.astype(np.int32), expert_P=expert_P)
 
     def park(self, pairs: Pairs) -> None:
         """Nobody holds their experts now. In order, as all pairs are kept: see place."""
@@ -95,7 +94,7 @@ class Ticket:
         """Take the answer to an open key."""
         _, pairs = self.waiting.pop(key)
         if len(pairs) == len(self.expert_P):  # all, in order
-            self.returned_PD.copy_(rows_PD)
+            self.returned_PD = rows_PD
         else:
             self.returned_PD.index_copy_(0, torch.from_numpy(pairs), rows_PD)
 
