@@ -96,6 +96,8 @@ class Attention:
         """Through the layers, as actors/step.py goes."""
         exchange = self.exchange
         for layer in range(FIRST_LAYER, FIRST_LAYER + self._world.shape.layers):
+            if seconds := self._world.shape.attention_s / self._world.shape.micro_batches:
+                self._world.let_pass(seconds, lambda: False)
             todo = work(self.num_steps, layer, micro_batch)
             ticket = exchange.dispatch(layer, todo.rows_TD, todo.experts_TK, micro_batch)
             ticket.returned_PD.fill_(torch.nan)  # what nobody answers cannot pass for an answer

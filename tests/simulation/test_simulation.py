@@ -81,6 +81,16 @@ def test_parked_rows_go_on_although_no_newer_view_comes():
     assert FORGIVE_S <= longest_s < FORGIVE_S + 0.05
 
 
+def test_what_one_half_waits_for_is_hidden_behind_the_other():
+    far = Schedule(deliveries=(Delivery(5),) * 500)
+    one, two = (
+        simulate(Shape(experts=2, layers=4, attention_s=0.01, micro_batches=number), far)[0].longest_s
+        for number in (1, 2)
+    )
+    assert one == pytest.approx(4 * (0.01 + 0.011), rel=0.02)  # attention, there and back
+    assert two == pytest.approx(4 * (0.005 + 0.011) + 0.005, rel=0.05)
+
+
 # Whether it would notice
 
 
