@@ -6,6 +6,7 @@ Each is up for the whole run and suspended but for its turns. Knows nothing of r
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -134,8 +135,6 @@ def _transformers_serving(checkpoint: Path, threads: int) -> Iterator[Server]:
 
 
 def _environment(threads: int) -> Mapping[str, str]:
-    import os
-
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
 
 

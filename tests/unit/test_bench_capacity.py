@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -153,9 +155,6 @@ def test_an_expert_that_sleeps_has_computed_before():
     def forward(layer, rows_RD, row_P, expert_P):
         calls.append(layer)
         return rows_RD[row_P]
-
-    import numpy as np
-    import torch
 
     rows_RD, row_P = torch.eye(3), np.array([0, 2, 2, 1], dtype=np.int32)
     sleeping = asleep(forward)
