@@ -28,7 +28,7 @@ BEGIN, END = "<!-- bench.capacity: written by the bench -->", "<!-- bench.capaci
 SYSTEM_COLUMNS = (
     "system",
     "served/s",
-    "at it: TTFT ms p50 / p90",
+    "TTFT ms p50 / p90",
     "TPOT ms p50 / p90",
     "goodput/s",
     "peak GB",

@@ -20,7 +20,7 @@ from typing import Protocol
 import httpx
 
 from bench.arrivals import Ask, ask_all, ask_shoal, ask_transformers
-from bench.baseline import Transformers, Variant, transformers
+from bench.baseline import PATIENT_THREADS, Transformers, Variant, transformers
 from bench.machine import tree_peak_bytes
 from bench.mix import Request
 from bench.outcome import Outcome
@@ -135,7 +135,7 @@ def _transformers_serving(checkpoint: Path, threads: int) -> Iterator[Server]:
 
 
 def _environment(threads: int) -> Mapping[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **PATIENT_THREADS, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
 
 
 def _await_health(url: str, process: subprocess.Popen[bytes]) -> None:
