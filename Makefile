@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup setup-dev serve check simulate test bench soak chaos train evaluate report clean
+.PHONY: help setup setup-dev serve check simulate test bench bench-closed soak chaos train evaluate report clean
 
 help:
 	@echo "make setup     install what serving needs into $(VENV)"
@@ -14,7 +14,8 @@ help:
 	@echo "make check     ruff, mypy strict, import floors"
 	@echo "make test      every test that this machine can run"
 	@echo "make simulate  10,000 schedules of faults; one of them again: ARGS=--hypothesis-seed=N"
-	@echo "make bench     tokens/s, TTFT and TPOT beside transformers"
+	@echo "make bench     what is served in time beside transformers, each feature on and off; ARGS=--quick, --write"
+	@echo "make bench-closed  tokens/s, TTFT and TPOT at 1 and 16 requests, beside transformers at its best"
 	@echo "make soak      ten minutes at twice what it can serve: refusals, queue, memory"
 	@echo "make chaos     kill, suspend and spoil processes under load; docs/reliability.md"
 	@echo "make train     train the embedded model again (a GPU, minutes); overwrites demo/checkpoint"
@@ -63,6 +64,9 @@ else
 endif
 
 bench: setup-dev
+	$(BIN)/python -m bench.capacity $(ARGS)
+
+bench-closed: setup-dev
 	$(BIN)/python -m bench.serving $(ARGS)
 
 soak: setup-dev

@@ -94,6 +94,7 @@ def build_attention(
         ),
         draft_tokens=options.draft_tokens,
         prefix_cache=attention.prefix_cache,
+        micro_batches=1 if attention.local else attention.micro_batches,  # local: there is nothing to hide
     )
     server = AttentionServer(
         engine,

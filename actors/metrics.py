@@ -53,6 +53,14 @@ _CONTROLLER: tuple[Role, ...] = ("controller",)
 METRICS: tuple[Metric, ...] = (
     # The step loop
     Metric("shoal_steps_total", "counter", _ATTENTION, (), "Steps computed."),
+    Metric("shoal_split_steps_total", "counter", _ATTENTION, (), "Steps computed as two micro-batches."),
+    Metric(
+        "shoal_overlap_changes_total",
+        "counter",
+        _ATTENTION,
+        (),
+        "Times that measuring chose one batch or two where it had been the other.",
+    ),
     Metric(
         "shoal_tokens_total",
         "counter",

@@ -176,7 +176,15 @@ ENGINE = Board(
             "percentunit",
             is_stacked=True,
         ),
-        Panel("Steps", (Query(recent("shoal_steps_total"), "{{instance}}"),), "cps"),
+        Panel(
+            "Steps",
+            (
+                Query(recent("shoal_steps_total"), "{{instance}}"),
+                Query(recent("shoal_split_steps_total"), "{{instance}}, as two micro-batches"),
+                Query(recent("shoal_overlap_changes_total"), "{{instance}}, changes between one and two"),
+            ),
+            "cps",
+        ),
         Panel("Pages of the cache", (Query("sum by (state) (shoal_pages)", "{{state}}"),), is_stacked=False),
         Panel(
             "Prompt tokens found in the prefix cache",

@@ -68,6 +68,9 @@ def serve(
         bool | None,
         typer.Option("--prefix-cache/--no-prefix-cache", help="Keep pages of past prompts [default: on]."),
     ] = None,
+    micro_batches: Annotated[
+        str | None, typer.Option(help="Of a step: 1, 2, or auto: whichever measures quicker [default: auto].")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON on stdout.")] = False,
 ) -> None:
     """Serve a model over the OpenAI API until Ctrl-C."""
@@ -89,6 +92,7 @@ def serve(
         "max_queue_s": max_queue_s,
         "draft_tokens": draft_tokens,
         "prefix_cache": prefix_cache,
+        "micro_batches": {"1": 1, "2": 2}.get(micro_batches or "", micro_batches),
     }
     try:
         spec = ShoalSpec.from_sources(config, flags)

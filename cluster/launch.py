@@ -167,6 +167,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
             max_sequences=spec.max_sequences,
             prefix_cache=spec.prefix_cache,
             max_queue=spec.max_queue,
+            micro_batches=spec.micro_batches,
             answer_timeout_s=spec.answer_timeout_s,
         ),
     )

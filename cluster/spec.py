@@ -15,6 +15,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from actors.options import MicroBatches
+
 
 class SpecError(ValueError):
     """The description cannot be served; the text names the field, its value and what to do."""
@@ -60,6 +62,9 @@ class ShoalSpec(BaseModel):
         None, ge=0, le=8, description="tokens drafted ahead by the MTP layer; none: 1 if the model has one"
     )
     prefix_cache: bool = Field(True, description="keep the pages of past prompts for those that begin alike")
+    micro_batches: MicroBatches = Field(
+        "auto", description="of a step, one hiding the experts of the other; auto: 2 where it is quicker"
+    )
     answer_timeout_s: float = Field(
         10.0,
         gt=0,

@@ -112,3 +112,14 @@ class Edge:
         self.bytes_back += num_bytes
         self.answer_s += seconds
         self.answers[bisect_left(ANSWER_BUCKETS_S, seconds)] += 1
+
+
+@dataclass(slots=True)
+class ExchangeCounters:
+    """What an operator wants to know; plain numbers, read by other threads. waited_s: in combine, in all."""
+
+    retried_pairs: int = 0
+    waited_s: float = 0.0
+    parked_s: float = 0.0
+    lost_actors: int = 0
+    doubted_pairs: int = 0

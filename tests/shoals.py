@@ -18,6 +18,7 @@ from actors.build import local_exchange
 from actors.engine import Engine
 from actors.expert import ExpertServer, HeldExperts, load_held_experts
 from actors.messages import ANY_TERMS, Terms
+from actors.options import MicroBatches
 from actors.scheduler import SchedulerLimits
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
@@ -80,9 +81,10 @@ def local_engine(
     num_pages: int = 128,
     draft_tokens: int = 0,
     prefix_cache: bool = True,
+    micro_batches: MicroBatches = 1,
 ) -> Engine:
     parts = local_parts(directory, dtype, draft_tokens)
-    return engine_of(parts, limits, num_pages, draft_tokens, prefix_cache)
+    return engine_of(parts, limits, num_pages, draft_tokens, prefix_cache, micro_batches)
 
 
 def local_parts(
@@ -99,6 +101,7 @@ def engine_of(
     num_pages: int = 128,
     draft_tokens: int = 0,
     prefix_cache: bool = True,
+    micro_batches: MicroBatches = 1,
 ) -> Engine:
     return Engine(
         *parts,
@@ -107,6 +110,7 @@ def engine_of(
         limits=limits,
         draft_tokens=draft_tokens,
         prefix_cache=prefix_cache,
+        micro_batches=micro_batches,
     )
 
 
@@ -130,6 +134,7 @@ def tcp_engine(
     dtype: torch.dtype = torch.float32,
     limits: SchedulerLimits | None = None,
     draft_tokens: int = 0,
+    micro_batches: MicroBatches = 1,
 ) -> Iterator[Engine]:
     config, decoder, checkpoint = load(directory, dtype, draft_tokens)
     placement = even_placement(config.num_experts, num_experts, replicas)
@@ -160,6 +165,7 @@ def tcp_engine(
             context_tokens=CONTEXT,
             limits=limits,
             draft_tokens=draft_tokens,
+            micro_batches=micro_batches,
         )
     finally:
         transport.close()

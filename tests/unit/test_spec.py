@@ -26,6 +26,7 @@ def test_flags_go_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> No
         ("port: 70000", ["port", "70000"]),
         ("device: tpu", ["device", "tpu", "cpu"]),
         ("dtype: int3", ["dtype", "int3", "float32"]),
+        ("micro_batches: 3", ["micro_batches", "3", "auto"]),
         ("experts: 1\nreplicas_per_expert: 2", ["replicas_per_expert", "2", "raise experts"]),
         ("experts: 0\nreplicas_per_expert: 2", ["replicas_per_expert", "experts"]),
         ("- a list", ["holds a list"]),
