@@ -51,10 +51,12 @@ class ExpertLoad:
 
     def recent(self) -> Counts:
         """[L, E] pairs of about the last WINDOW_S; none if no step was in it."""
-        if self._clock() > self._slices[-1][0] + WINDOW_S:
+        start_s = self._clock() - WINDOW_S
+        slices = tuple(self._slices)  # at once: the step loop may move it on
+        if slices[-1][0] < start_s:
             return np.zeros_like(self.pairs_LE)
-        _, before_LE = self._slices[0]
-        return self.pairs_LE - before_LE
+        past = [before_LE for at_s, before_LE in slices if at_s <= start_s]
+        return self.pairs_LE - (past[-1] if past else slices[0][1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

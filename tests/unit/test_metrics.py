@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -151,6 +151,7 @@ def test_what_is_scraped_is_what_was_counted_also_under_vllms_names() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 30.0), st.integers(0, 5)), max_size=60))
+@example([(1, 1), (1, 0), (2, 0), (27, 0), (5, 0), (27, 0), (27, 0), (4, 0)])  # no step cut the window again
 def test_the_window_holds_the_last_minute_to_within_a_slice(steps: list[tuple[float, int]]) -> None:
     clock = Clock()
     load = ExpertLoad(1, 4, clock)
