@@ -12,6 +12,7 @@ import typer
 
 from cluster.cli_chaos import chaos
 from cluster.cli_console import console, fail
+from cluster.cli_keys import keys
 from cluster.cli_serve import serve
 from cluster.cli_watch import dashboards, top
 
@@ -44,6 +45,7 @@ def make_tiny(
 for command in (serve, make_tiny, chaos, top):
     app.command()(command)
 app.add_typer(dashboards, name="dashboards")
+app.add_typer(keys, name="keys")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from actors.exposition import MetricsServer
 from cluster.workers import NAMESPACE, Greeting
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
+from ingress.keys import KeyRing
 from ingress.limits import Limits
 from ingress.link import Endpoint
 from ingress.tokens import Tokenizer
@@ -53,6 +55,7 @@ class FrontOptions:
     port: int
     prefix_cache: bool
     metrics_host: str
+    api_keys: str | None
 
 
 def deploy(options: FrontOptions) -> None:
@@ -75,6 +78,10 @@ def deploy(options: FrontOptions) -> None:
     serve.run(deployment.bind(), name=APPLICATION, route_prefix="/")
 
 
+def key_ring(file: str | None) -> KeyRing | None:
+    return None if file is None else KeyRing(Path(file), time.monotonic)
+
+
 def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
     """Serve calls the result inside each replica."""
 
@@ -94,6 +101,8 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
             model_name=options.model_name,
             context_tokens=options.context_tokens,
             limits=Limits(max_queue_s=options.max_queue_s),
+            keys=key_ring(options.api_keys),
+            replicas=options.replicas,
         )
         app.router.lifespan_context = _following(
             engine, Greeting(identity, options.metrics_host, metrics.port), app.router.lifespan_context

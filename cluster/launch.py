@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -110,6 +111,7 @@ def launch(
                 port=spec.port,
                 prefix_cache=spec.prefix_cache,
                 metrics_host=spec.data_host,
+                api_keys=key_file(spec),
             )
         )
         _await_ready(cluster, on_status)
@@ -117,6 +119,11 @@ def launch(
     except BaseException:  # Ctrl-C too must leave nothing running; always raised again
         _end_ray()
         raise
+
+
+def key_file(spec: ShoalSpec) -> str | None:
+    """For processes whose working directory is another."""
+    return None if spec.api_keys is None else str(Path(spec.api_keys).resolve())
 
 
 def shut_down(cluster: Cluster) -> None:

@@ -6,6 +6,7 @@ only place that reads the environment. Knows nothing of Ray.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 from collections.abc import Mapping
@@ -43,6 +44,12 @@ class ShoalSpec(BaseModel):
     )
     host: str = Field("127.0.0.1", description="address of the HTTP listener")
     port: int = Field(8000, ge=1, le=65535, description="port of the HTTP listener")
+    api_keys: str | None = Field(
+        None, description="file of API keys, made with `shoal keys add`; none: everybody may ask"
+    )
+    serve_without_keys: bool = Field(
+        False, description="let everybody ask who reaches a host that is not loopback"
+    )
     admin_host: str = Field("127.0.0.1", description="address of the admin listener")
     admin_port: int = Field(
         0, ge=0, le=65535, description="port of the admin listener (live page, metrics); 0: any that is free"
@@ -76,6 +83,11 @@ class ShoalSpec(BaseModel):
                 f"replicas_per_expert is {self.replicas_per_expert}: replicas live on distinct actors, "
                 f"so raise experts from {self.experts}"
             )
+        if self.api_keys is None and not self.serve_without_keys and not _is_loopback(self.host):
+            raise ValueError(
+                f"host is {self.host}: everybody who reaches it could use the model; make a key with "
+                "`shoal keys add FILE NAME` and give --api-keys FILE, or say --serve-without-keys"
+            )
         return self
 
     @staticmethod
@@ -108,6 +120,14 @@ def cache_directory() -> Path:
     """Where checkpoints made to be measured are kept between runs (XDG_CACHE_HOME, or ~/.cache)."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "shoal"
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; of a name other than localhost nobody knows."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ raise.
     RequestError
         InvalidRequest          400 invalid_request_error
             ContextTooLong      400 context_length_exceeded
+        Unauthorized            401 invalid_api_key
         NotFound                404
             ModelNotFound       404 model_not_found
         MethodNotAllowed        405
@@ -13,6 +14,7 @@ raise.
         BodyTooLarge            413
         UnsupportedMediaType    415
         Overloaded              429 rate_limit_exceeded or 503 overloaded, says when to try again
+            RateLimited         429 rate_limit_exceeded, of the key's own limits
             DeadlineExceeded    504 deadline_exceeded
         EngineError             500 server_error
 """
@@ -38,6 +40,7 @@ MAX_FAULT_CHARS = 140
 MESSAGE_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
 MESSAGE_KINDS = {
     400: "invalid_request_error",
+    401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
@@ -79,6 +82,18 @@ class ContextTooLong(InvalidRequest):
     """Prompt and wanted tokens do not fit in the model's context."""
 
     default_code = "context_length_exceeded"
+
+
+class Unauthorized(RequestError):  # noqa: N818
+    """No key, or none that is known. The type is DeepSeek's and Anthropic's, the code OpenAI's."""
+
+    status = 401
+    kind = "authentication_error"
+    default_code = "invalid_api_key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
 
 
 class NotFound(RequestError):  # noqa: N818
@@ -136,6 +151,15 @@ class Overloaded(RequestError):  # noqa: N818
     @property
     def headers(self) -> dict[str, str]:
         return {"retry-after": str(self.retry_after_s)}
+
+
+class RateLimited(Overloaded):
+    """The key has used what its entry allows."""
+
+    kind = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, status=429)
 
 
 class DeadlineExceeded(Overloaded):
