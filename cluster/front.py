@@ -23,6 +23,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from actors.exposition import MetricsServer
+from cluster.serve_bounds import without_grpc
 from cluster.workers import NAMESPACE, Greeting
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
@@ -86,6 +87,7 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
     """Serve calls the result inside each replica."""
 
     def build() -> FastAPI:
+        without_grpc()
         directory = Path(options.directory)
         identity = f"ingress-{secrets.token_hex(4)}"
         engine = EngineClient(

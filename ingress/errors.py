@@ -13,6 +13,7 @@ raise.
         RequestTimeout          408
         BodyTooLarge            413
         UnsupportedMediaType    415
+        HeadTooLarge            431
         Overloaded              429 rate_limit_exceeded or 503 overloaded, says when to try again
             RateLimited         429 rate_limit_exceeded, of the key's own limits
             DeadlineExceeded    504 deadline_exceeded
@@ -125,6 +126,11 @@ class BodyTooLarge(RequestError):  # noqa: N818
 class UnsupportedMediaType(RequestError):  # noqa: N818
     status = 415
     default_code = "unsupported_media_type"
+
+
+class HeadTooLarge(RequestError):  # noqa: N818
+    status = 431
+    default_code = "request_header_fields_too_large"
 
 
 class Overloaded(RequestError):  # noqa: N818

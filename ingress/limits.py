@@ -18,7 +18,7 @@ class Limits:
     """
 
     body_bytes: int = 1 << 20
-    body_read_s: float = 30.0
+    body_read_s: float = 10.0
     open_sequences: int = 4096
     keep_alive_s: float = 10.0
     send_s: float = 60.0

@@ -1,0 +1,102 @@
+"""A served cluster from outside: closed without a key, bounded at the proxy, listening on loopback only."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from ingress.connection import ConnectionLimits
+from ingress.keys import add_key, revoke_key
+from tests.ray.conftest import Served, served
+
+pytestmark = pytest.mark.ray
+BODY = {"model": "tiny-v32", "prompt": [20, 21, 22], "max_tokens": 4, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    file = tmp_path_factory.mktemp("keys") / "keys.json"
+    return file, add_key(file, "first")
+
+
+@pytest.fixture(scope="module")
+def guarded(checkpoint: Path, keys: tuple[Path, str]) -> Iterator[Served]:
+    with served(checkpoint, "--experts", "2", "--standbys", "0", "--api-keys", str(keys[0])) as running:
+        yield running
+
+
+def ask(cluster: Served, path: str, key: str | None, body: Any = None) -> tuple[int, str]:
+    request = urllib.request.Request(cluster.url + path, None if body is None else json.dumps(body).encode())
+    request.add_header("content-type", "application/json")
+    if key is not None:
+        request.add_header("authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def raw(cluster: Served, sent: bytes) -> bytes:
+    place = urlsplit(cluster.url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        connection.sendall(sent)
+        return connection.recv(65536)
+
+
+def test_without_a_key_there_is_nothing_but_health(guarded: Served, keys: tuple[Path, str]) -> None:
+    file, first = keys
+    deadline_s = time.monotonic() + 20
+    assert ask(guarded, "/health", None)[0] == 200
+    while ask(guarded, "/ready", None)[0] == 503:
+        assert time.monotonic() < deadline_s, "ready as the command has said"
+        time.sleep(0.2)
+    for path in ("/v1/models", "/load", "/openapi.json", "/health?generate=1", "/nowhere"):
+        assert ask(guarded, path, None)[0] == 401
+    for path in ("/-/routes", "/-/healthz"):
+        status, text = ask(guarded, path, None)
+        assert status == 404 and "shoal" not in text
+    status, text = ask(guarded, "/v1/completions", first, BODY)
+    assert status == 200
+    second = add_key(file, "second")
+    while ask(guarded, "/v1/models", second)[0] == 401:
+        assert time.monotonic() < deadline_s, "a new key is seen"
+        time.sleep(0.2)
+    revoke_key(file, "second")
+    while ask(guarded, "/v1/models", second)[0] == 200:
+        assert time.monotonic() < deadline_s, "a revoked key is out"
+        time.sleep(0.2)
+    again = ask(guarded, "/v1/completions", first, BODY)
+    assert (again[0], json.loads(again[1])["choices"]) == (200, json.loads(text)["choices"])
+
+
+def test_the_proxy_bounds_what_no_application_sees(guarded: Served) -> None:
+    assert raw(guarded, b"GET /health HTTP/1.1\r\nhost: x\r\na: " + b"x" * 65536).startswith(b"HTTP/1.1 431")
+    assert raw(guarded, b"not HTTP at all\r\n\r\n").startswith(b"HTTP/1.1 400")
+    began_s = time.monotonic()
+    assert raw(guarded, b"GET /health HTTP/1.1\r\n").startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - began_s >= ConnectionLimits().head_read_s - 1
+
+
+def test_nothing_listens_beyond_loopback(guarded: Served) -> None:
+    """docs/security.md says so of every process of the cluster, the driver included."""
+    processes = [psutil.Process(guarded.process.pid), *guarded.descendants()]
+    places = {
+        (process.name(), one.laddr.ip, one.laddr.port)
+        for process in processes
+        for one in process.net_connections(kind="inet")
+        if one.status == psutil.CONN_LISTEN
+    }
+    assert len(places) >= 6, "the proxy, the admin listener, actors and Ray's own"
+    assert urlsplit(guarded.url).port in {port for _, _, port in places}
+    assert {place for place in places if not place[1].removeprefix("::ffff:").startswith("127.")} == set()
