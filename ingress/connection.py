@@ -60,6 +60,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_timer: TimerHandle | None = None
         self._unread_timer: TimerHandle | None = None
         self._head_bytes = 0
+        self._in_body = False
         self._fault: RequestError | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -87,10 +88,15 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return  # of a client that was refused
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._await_head()
-        self._head_bytes += len(data)
+            if self._in_body:  # of a request that was answered before its end: let it come, but not for ever
+                self._head_timer = self.loop.call_later(self.limits.head_read_s, self.transport.abort)
+            else:
+                self._await_head()
+        if not self._in_body:
+            self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_timer is not None and self._head_bytes > self.limits.head_bytes:
+        is_head = self._head_timer is not None and not self._in_body
+        if is_head and self._head_bytes > self.limits.head_bytes:
             self._refuse(self._too_large())
 
     def on_headers_complete(self) -> None:
@@ -99,7 +105,13 @@ class BoundedProtocol(HttpToolsProtocol):
         if size > self.limits.head_bytes or len(self.headers) > self.limits.headers:
             self._fault = self._too_large()
             raise self._fault  # the parser stops, and asks for send_400_response
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        self._cancel_head_timer()
+        super().on_message_complete()
 
     def _should_upgrade_to_ws(self) -> bool:
         """There is nothing here that speaks anything else."""

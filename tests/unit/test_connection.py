@@ -25,7 +25,7 @@ PER_ADDRESS = 40
 
 
 class Tight(BoundedProtocol):
-    limits = ConnectionLimits(connections=50, per_address=PER_ADDRESS, head_read_s=0.25, unread_s=0.3)
+    limits = ConnectionLimits(connections=50, per_address=PER_ADDRESS, head_read_s=0.12, unread_s=0.3)
 
 
 class Narrow(BoundedProtocol):
@@ -42,7 +42,7 @@ def listening(
         tokenizer=served.tokenizer,
         model_name=MODEL,
         context_tokens=10**6,
-        limits=Limits(body_read_s=0.25),
+        limits=Limits(body_read_s=0.12),
     )
     with http_server(served.background, app, send_bytes, protocol) as url:
         served.until(lambda: len(engine._candidates()) == 2)
@@ -123,7 +123,7 @@ def test_a_head_that_comes_byte_by_byte_is_given_up_too(tight: httpx.Client):
         try:
             for byte in GET * 1000:
                 connection.sendall(bytes([byte]))
-                time.sleep(0.02)
+                time.sleep(0.01)
         except OSError:
             pass  # as promised
         assert time.monotonic() - began_s < 10
@@ -136,7 +136,7 @@ def test_a_body_that_comes_byte_by_byte_is_a_408(tight: httpx.Client):
         try:
             for _ in range(100):
                 connection.sendall(b" ")
-                time.sleep(0.02)
+                time.sleep(0.01)
         except OSError:
             pass
         assert connection.recv(65536).startswith(b"HTTP/1.1 408")
@@ -169,6 +169,22 @@ def test_a_bad_head_is_refused_in_shape_and_the_connection_closed(
 ):
     error = check_refusal(exchange(tight, head), status)
     assert error["code"] == ("request_header_fields_too_large" if status == 431 else "invalid_http")
+
+
+def test_after_an_early_answer_the_rest_of_a_body_may_come_but_not_for_ever(tight: httpx.Client):
+    head = b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n"
+    with connect(tight) as connection:
+        connection.sendall(head)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        connection.sendall(b"x" * 200_000 + GET + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    with connect(tight) as connection:
+        connection.sendall(head)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                connection.sendall(b"x")
+                time.sleep(0.01)
 
 
 def test_pipelined_requests_and_http_1_0_are_answered(tight: httpx.Client):
