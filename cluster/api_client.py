@@ -64,6 +64,14 @@ class Api:
             name: str = response.json()["data"][0]["id"]
         return name
 
+    def vocab_size(self) -> int | None:
+        """None: the server does not tell, which only some do."""
+        with _named(self._place):
+            response = self._http.get("/tokenizer_info")
+            told = response.json() if response.status_code == httpx.codes.OK else {}
+            size = told.get("vocab_size")
+        return size if isinstance(size, int) else None
+
     def chunks(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Of a stream; one that reports an error raises ApiError."""
         sent = {**body, "stream": True}

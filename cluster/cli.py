@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli_ask import chat, complete
+from cluster.cli_bench import bench
 from cluster.cli_chaos import chaos
 from cluster.cli_console import console, fail
 from cluster.cli_doctor import doctor
@@ -44,7 +45,7 @@ def make_tiny(
     console.print(f"{directory}: {config.num_layers} layers, {config.num_experts} experts, {size_mb:.1f} MB")
 
 
-for command in (serve, chat, complete, status, doctor, make_tiny, chaos, top):
+for command in (serve, chat, complete, status, bench, doctor, make_tiny, chaos, top):
     app.command()(command)
 app.add_typer(dashboards, name="dashboards")
 app.add_typer(keys, name="keys")
