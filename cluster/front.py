@@ -50,6 +50,7 @@ class FrontOptions:
     model_name: str
     context_tokens: int
     max_queue_s: float
+    max_body_bytes: int
     token: bytes
     replicas: int
     host: str
@@ -102,7 +103,7 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
             tokenizer=Tokenizer.from_file(directory / "tokenizer.json"),
             model_name=options.model_name,
             context_tokens=options.context_tokens,
-            limits=Limits(max_queue_s=options.max_queue_s),
+            limits=Limits(max_queue_s=options.max_queue_s, body_bytes=options.max_body_bytes),
             keys=key_ring(options.api_keys),
             replicas=options.replicas,
         )

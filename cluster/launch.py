@@ -26,7 +26,7 @@ from cluster.life import kill_here
 from cluster.look import take
 from cluster.preflight import Preflight
 from cluster.snapshot import Snapshot, Unavailable
-from cluster.spec import ShoalSpec
+from cluster.spec import ShoalSpec, tell_connection_limits
 from cluster.workers import NAMESPACE, remote_class
 
 POLL_S = 0.1
@@ -95,6 +95,7 @@ def launch(
 ) -> Cluster:
     """Bring everything up; calls on_status while weights load. Raises LaunchError, everything ended."""
     try:
+        tell_connection_limits(spec)
         _start_ray()
         token = secrets.token_bytes(32)
         controller = _start_controller(spec, preflight, token)
@@ -105,6 +106,7 @@ def launch(
                 model_name=preflight.model_name,
                 context_tokens=preflight.context_tokens,
                 max_queue_s=spec.max_queue_s,
+                max_body_bytes=spec.max_body_bytes,
                 token=token,
                 replicas=spec.ingress,
                 host=spec.host,

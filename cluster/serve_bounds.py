@@ -8,20 +8,28 @@ What is replaced here is private to Ray 2.60; tests/ray/test_security.py sees th
 
 from __future__ import annotations
 
+import re
+
 from ray.serve._private import replica
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
+from cluster.spec import connection_limits
+from ingress.connection import BoundedProtocol
 from ingress.errors import NotFound, error_response
 
-PATHS_OF_SERVE = "/-/"
+PATHS = "/-/"
+HEADERS = frozenset((b"x-request-disconnect-disabled", b"serve_multiplexed_model_id"))
+TIMEOUT = b"x-request-timeout-seconds"  # the client's own to set; but what is no number breaks the proxy
+SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 def bounded() -> list[Middleware]:
     """From now on every server of this process bounds its connections; what is left is said per request."""
     HTTP_PROTOCOLS["auto"] = "ingress.connection:BoundedProtocol"
-    return [Middleware(WithoutServesPaths)]
+    BoundedProtocol.limits = connection_limits()
+    return [Middleware(OursOnly)]
 
 
 def without_grpc() -> None:
@@ -37,14 +45,23 @@ def _no_port(*_: object) -> int:
     return 0
 
 
-class WithoutServesPaths:
-    """The proxy would tell everybody its routes and health; no key is asked for there."""
+def _is_ours(name: bytes, value: bytes) -> bool:
+    return name not in HEADERS and (name != TIMEOUT or SECONDS.fullmatch(value) is not None)
+
+
+class OursOnly:
+    """Serve's own paths, which want no key, do not exist; its headers, which steer the proxy, are dropped.
+
+    With one of them a client could leave unnoticed, and its answer would be made to the end.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(PATHS_OF_SERVE):
-            await error_response(NotFound("nothing is served there"))(scope, receive, send)
-            return
+        if scope["type"] == "http":
+            if scope["path"].startswith(PATHS):
+                await error_response(NotFound("nothing is served there"))(scope, receive, send)
+                return
+            scope = {**scope, "headers": [each for each in scope["headers"] if _is_ours(*each)]}
         await self._app(scope, receive, send)

@@ -16,6 +16,10 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ingress.limits import ConnectionLimits
+
+CONNECTIONS = "SHOAL_CONNECTIONS"
+
 
 class SpecError(ValueError):
     """The description cannot be served; the text names the field, its value and what to do."""
@@ -49,6 +53,11 @@ class ShoalSpec(BaseModel):
     )
     serve_without_keys: bool = Field(
         False, description="let everybody ask who reaches a host that is not loopback"
+    )
+    max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="longest request body")
+    max_connections: int = Field(4096, ge=1, le=65536, description="clients' connections at once, per proxy")
+    max_connections_per_address: int = Field(
+        1024, ge=1, le=65536, description="of one client address; behind a reverse proxy: of everybody"
     )
     admin_host: str = Field("127.0.0.1", description="address of the admin listener")
     admin_port: int = Field(
@@ -114,6 +123,20 @@ class ShoalSpec(BaseModel):
 def admin_key() -> str:
     """Of the admin listener: SHOAL_ADMIN_KEY, or another at every start."""
     return os.environ.get("SHOAL_ADMIN_KEY") or secrets.token_urlsafe(24)
+
+
+def tell_connection_limits(spec: ShoalSpec) -> None:
+    """To processes that Ray starts, and nobody hands arguments: before it starts."""
+    os.environ[CONNECTIONS] = f"{spec.max_connections} {spec.max_connections_per_address}"
+
+
+def connection_limits() -> ConnectionLimits:
+    """As told in this process's environment."""
+    told = os.environ.get(CONNECTIONS)
+    if told is None:
+        return ConnectionLimits()
+    connections, per_address = map(int, told.split())
+    return ConnectionLimits(connections=connections, per_address=per_address)
 
 
 def cache_directory() -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from asyncio import TimerHandle, Transport
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -25,26 +24,10 @@ from ingress.errors import (
     RequestTimeout,
     error_fields,
 )
+from ingress.limits import ConnectionLimits
 
 RETRY_S = 1.0
 LINGER_S = 2.0  # for a refused client to read why
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConnectionLimits:
-    """connections: open at once, and per_address: of one client address.
-
-    head_bytes, headers: of one request, its URL included. head_read_s: from the opening of a connection, or
-    the first byte after an answer, to the end of the head. unread_s: how long a client may leave what is
-    sent to it unread, when the buffer is full.
-    """
-
-    connections: int = 4096
-    per_address: int = 1024
-    head_bytes: int = 16384
-    headers: int = 100
-    head_read_s: float = 10.0
-    unread_s: float = 60.0
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,11 +16,12 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from ingress.connection import ConnectionLimits
 from ingress.keys import add_key, revoke_key
+from ingress.limits import ConnectionLimits
 from tests.ray.conftest import Served, served
 
 pytestmark = pytest.mark.ray
+PER_ADDRESS = 20
 BODY = {"model": "tiny-v32", "prompt": [20, 21, 22], "max_tokens": 4, "temperature": 0}
 
 
@@ -31,7 +33,10 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def guarded(checkpoint: Path, keys: tuple[Path, str]) -> Iterator[Served]:
-    with served(checkpoint, "--experts", "2", "--standbys", "0", "--api-keys", str(keys[0])) as running:
+    config = keys[0].with_name("shoal.yaml")
+    config.write_text(f"max_body_bytes: 5000\nmax_connections_per_address: {PER_ADDRESS}\n")
+    flags = ("--experts", "2", "--standbys", "0", "--api-keys", str(keys[0]), "--config", str(config))
+    with served(checkpoint, *flags) as running:
         yield running
 
 
@@ -82,10 +87,40 @@ def test_without_a_key_there_is_nothing_but_health(guarded: Served, keys: tuple[
 
 def test_the_proxy_bounds_what_no_application_sees(guarded: Served) -> None:
     assert raw(guarded, b"GET /health HTTP/1.1\r\nhost: x\r\na: " + b"x" * 65536).startswith(b"HTTP/1.1 431")
+    spoiled = b"GET /health HTTP/1.1\r\nhost: x\r\nx-request-timeout-seconds: \xff\r\n\r\n"
+    assert raw(guarded, spoiled).startswith(b"HTTP/1.1 200")
     assert raw(guarded, b"not HTTP at all\r\n\r\n").startswith(b"HTTP/1.1 400")
     began_s = time.monotonic()
     assert raw(guarded, b"GET /health HTTP/1.1\r\n").startswith(b"HTTP/1.1 408")
     assert time.monotonic() - began_s >= ConnectionLimits().head_read_s - 1
+
+
+def test_the_limits_of_the_description_hold(guarded: Served, keys: tuple[Path, str]) -> None:
+    assert ask(guarded, "/v1/completions", keys[1], {**BODY, "user": "u" * 5000})[0] == 413
+    place = urlsplit(guarded.url)
+    with ExitStack() as stack:
+        for _ in range(PER_ADDRESS):
+            stack.enter_context(socket.create_connection((place.hostname, place.port)))
+        with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 429")
+    until_s = time.monotonic() + 20
+    while raw(guarded, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").startswith(b"HTTP/1.1 429"):
+        assert time.monotonic() < until_s, "who is gone makes place"
+
+
+def test_nobody_leaves_unnoticed(guarded: Served, keys: tuple[Path, str]) -> None:
+    """Serve's own header against that does not reach it."""
+    content = json.dumps({**BODY, "max_tokens": 3000, "ignore_eos": True, "stream": True}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"authorization: Bearer {keys[1]}\r\nx-request-disconnect-disabled: ?1\r\n"
+        f"content-length: {len(content)}\r\n\r\n"
+    ).encode()
+    assert raw(guarded, head + content).startswith(b"HTTP/1.1 200")
+    until_s = time.monotonic() + 5  # the answer takes longer
+    while json.loads(ask(guarded, "/load", keys[1])[1])["server_load"]:
+        assert time.monotonic() < until_s
+        time.sleep(0.1)
 
 
 def test_nothing_listens_beyond_loopback(guarded: Served) -> None:
