@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 import urllib.error
@@ -116,11 +117,32 @@ def test_nobody_leaves_unnoticed(guarded: Served, keys: tuple[Path, str]) -> Non
         f"authorization: Bearer {keys[1]}\r\nx-request-disconnect-disabled: ?1\r\n"
         f"content-length: {len(content)}\r\n\r\n"
     ).encode()
-    assert raw(guarded, head + content).startswith(b"HTTP/1.1 200")
-    until_s = time.monotonic() + 5  # the answer takes longer
-    while json.loads(ask(guarded, "/load", keys[1])[1])["server_load"]:
+    place = urlsplit(guarded.url)
+
+    def under_way() -> int:
+        return int(json.loads(ask(guarded, "/load", keys[1])[1])["server_load"])
+
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        connection.sendall(head + content)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert under_way() == 1
+    until_s = time.monotonic() + 60
+    while under_way():
         assert time.monotonic() < until_s
         time.sleep(0.1)
+    assert re.search(r'shoal_requests_total\{[^}]*"cut"[^}]*\} 1\.0', ingress_metrics(guarded))
+
+
+def ingress_metrics(cluster: Served) -> str:
+    admin = cluster.ready["admin"]
+    request = urllib.request.Request(f"{admin['url']}/targets")
+    request.add_header("authorization", f"Bearer {admin['key']}")
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        told = json.load(answer)
+    [address] = [one["targets"][0] for one in told if one["labels"]["role"] == "ingress"]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
+        text: str = answer.read().decode()
+    return text
 
 
 def test_nothing_listens_beyond_loopback(guarded: Served) -> None:
