@@ -270,3 +270,6 @@ def test_connections_that_come_and_go_leave_nothing_behind(served: Served, tight
 
     for _ in range(4):
         asyncio.run(scenario())
+    until_s = time.monotonic() + 10  # the last of them may still be closing
+    while not exchange(tight, GET + b"connection: close\r\n\r\n").startswith(b"HTTP/1.1 200"):
+        assert time.monotonic() < until_s, "who is gone is not counted"
