@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup setup-dev serve check simulate test bench bench-closed soak chaos train evaluate report clean
+.PHONY: help setup setup-dev serve check simulate fuzz test bench bench-closed soak chaos train evaluate report clean
 
 help:
 	@echo "make setup     install what serving needs into $(VENV)"
@@ -14,6 +14,7 @@ help:
 	@echo "make check     ruff, mypy strict, import floors"
 	@echo "make test      every test that this machine can run"
 	@echo "make simulate  10,000 schedules of faults; one of them again: ARGS=--hypothesis-seed=N"
+	@echo "make fuzz      10,000 requests that are almost sound, over a socket: none is answered by a fault of ours"
 	@echo "make bench     what is served in time beside transformers, each feature on and off; ARGS=--quick, --write"
 	@echo "make bench-closed  tokens/s, TTFT and TPOT at 1 and 16 requests, beside transformers at its best"
 	@echo "make soak      ten minutes at twice what it can serve: refusals, queue, memory"
@@ -54,6 +55,9 @@ check: setup-dev
 
 simulate: setup-dev
 	$(BIN)/python -m pytest tests/simulation -m "not ray" --hypothesis-profile=simulate --timeout=3600 $(ARGS)
+
+fuzz: setup-dev
+	SHOAL_FUZZ=10000 $(BIN)/python -m pytest -n 0 tests/unit/test_attacks.py -k whatever_is_sent --timeout=3600 $(ARGS)
 
 test: setup-dev
 ifdef ARGS

@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 
-from bench.load import DONE, events_in
 from bench.mix import Request
 from bench.outcome import Outcome
+from cluster.api_client import DONE, events_in
 
 CONNECT_S = 30.0
 Ask = Callable[[Request], dict[str, Any]]  # the body, without the model

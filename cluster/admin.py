@@ -24,6 +24,7 @@ from starlette.responses import Response
 
 from actors.exposition import exposition
 from cluster.snapshot import Looker, Unavailable, controller_samples, targets
+from ingress.connection import BoundedProtocol
 
 PAGE = Path(__file__).with_name("page.html")
 NONCE = "{nonce}"
@@ -70,7 +71,8 @@ class AdminServer:
         self.key = key
         self.host, self.port = host, int(self._socket.getsockname()[1])
         app = create_admin(looker, key, lambda: f"{self.host}:{self.port}")
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+        config = uvicorn.Config(app, http=BoundedProtocol, log_level="error", access_log=False)
+        self._server = uvicorn.Server(config)
         run = {"sockets": [self._socket]}
         self._thread = threading.Thread(target=self._server.run, kwargs=run, name="admin", daemon=True)
         self._thread.start()

@@ -10,12 +10,16 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli_ask import chat, complete
+from cluster.cli_bench import bench
 from cluster.cli_chaos import chaos
 from cluster.cli_console import console, fail
+from cluster.cli_doctor import doctor
+from cluster.cli_keys import keys
 from cluster.cli_serve import serve
-from cluster.cli_watch import dashboards, top
+from cluster.cli_watch import dashboards, status, top
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -41,9 +45,10 @@ def make_tiny(
     console.print(f"{directory}: {config.num_layers} layers, {config.num_experts} experts, {size_mb:.1f} MB")
 
 
-for command in (serve, make_tiny, chaos, top):
+for command in (serve, chat, complete, status, bench, doctor, make_tiny, chaos, top):
     app.command()(command)
 app.add_typer(dashboards, name="dashboards")
+app.add_typer(keys, name="keys")
 
 
 def main() -> None:

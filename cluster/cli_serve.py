@@ -24,6 +24,7 @@ from cluster.spec import ShoalSpec, SpecError, admin_key
 if TYPE_CHECKING:
     from cluster.launch import Cluster
     from cluster.preflight import Preflight
+    from ingress.keys import KeyRing
 
 STATUS_EVERY_S = 1.0
 
@@ -49,6 +50,13 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8 [default: float32].")] = None,
     host: Annotated[str | None, typer.Option(help="HTTP address [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port [default: 8000].")] = None,
+    api_keys: Annotated[
+        str | None, typer.Option(help="File of API keys (`shoal keys add`); read again when it changes.")
+    ] = None,
+    serve_without_keys: Annotated[
+        bool | None,
+        typer.Option("--serve-without-keys", help="Let everybody ask, on a host that is not loopback."),
+    ] = None,
     admin_port: Annotated[
         int | None, typer.Option(help="Port of the live page and metrics [default: any that is free].")
     ] = None,
@@ -86,6 +94,8 @@ def serve(
         "dtype": dtype,
         "host": host,
         "port": port,
+        "api_keys": api_keys,
+        "serve_without_keys": serve_without_keys,
         "admin_port": admin_port,
         "context_tokens": context_tokens,
         "cache_tokens": cache_tokens,
@@ -111,6 +121,7 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
     try:
         from cluster.admin import AdminServer
         from cluster.beacon import lit
+        from cluster.front import key_ring
         from cluster.launch import LaunchError, launch, shut_down
 
         with Loading(console) as loading:
@@ -130,7 +141,7 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
                 sys.stdout.flush()
             else:
                 console.print(ready_panel(cluster, admin, preflight, seconds))
-            _watch(cluster, stop)
+            _watch(cluster, stop, key_ring(spec.api_keys))
     except KeyboardInterrupt:
         pass
     finally:
@@ -147,8 +158,8 @@ def _examine(spec: ShoalSpec) -> Preflight:
     try:
         with console.status("reading the checkpoint ..."):
             check_port(spec.host, spec.port)
-            if spec.admin_port:
-                check_port(spec.admin_host, spec.admin_port)
+            check_port(spec.admin_host, spec.admin_port, "admin_port")
+            check_port(spec.data_host, 0, "data_port")
             from cluster.preflight import examine
 
             return examine(spec)
@@ -168,10 +179,13 @@ def _interrupt(stop: threading.Event) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _watch(cluster: Cluster, stop: threading.Event) -> None:
+def _watch(cluster: Cluster, stop: threading.Event, keys: KeyRing | None) -> None:
     """Print what happens until told to stop."""
     shown_s = time.monotonic()
     while not stop.wait(STATUS_EVERY_S):
+        news = keys.refresh() if keys is not None else None  # as every ingress sees it
+        if news is not None:
+            console.print(f"[yellow]API keys[/] {news}", highlight=False)
         for when_s, event in cluster.events_after(shown_s):
             console.print(f"[yellow]event[/] {event}")
             shown_s = when_s

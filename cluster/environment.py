@@ -14,12 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SETTINGS = {
+    # Else Ray replaces a node's 127.0.0.1 by an outside address, and its servers listen on every one.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # a second HTTP listener in every replica, around the proxy
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.serve_bounds.bounded",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
     "OMP_NUM_THREADS": "1",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from actors.exposition import MetricsServer
+from cluster.serve_bounds import without_grpc
 from cluster.workers import NAMESPACE, Greeting
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
+from ingress.keys import KeyRing
 from ingress.limits import Limits
 from ingress.link import Endpoint
 from ingress.tokens import Tokenizer
@@ -47,12 +50,14 @@ class FrontOptions:
     model_name: str
     context_tokens: int
     max_queue_s: float
+    max_body_bytes: int
     token: bytes
     replicas: int
     host: str
     port: int
     prefix_cache: bool
     metrics_host: str
+    api_keys: str | None
 
 
 def deploy(options: FrontOptions) -> None:
@@ -75,10 +80,15 @@ def deploy(options: FrontOptions) -> None:
     serve.run(deployment.bind(), name=APPLICATION, route_prefix="/")
 
 
+def key_ring(file: str | None) -> KeyRing | None:
+    return None if file is None else KeyRing(Path(file), time.monotonic)
+
+
 def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
     """Serve calls the result inside each replica."""
 
     def build() -> FastAPI:
+        without_grpc()
         directory = Path(options.directory)
         identity = f"ingress-{secrets.token_hex(4)}"
         engine = EngineClient(
@@ -93,7 +103,9 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
             tokenizer=Tokenizer.from_file(directory / "tokenizer.json"),
             model_name=options.model_name,
             context_tokens=options.context_tokens,
-            limits=Limits(max_queue_s=options.max_queue_s),
+            limits=Limits(max_queue_s=options.max_queue_s, body_bytes=options.max_body_bytes),
+            keys=key_ring(options.api_keys),
+            replicas=options.replicas,
         )
         app.router.lifespan_context = _following(
             engine, Greeting(identity, options.metrics_host, metrics.port), app.router.lifespan_context

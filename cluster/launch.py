@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,7 +26,7 @@ from cluster.life import kill_here
 from cluster.look import take
 from cluster.preflight import Preflight
 from cluster.snapshot import Snapshot, Unavailable
-from cluster.spec import ShoalSpec
+from cluster.spec import ShoalSpec, tell_connection_limits
 from cluster.workers import NAMESPACE, remote_class
 
 POLL_S = 0.1
@@ -94,6 +95,7 @@ def launch(
 ) -> Cluster:
     """Bring everything up; calls on_status while weights load. Raises LaunchError, everything ended."""
     try:
+        tell_connection_limits(spec)
         _start_ray()
         token = secrets.token_bytes(32)
         controller = _start_controller(spec, preflight, token)
@@ -104,12 +106,14 @@ def launch(
                 model_name=preflight.model_name,
                 context_tokens=preflight.context_tokens,
                 max_queue_s=spec.max_queue_s,
+                max_body_bytes=spec.max_body_bytes,
                 token=token,
                 replicas=spec.ingress,
                 host=spec.host,
                 port=spec.port,
                 prefix_cache=spec.prefix_cache,
                 metrics_host=spec.data_host,
+                api_keys=key_file(spec),
             )
         )
         _await_ready(cluster, on_status)
@@ -117,6 +121,11 @@ def launch(
     except BaseException:  # Ctrl-C too must leave nothing running; always raised again
         _end_ray()
         raise
+
+
+def key_file(spec: ShoalSpec) -> str | None:
+    """For processes whose working directory is another."""
+    return None if spec.api_keys is None else str(Path(spec.api_keys).resolve())
 
 
 def shut_down(cluster: Cluster) -> None:

@@ -6,6 +6,7 @@ only place that reads the environment. Knows nothing of Ray.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.options import MicroBatches
+from ingress.limits import ConnectionLimits
+
+CONNECTIONS = "SHOAL_CONNECTIONS"
 
 
 class SpecError(ValueError):
@@ -45,6 +49,17 @@ class ShoalSpec(BaseModel):
     )
     host: str = Field("127.0.0.1", description="address of the HTTP listener")
     port: int = Field(8000, ge=1, le=65535, description="port of the HTTP listener")
+    api_keys: str | None = Field(
+        None, description="file of API keys, made with `shoal keys add`; none: everybody may ask"
+    )
+    serve_without_keys: bool = Field(
+        False, description="let everybody ask who reaches a host that is not loopback"
+    )
+    max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="longest request body")
+    max_connections: int = Field(4096, ge=1, le=65536, description="clients' connections at once, per proxy")
+    max_connections_per_address: int = Field(
+        1024, ge=1, le=65536, description="of one client address; behind a reverse proxy: of everybody"
+    )
     admin_host: str = Field("127.0.0.1", description="address of the admin listener")
     admin_port: int = Field(
         0, ge=0, le=65535, description="port of the admin listener (live page, metrics); 0: any that is free"
@@ -81,6 +96,11 @@ class ShoalSpec(BaseModel):
                 f"replicas_per_expert is {self.replicas_per_expert}: replicas live on distinct actors, "
                 f"so raise experts from {self.experts}"
             )
+        if self.api_keys is None and not self.serve_without_keys and not _is_loopback(self.host):
+            raise ValueError(
+                f"host is {self.host}: everybody who reaches it could use the model; make a key with "
+                "`shoal keys add FILE NAME` and give --api-keys FILE, or say --serve-without-keys"
+            )
         return self
 
     @staticmethod
@@ -109,10 +129,32 @@ def admin_key() -> str:
     return os.environ.get("SHOAL_ADMIN_KEY") or secrets.token_urlsafe(24)
 
 
+def tell_connection_limits(spec: ShoalSpec) -> None:
+    """To processes that Ray starts, and nobody hands arguments: before it starts."""
+    os.environ[CONNECTIONS] = f"{spec.max_connections} {spec.max_connections_per_address}"
+
+
+def connection_limits() -> ConnectionLimits:
+    """As told in this process's environment."""
+    told = os.environ.get(CONNECTIONS)
+    if told is None:
+        return ConnectionLimits()
+    connections, per_address = map(int, told.split())
+    return ConnectionLimits(connections=connections, per_address=per_address)
+
+
 def cache_directory() -> Path:
     """Where checkpoints made to be measured are kept between runs (XDG_CACHE_HOME, or ~/.cache)."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "shoal"
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; of a name other than localhost nobody knows."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -28,10 +28,13 @@ from ingress.engine_client import Call, EngineClient
 from ingress.errors import Overloaded, install_handlers
 from ingress.generation import Generation
 from ingress.guard import RequestGuard
+from ingress.key_guard import KEY, METER, KeyGuard, given_key
+from ingress.keys import KeyRing
 from ingress.limits import Limits
 from ingress.messages_answer import MessagesAnswer
 from ingress.order import Order, OrderDesk
 from ingress.probe import one_token
+from ingress.quota import Grant
 from ingress.responses_answer import ResponsesAnswer
 from ingress.stream import AnswerResponse, Delivery
 from ingress.text_answer import TextAnswer
@@ -51,8 +54,13 @@ def create_app(
     context_tokens: int,
     add_bos: bool = False,
     limits: Limits | None = None,
+    keys: KeyRing | None = None,
+    replicas: int = 1,
 ) -> FastAPI:
-    """The application; the engine lives and ends with it. add_bos: as in tokenizer_config.json."""
+    """The application; the engine lives and ends with it. add_bos: as in tokenizer_config.json.
+
+    keys: None lets everybody in. replicas: how many such applications share the limits of a key.
+    """
     desk = OrderDesk(
         tokenizer=tokenizer, model_name=model_name, context_tokens=context_tokens, add_bos=add_bos
     )
@@ -66,7 +74,9 @@ def create_app(
 
     app = FastAPI(title="Shoal", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     install_handlers(app)
-    app.add_middleware(RequestGuard)
+    if keys is not None:
+        app.add_middleware(KeyGuard, ring=keys, replicas=replicas)
+    app.add_middleware(RequestGuard)  # outermost
     for method, path, handler in _routes(door):
         app.add_api_route(path, handler, methods=[method], response_class=Response)
     return app
@@ -181,12 +191,14 @@ class Door:
             )
         call = self._call(request, order)
         generation = Generation(self._engine, order, self._desk.tokenizer, heading.answer_id, call)
+        meter = request.scope["state"].get(METER)
         return AnswerResponse(
             Delivery(
                 order=order,
                 generation=generation,
                 answer=answer,
                 limits=self._limits,
+                grant=meter.admit(order.num_prompt_tokens, len(order.samplings)) if meter else Grant(),
                 request_id=request.scope["state"]["request_id"],
             )
         )
@@ -222,17 +234,17 @@ class Door:
 
 
 def _tenant(request: Request) -> str:
-    """A mark of the API key, which itself goes no further; all without a key are one tenant.
+    """The name of the API key, where keys are checked. Else a mark of what came as one, which itself goes no
+    further; all without a key are one tenant.
 
     The `user` field makes no tenant: it costs nothing to change, so whoever changes it would overtake those
     who do not.
     """
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        key = request.headers.get("x-api-key", "")  # where clients of Anthropic's API put it
-    if not key.strip():
-        return ""
-    return hashlib.sha256(key.strip().encode("latin-1")).hexdigest()[:TENANT_CHARS]
+    key = request.scope["state"].get(KEY)
+    if key is not None:
+        return str(key.name)
+    given = given_key(request.headers)
+    return hashlib.sha256(given.encode("latin-1")).hexdigest()[:TENANT_CHARS] if given else ""
 
 
 def _json(value: dict[str, Any]) -> Response:

@@ -90,14 +90,15 @@ class Generation:
         output = Output(choice, self._tokenizer, self._order.output)
         sequence_id = f"{self._answer_id}-{choice}"
         prompt_ids, sampling = self._order.prompt_of(choice), self._order.samplings[choice]
-        call = replace(self._call, terms=terms)
-        async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling, call)) as events:
+        call, watch = replace(self._call, terms=terms), self._engine.metrics.watch(len(prompt_ids))
+        async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling, call, watch)) as events:
             async for event in events:
                 self._check(event)
                 self._has_begun |= choice == 0 and bool(event.token_ids)
                 delta = output.push(event)
                 self._added.put_nowait(delta)
                 if delta.finish is not None:
+                    watch.stop(FINISH_STOP)
                     return
         raise AssertionError(f"the engine left {sequence_id} without an end")
 

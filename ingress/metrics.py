@@ -70,6 +70,7 @@ class Watch:
         self._metrics = metrics
         self._start_s = self._last_s = time.monotonic()
         self._has_spoken = False
+        self._stopped: str | None = None
 
     def delivered(self, num_tokens: int) -> None:
         """So many tokens have come at once."""
@@ -81,8 +82,12 @@ class Watch:
         self._metrics.generated_tokens += num_tokens
         self._last_s, self._has_spoken = now_s, True
 
+    def stop(self, finish: str) -> None:
+        """Its text ends it here, whatever the engine would still make: a stop string, a first call."""
+        self._stopped = finish
+
     def end(self, finish: str | None) -> None:
-        """None: cut by its client or by a failure."""
+        """None: by its text, or cut by its client or by a failure."""
         self._metrics.open -= 1
-        self._metrics.ended[finish or CUT] += 1
+        self._metrics.ended[finish or self._stopped or CUT] += 1
         self._metrics.whole_s.observe(time.monotonic() - self._start_s)

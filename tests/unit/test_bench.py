@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bench.baseline import ATTENTION, DTYPES, EXPERTS, Probe, Variant, choose, find_best, scaled
-from bench.load import LoadError, events_in, load
+from bench.load import LoadError, load
 from bench.machine import CpuTimes, command, cpu_times, describe, foreign_cores
 from bench.report import LOCAL, TCP, Run, agreement_lines, as_json, goal_lines, render
 from bench.server import ServerError, serving
 from bench.soak import Outcome, request
 from bench.step import MARK, STAGES, marked, shares_of
 from bench.timing import Answer, Round, common_prefix, figures, make_prompts
+from cluster.api_client import events_in
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.errors import DeadlineExceeded, Overloaded, error_fields, install_handlers

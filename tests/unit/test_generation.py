@@ -13,6 +13,7 @@ from actors.messages import TokenEvent
 from ingress.engine_client import Call
 from ingress.errors import Overloaded
 from ingress.generation import Generation
+from ingress.metrics import RequestMetrics
 from ingress.order import OrderDesk
 from ingress.tokens import Tokenizer
 
@@ -26,6 +27,7 @@ class Leaving:
 
     def __init__(self) -> None:
         self.num_asked = 0
+        self.metrics = RequestMetrics()
 
     async def generate(self, name: str, *_: Any) -> AsyncGenerator[TokenEvent, None]:
         self.num_asked += 1

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.spec import ShoalSpec, SpecError
+from cluster.spec import CONNECTIONS, ShoalSpec, SpecError, connection_limits, tell_connection_limits
+from ingress.limits import ConnectionLimits
 
 
 def test_flags_go_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
@@ -52,3 +53,35 @@ def test_every_problem_has_its_own_line() -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"nowhere\.yaml cannot be read"):
         ShoalSpec.from_sources(tmp_path / "nowhere.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("host", "is_refused"),
+    [
+        *(("127.0.0.1", False), ("127.8.8.8", False), ("::1", False), ("localhost", False)),
+        *(
+            ("0.0.0.0", True),
+            ("::", True),
+            ("10.0.0.1", True),
+            ("shoal.example", True),
+            ("127.0.0.1.example", True),
+        ),
+    ],
+)
+def test_only_loopback_may_be_served_without_keys(host: str, is_refused: bool) -> None:
+    if is_refused:
+        with pytest.raises(SpecError, match="--serve-without-keys"):
+            ShoalSpec.from_sources(None, {"host": host})
+    else:
+        ShoalSpec.from_sources(None, {"host": host})
+    ShoalSpec.from_sources(None, {"host": host, "api_keys": "keys.json"})
+    ShoalSpec.from_sources(None, {"host": host, "serve_without_keys": True})
+
+
+def test_the_limits_of_connections_reach_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CONNECTIONS, raising=False)
+    assert connection_limits() == ConnectionLimits()
+    monkeypatch.setenv(CONNECTIONS, "")  # undone at the end, whatever is set meanwhile
+    tell_connection_limits(ShoalSpec(max_connections=7, max_connections_per_address=3))
+    told = connection_limits()
+    assert (told.connections, told.per_address) == (7, 3)
