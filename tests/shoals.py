@@ -17,11 +17,13 @@ import torch
 from actors.build import local_exchange
 from actors.engine import Engine
 from actors.expert import ExpertServer, HeldExperts, load_held_experts
+from actors.matchers import matcher_of
 from actors.messages import ANY_TERMS, Terms
 from actors.scheduler import SchedulerLimits
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.decoder import Decoder
+from model.grammar import Grammars
 from model.load import load_decoder
 from model.sampling import Sampling
 from router.exchange import Exchange
@@ -173,21 +175,30 @@ def generate(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling | Sequence[Sampling],
     terms: Sequence[Terms] = (),
+    grammars: Grammars | None = None,
+    emitted: Sequence[Sequence[int]] = (),
 ) -> list[Generated]:
     """Run the prompts together to their ends, all with the same sampling or each with its own.
 
-    terms: of one after another, and again from the first.
+    terms: of one after another, and again from the first. grammars: needed where a sampling has one. emitted:
+    what each has said before, elsewhere.
     """
     told = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
     for i, (prompt, own) in enumerate(zip(prompts, told, strict=True)):
         on = terms[i % len(terms)] if terms else ANY_TERMS
-        assert engine.submit("test", str(i), prompt, [], own, on) is None
+        before = emitted[i] if emitted else []
+        matcher = None
+        if own.grammar:
+            assert grammars is not None
+            matcher = matcher_of(grammars, grammars.compile(own.grammar), own, before)
+        assert engine.submit("test", str(i), prompt, before, own, on, matcher=matcher) is None
     results = {str(i): Generated([], [], None) for i in range(len(prompts))}
     while engine.has_work:
         for events in engine.step().values():
             for event in events:
                 had = results[event.request_id]
-                assert event.first == len(had.token_ids)
+                before = emitted[int(event.request_id)] if emitted else []
+                assert event.first == len(before) + len(had.token_ids)
                 results[event.request_id] = Generated(
                     had.token_ids + list(event.token_ids), had.logprobs + list(event.logprobs), event.finish
                 )
