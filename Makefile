@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup setup-dev serve check simulate test bench soak chaos train evaluate report clean
+.PHONY: help setup setup-dev serve check simulate test bench schemas soak chaos train evaluate report clean
 
 help:
 	@echo "make setup     install what serving needs into $(VENV)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test      every test that this machine can run"
 	@echo "make simulate  10,000 schedules of faults; one of them again: ARGS=--hypothesis-seed=N"
 	@echo "make bench     tokens/s, TTFT and TPOT beside transformers"
+	@echo "make schemas   answers to 1,000 random JSON schemas; ARGS=--samples=N for others"
 	@echo "make soak      ten minutes at twice what it can serve: refusals, queue, memory"
 	@echo "make chaos     kill, suspend and spoil processes under load; docs/reliability.md"
 	@echo "make train     train the embedded model again (a GPU, minutes); overwrites demo/checkpoint"
@@ -64,6 +65,9 @@ endif
 
 bench: setup-dev
 	$(BIN)/python -m bench.serving $(ARGS)
+
+schemas: setup-dev
+	$(BIN)/python -m bench.schemas $(ARGS)
 
 soak: setup-dev
 	$(BIN)/python -m bench.soak --minutes 10 $(ARGS)

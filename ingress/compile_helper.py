@@ -18,6 +18,7 @@ from ingress.pipe import read_text, write_text
 from ingress.specials import EOS
 from model.grammar import GrammarError, Grammars, special_id
 
+TRIED_TOKENS = 16
 STACK_BYTES = 8 << 20  # half of what the actors have for it
 
 
@@ -43,12 +44,18 @@ def _serve(directory: Path, source: IO[bytes], sink: IO[bytes]) -> None:
 
 
 def _objection(grammars: Grammars, grammar: str) -> str:
-    """Why it cannot be served, or nothing: it compiles, and its first mask can be computed."""
+    """Why it cannot be served, or nothing: it compiles, and a text can be begun."""
     try:
         matcher = grammars.compile(grammar)
     except GrammarError as error:
         return str(error) or "no grammar"
-    matcher.compute_bitmask()
+    for _ in range(TRIED_TOKENS):
+        mask = int.from_bytes(matcher.compute_bitmask(), "little")
+        for end_id in grammars.end_ids:
+            mask &= ~(1 << end_id)
+        if not mask or matcher.is_error():
+            break
+        matcher.consume_token((mask & -mask).bit_length() - 1)
     return matcher.get_error()
 
 

@@ -20,6 +20,7 @@ from pydantic_core import from_json
 from ingress.call_grammar import calls_rules, quoted
 from ingress.errors import InvalidRequest
 from ingress.json_grammar import JsonRules
+from model.sampling import FOREIGN
 
 MAX_GRAMMAR_CHARS = 1 << 16
 MAX_REGEX_CHARS = 1 << 12
@@ -140,7 +141,7 @@ def content_constraint(
     param, way, value, is_strict = wishes[0]
     rules = JsonRules(is_strict=is_strict)
     if way == "grammar":
-        return Constraint(grammar=value, param=param)
+        return Constraint(grammar=FOREIGN + value, param=param)
     rule = _rule(way, value, param, rules)
     return Constraint(grammar=f"start: {rule}\n", rule=rule, param=param, ignored=tuple(rules.ignored))
 

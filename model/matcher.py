@@ -8,19 +8,25 @@ Letters: V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from llguidance import LLMatcher
 from torch import Tensor
 
+# What the masks of a sequence may take of the processor: the library's own limits hold each of them to a
+# fraction of a second only, and all sequences of an actor share a thread.
+FIRST_S = 1.0
+TOKEN_S = 0.01
 REPLAY_TOKENS = 64  # taken at once: the library keeps the GIL meanwhile
 
 
 class Matcher:
     """begun: the compiled grammar before any token, which is only copied. after_id: the token that the
-    grammar begins after (the end of reasoning), None: it begins at once. vocab_size: of the logits.
+    grammar begins after (the end of reasoning), None: it begins at once. vocab_size: of the logits. clock:
+    of what this thread has computed, in seconds.
     """
 
     def __init__(
@@ -31,6 +37,7 @@ class Matcher:
         vocab_size: int,
         after_id: int | None = None,
         emitted_ids: Iterable[int] = (),
+        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._begun = begun
         self._matcher = begun.deep_copy()
@@ -42,16 +49,21 @@ class Matcher:
         self._known: dict[tuple[int, ...], Tensor | None] = {}  # by drafts, until the next token
         self._any_V: Tensor | None = None
         self._is_stuck = False
+        self._clock = clock
+        self._left_s = FIRST_S
         self._replay(emitted_ids)
 
     @property
     def error(self) -> str | None:
         """Why nothing may come next, where that is so."""
+        if self._left_s < 0.0:
+            return "its masks take too long to compute"
         return self._matcher.get_error() or ("no token fits" if self._is_stuck else None)
 
     def advance(self, token_id: int) -> None:
         """The token that came; one that may not leaves an error."""
         self._known.clear()
+        self._left_s += TOKEN_S
         if self._is_waiting:
             self._is_waiting = token_id != self._after_id
         elif token_id not in self._end_ids:
@@ -84,10 +96,10 @@ class Matcher:
         return mask_V
 
     def _mask(self) -> Tensor:
-        if self._matcher.is_error():
-            return torch.zeros(self._vocab_size, dtype=torch.bool)
+        start_s = self._clock()
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if self._matcher.is_error():
+        self._left_s -= self._clock() - start_s
+        if self._left_s < 0.0 or self._matcher.is_error():
             return torch.zeros(self._vocab_size, dtype=torch.bool)
         bits = np.unpackbits(packed, count=self._vocab_size, bitorder="little")
         return torch.from_numpy(bits.view(np.bool_))

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+FOREIGN = "// a client's own\n"  # before a grammar that we did not make
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:

@@ -44,12 +44,15 @@ class Generated:
 
 
 def load(
-    directory: Path, dtype: torch.dtype = torch.float32, draft_tokens: int = 0
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    draft_tokens: int = 0,
+    context_tokens: int = CONTEXT,
 ) -> tuple[ModelConfig, Decoder, Checkpoint]:
     """The config is without the MTP layer unless something is drafted."""
     checkpoint = Checkpoint.open(directory)
     config = checkpoint.config_to_serve(draft_tokens)
-    return config, load_decoder(checkpoint.reader(), config, dtype, CONTEXT), checkpoint
+    return config, load_decoder(checkpoint.reader(), config, dtype, context_tokens), checkpoint
 
 
 def experts_of(
@@ -88,10 +91,13 @@ def local_engine(
 
 
 def local_parts(
-    directory: Path, dtype: torch.dtype = torch.float32, draft_tokens: int = 0
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    draft_tokens: int = 0,
+    context_tokens: int = CONTEXT,
 ) -> tuple[Decoder, Exchange]:
     """What engines that work one after another may share."""
-    config, decoder, checkpoint = load(directory, dtype, draft_tokens)
+    config, decoder, checkpoint = load(directory, dtype, draft_tokens, context_tokens)
     return decoder, local_exchange(checkpoint.reader(), config, dtype, "local")
 
 
@@ -101,11 +107,12 @@ def engine_of(
     num_pages: int = 128,
     draft_tokens: int = 0,
     prefix_cache: bool = True,
+    context_tokens: int = CONTEXT,
 ) -> Engine:
     return Engine(
         *parts,
         num_pages=num_pages,
-        context_tokens=CONTEXT,
+        context_tokens=context_tokens,
         limits=limits,
         draft_tokens=draft_tokens,
         prefix_cache=prefix_cache,
