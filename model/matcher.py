@@ -92,14 +92,15 @@ class Matcher:
         if drafts and (self._matcher.is_error() or not self._matcher.rollback(count)):
             self._matcher = self._begun.deep_copy()
             self._matcher.consume_tokens(self._taken)
-        self._is_stuck = not drafts and mask_V is not None and not bool(mask_V.any())
+        self._is_stuck &= not drafts
         return mask_V
 
     def _mask(self) -> Tensor:
         start_s = self._clock()
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._left_s -= self._clock() - start_s
-        if self._left_s < 0.0 or self._matcher.is_error():
+        if self._left_s < 0.0 or self._matcher.is_error() or not packed.any():
+            self._is_stuck = True
             return torch.zeros(self._vocab_size, dtype=torch.bool)
         bits = np.unpackbits(packed, count=self._vocab_size, bitorder="little")
         return torch.from_numpy(bits.view(np.bool_))

@@ -56,10 +56,15 @@ def sample(logits_BV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     """One token per row; logits_BV: fp32."""
     finite = torch.isfinite(logits_BV).all(-1).tolist()
     greedy = logits_BV.argmax(-1).tolist()
+    masked = [row for row, draw in enumerate(draws) if draw.allowed_V is not None]
+    if masked:
+        allowed_RV = torch.stack([mask_V for draw in draws if (mask_V := draw.allowed_V) is not None])
+        best_R = logits_BV[masked].masked_fill_(~allowed_RV, float("-inf")).argmax(-1).tolist()
+        for row, best, is_any in zip(masked, best_R, allowed_RV.any(-1).tolist(), strict=True):
+            greedy[row] = best
+            finite[row] &= is_any
     return [
-        _sample_row(logits_BV[row], draw, greedy[row])
-        if finite[row] and _allows_any(draw)
-        else Drawn(0, finite=False)
+        _sample_row(logits_BV[row], draw, greedy[row]) if finite[row] else Drawn(0, finite=False)
         for row, draw in enumerate(draws)
     ]
 
@@ -99,10 +104,6 @@ def _pick(adjusted_V: Tensor, draw: Draw) -> int:
     return _choose(scaled_V, sampling, uniform(sampling.seed, draw.position))
 
 
-def _allows_any(draw: Draw) -> bool:
-    return draw.allowed_V is None or bool(draw.allowed_V.any())
-
-
 def _is_plain_greedy(draw: Draw) -> bool:
     sampling = draw.sampling
     return (
@@ -110,7 +111,6 @@ def _is_plain_greedy(draw: Draw) -> bool:
         and not sampling.is_penalised
         and not sampling.logit_bias
         and not draw.forbidden_ids
-        and draw.allowed_V is None
     )
 
 

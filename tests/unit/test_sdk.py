@@ -133,7 +133,7 @@ def test_reasoning_comes_where_clients_of_deepseek_look(served: Served, client: 
     assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "let me see"
 
 
-@pytest.mark.parametrize("example", examples("python"), ids=["tools"])
+@pytest.mark.parametrize("example", examples("python"), ids=["tools", "pydantic"])
 def test_the_example_of_the_page_runs(
     served: Served,
     client: openai.OpenAI,
