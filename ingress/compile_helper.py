@@ -9,8 +9,10 @@ model.
 from __future__ import annotations
 
 import resource
+import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +29,7 @@ def main() -> None:
     directory, memory_bytes = Path(sys.argv[1]), int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for whoever started it
     threading.stack_size(STACK_BYTES)
     serving = threading.Thread(target=_serve, args=(directory, sys.stdin.buffer, sys.stdout.buffer))
     serving.start()
@@ -38,9 +41,10 @@ def _serve(directory: Path, source: IO[bytes], sink: IO[bytes]) -> None:
     if end_id is None:
         raise SystemExit(f"{directory}: the vocabulary lacks {EOS.text!r}")
     grammars = Grammars(directory, vocab_size=None, end_ids=[end_id])
-    write_text(sink, "")
-    while (grammar := read_text(source)) is not None:
-        write_text(sink, _objection(grammars, grammar))
+    with suppress(BrokenPipeError):  # nobody waits any more
+        write_text(sink, "")
+        while (grammar := read_text(source)) is not None:
+            write_text(sink, _objection(grammars, grammar))
 
 
 def _objection(grammars: Grammars, grammar: str) -> str:

@@ -72,7 +72,8 @@ class GrammarCompiler:
                 self._known.popitem(last=False)
         self._known.move_to_end(digest)
         if self._known[digest]:
-            raise InvalidRequest(f"cannot be enforced: {self._known[digest]}", param=param)
+            why = " ".join(self._known[digest].split())
+            raise InvalidRequest(f"cannot be enforced: {why}", param=param)
 
     def close(self) -> None:
         """End the helper; no more will be asked."""

@@ -22,6 +22,7 @@ from ingress.errors import InvalidRequest
 from ingress.tools import NAMED_SCHEMAS, check_schema
 
 MAX_ENUM_VALUES = 1000  # of a schema in all, as OpenAI's
+MAX_RULE_CHARS = 1 << 16  # of a request in all
 SPELLING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 COMBINING = frozenset(("allOf", "anyOf", "oneOf", "$ref"))
 OBJECT_PARTS = frozenset(("properties", "patternProperties", "additionalProperties", "required"))
@@ -50,10 +51,12 @@ FORMATS = frozenset(
 
 @dataclass(kw_only=True, slots=True)
 class JsonRules:
-    """Makes rules of schemas. ignored: the keywords left out so far, by their paths."""
+    """Makes rules of schemas. ignored: the keywords left out so far, by their paths. num_chars: of the rules
+    so far."""
 
     is_strict: bool
     ignored: list[str] = field(default_factory=list)
+    num_chars: int = 0
 
     def rule(self, schema: dict[str, Any], where: str) -> str:
         """What matches the values that `schema` describes; `where` names it in errors."""
@@ -62,7 +65,11 @@ class JsonRules:
             raise InvalidRequest(f"a schema lists over {MAX_ENUM_VALUES} values", param=where)
         kept = self._kept(schema, where, is_closing=not _combines(schema))
         kept["x-guidance"] = SPELLING if self.is_strict else {**SPELLING, "coerce_one_of": True}
-        return f"%json {json.dumps(kept, ensure_ascii=False)}"
+        text = json.dumps(kept, ensure_ascii=False)
+        self.num_chars += len(text)
+        if self.num_chars > MAX_RULE_CHARS:  # definitions are repeated wherever they may be meant
+            raise InvalidRequest(f"the schemas make over {MAX_RULE_CHARS} characters of rules", param=where)
+        return f"%json {text}"
 
     def _kept(self, node: Any, path: str, *, is_closing: bool) -> Any:
         if not isinstance(node, dict):
@@ -70,7 +77,7 @@ class JsonRules:
         kept: dict[str, Any] = {}
         for keyword, value in node.items():
             at = f"{path}.{keyword}"
-            if keyword in NOT_ENFORCED or (keyword == "format" and value not in FORMATS):
+            if keyword in NOT_ENFORCED or (keyword == "format" and not _is_known_format(value)):
                 self._leave_out(keyword, value, at)
             elif keyword in VALUES:
                 kept[keyword] = value
@@ -102,6 +109,10 @@ class JsonRules:
                 code="unsupported_parameter",
             )
         self.ignored.append(path)
+
+
+def _is_known_format(value: Any) -> bool:
+    return isinstance(value, str) and value in FORMATS
 
 
 def _nodes(schema: Any) -> Iterator[dict[str, Any]]:

@@ -49,13 +49,17 @@ def format_of(**fields: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": kept}
 
 
-SCHEMA = "response_format.json_schema.schema"
-SET = {"items": {"uniqueItems": True}}
-COLOUR = {"properties": {"a": {"format": "colour"}}}
-
-
 def tool(**parameters: Any) -> dict[str, Any]:
     return {"tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}]}
+
+
+SCHEMA = "response_format.json_schema.schema"
+HEAVY = tool(  # its definitions count for each parameter
+    properties={f"k{i}": {"$ref": "#/$defs/a"} for i in range(100)}, **{"$defs": {"a": {"const": "x" * 7000}}}
+)["tools"][0]
+AS_A_WHOLE = tool(anyOf=[{"type": "object"}])["tools"][0]
+SET = {"items": {"uniqueItems": True}}
+COLOUR = {"properties": {"a": {"format": "colour"}}}
 
 
 COMMON_FAULTS: list[tuple[dict[str, Any], str]] = [
@@ -150,6 +154,9 @@ CHAT_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"response_format": format_of(schema={"$ref": "http://x/y"})}, f"{SCHEMA}.$ref"),
     ({"response_format": format_of(strict=True, schema=SET)}, f"{SCHEMA}.items.uniqueItems"),
     ({"response_format": format_of(strict=True, schema=COLOUR)}, f"{SCHEMA}.properties.a.format"),
+    ({"response_format": format_of(strict=True, schema={"format": []})}, f"{SCHEMA}.format"),
+    ({"tools": [HEAVY], "tool_choice": "required"}, "tools.f.parameters.properties.k9"),
+    ({"tools": [AS_A_WHOLE], "tool_choice": "required"}, "tools.f.parameters.anyOf"),
     ({"response_format": format_of(schema={"enum": list(range(1001))})}, SCHEMA),
     ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
     ({"structured_outputs": {"json": "[1]"}}, "structured_outputs.json"),

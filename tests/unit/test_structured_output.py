@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -213,21 +214,22 @@ def test_a_helper_that_dies_is_begun_again(door: Door) -> None:
     assert door.choice(guided_choice=["b"])["message"]["content"] == "b"
 
 
-@pytest.mark.parametrize(
-    ("limits", "status"),
-    [(CompileLimits(compile_s=1e-9), 400), (CompileLimits(memory_bytes=1 << 20), 503)],
-    ids=["no time", "no memory"],
-)
-def test_a_helper_without_time_or_memory_refuses_and_harms_nobody(
-    tiny_v32: Path,
-    tokenizer: Tokenizer,
-    limits: CompileLimits,
-    status: int,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    with door_to(tiny_v32, tokenizer, ("a",), limits) as door:
-        for _ in range(2):
-            check_error(door.ask(guided_choice=["a"]), status)
+def test_a_helper_that_takes_too_long_is_killed_and_begun_again(tiny_v32: Path, tokenizer: Tokenizer) -> None:
+    with door_to(tiny_v32, tokenizer, ("a",), CompileLimits(compile_s=1.0)) as door:
+        assert door.choice(guided_choice=["a"])["message"]["content"] == "a"
+        helper = door.compiler._helper
+        assert helper is not None
+        helper._process.send_signal(signal.SIGSTOP)
+        assert check_error(door.ask(guided_choice=["b"]), 400)["param"] == "guided_choice"
+        assert helper._process.returncode is not None
+        assert door.choice(guided_choice=["b"])["message"]["content"] == "b"
+
+
+def test_without_a_helper_what_needs_one_waits_and_nothing_else(tiny_v32: Path, tokenizer: Tokenizer) -> None:
+    with door_to(tiny_v32, tokenizer, ("a",), CompileLimits(memory_bytes=1 << 20)) as door:
+        response = door.ask(guided_choice=["a"])
+        check_error(response, 503)
+        assert int(response.headers["retry-after"]) >= 1
         assert door.choice(max_tokens=2)["finish_reason"] == "length"
 
 
