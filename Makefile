@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup setup-dev serve check simulate fuzz test bench bench-closed soak chaos train evaluate report clean
+.PHONY: help setup setup-dev serve check simulate fuzz test bench bench-closed schemas soak chaos train evaluate report clean
 
 help:
 	@echo "make setup     install what serving needs into $(VENV)"
@@ -17,6 +17,7 @@ help:
 	@echo "make fuzz      10,000 requests that are almost sound, over a socket: none is answered by a fault of ours"
 	@echo "make bench     what is served in time beside transformers, each feature on and off; ARGS=--quick, --write"
 	@echo "make bench-closed  tokens/s, TTFT and TPOT at 1 and 16 requests, beside transformers at its best"
+	@echo "make schemas   answers to 1,000 random JSON schemas; ARGS=--samples=N for others"
 	@echo "make soak      ten minutes at twice what it can serve: refusals, queue, memory"
 	@echo "make chaos     kill, suspend and spoil processes under load; docs/reliability.md"
 	@echo "make train     train the embedded model again (a GPU, minutes); overwrites demo/checkpoint"
@@ -72,6 +73,9 @@ bench: setup-dev
 
 bench-closed: setup-dev
 	$(BIN)/python -m bench.serving $(ARGS)
+
+schemas: setup-dev
+	$(BIN)/python -m bench.schemas $(ARGS)
 
 soak: setup-dev
 	$(BIN)/python -m bench.soak --minutes 10 $(ARGS)

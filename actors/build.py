@@ -25,6 +25,7 @@ from actors.scheduler import SchedulerLimits
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
+from model.grammar import Grammars
 from model.load import Reader, load_decoder
 from model.names import attention_tensors, expert_tensors, mtp_attention_tensors
 from model.reader import Progress, WeightReader
@@ -104,6 +105,7 @@ def build_attention(
         incarnation=options.incarnation,
         token=options.token,
         host=options.host,
+        grammars=_grammars(Path(options.directory), config),
     )
     return server, _loaded(server, reader)
 
@@ -121,6 +123,13 @@ def local_exchange(reader: Reader, config: ModelConfig, dtype: torch.dtype, acto
         num_layers=len(config.routed_layers),
     )
     return Exchange(LocalTransport(held.forward), view)
+
+
+def _grammars(directory: Path, config: ModelConfig) -> Grammars | None:
+    """None: a checkpoint of weights alone, as tests have, makes only free text."""
+    if not (directory / "tokenizer.json").exists():
+        return None
+    return Grammars(directory, vocab_size=config.vocab_size, end_ids=config.eos_token_ids)
 
 
 def _expert_names(config: ModelConfig, experts: Sequence[int]) -> list[str]:

@@ -19,6 +19,7 @@ from actors.messages import (
     ANY_TERMS,
     FINISH_CANCELLED,
     FINISH_ERROR,
+    FINISH_GRAMMAR,
     FINISH_LENGTH,
     Terms,
     TokenEvent,
@@ -36,6 +37,7 @@ from actors.sequence import Sequence as LiveSequence
 from actors.verify import draws_of, tokens_that_hold
 from model.cache import PAGE_TOKENS
 from model.decoder import Decoder
+from model.matcher import Matcher
 from model.sampler import Drawn, sample
 from model.sampling import Sampling
 from router.exchange import Exchange
@@ -134,8 +136,13 @@ class Engine:
         sampling: Sampling,
         terms: Terms = ANY_TERMS,
         now_s: float = 0.0,
+        matcher: Matcher | None = None,
     ) -> TokenEvent | None:
-        """Queue a sequence; returns the terminal event at once if it cannot be served here."""
+        """Queue a sequence; returns the terminal event at once if it cannot be served here.
+
+        matcher: of the sampling's grammar, after the emitted tokens.
+        """
+        assert bool(sampling.grammar) == (matcher is not None), "a grammar comes with its matcher"
         config, num_emitted = self._config, len(emitted_ids)
         if (owner, request_id) in self._sequences:
             problem: str | None = f"request id {request_id} is already running"
@@ -163,6 +170,7 @@ class Engine:
             eos_ids=config.eos_token_ids,
             max_context=self.context_tokens,
             terms=terms,
+            matcher=matcher,
         )
         self._sequences[owner, request_id] = sequence
         self._scheduler.add(sequence, now_s)
@@ -262,6 +270,8 @@ class Engine:
         if not drawn[0].finite:
             self._withdraw(sequence)
             self._end(sequence)
+            if sequence.matcher is not None and sequence.matcher.error:
+                return end_event(sequence.request_id, first, FINISH_GRAMMAR, sequence.matcher.error)
             error = "the model's logits are not finite"
             logger.error("%s: %s", sequence.request_id, error)
             return end_event(sequence.request_id, first, FINISH_ERROR, error)

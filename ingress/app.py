@@ -24,6 +24,7 @@ from actors.messages import Terms
 from ingress.answer import Answer, Heading
 from ingress.body import read_body
 from ingress.chat_answer import ChatAnswer
+from ingress.compiler import GrammarCompiler
 from ingress.engine_client import Call, EngineClient
 from ingress.errors import Overloaded, install_handlers
 from ingress.generation import Generation
@@ -56,20 +57,23 @@ def create_app(
     limits: Limits | None = None,
     keys: KeyRing | None = None,
     replicas: int = 1,
+    compiler: GrammarCompiler | None = None,
 ) -> FastAPI:
-    """The application; the engine lives and ends with it. add_bos: as in tokenizer_config.json.
+    """The application; engine and compiler live and end with it. add_bos: as in tokenizer_config.json.
 
     keys: None lets everybody in. replicas: how many such applications share the limits of a key.
     """
     desk = OrderDesk(
         tokenizer=tokenizer, model_name=model_name, context_tokens=context_tokens, add_bos=add_bos
     )
-    door = Door(engine, desk, limits or Limits(), created=int(time.time()))
+    compiler = compiler or GrammarCompiler(tokenizer.directory)
+    door = Door(engine, desk, compiler, limits or Limits(), created=int(time.time()))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
+        compiler.close()
         await engine.close()
 
     app = FastAPI(title="Shoal", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -104,9 +108,18 @@ def _routes(door: Door) -> Iterator[tuple[str, str, Callable[..., Awaitable[Resp
 class Door:
     """The handlers of the routes."""
 
-    def __init__(self, engine: EngineClient, desk: OrderDesk, limits: Limits, *, created: int) -> None:
+    def __init__(
+        self,
+        engine: EngineClient,
+        desk: OrderDesk,
+        compiler: GrammarCompiler,
+        limits: Limits,
+        *,
+        created: int,
+    ) -> None:
         self._engine = engine
         self._desk = desk
+        self._compiler = compiler
         self._limits = limits
         self._created = created
 
@@ -190,7 +203,9 @@ class Door:
                 retry_after_s=self._engine.wait_s,
             )
         call = self._call(request, order)
-        generation = Generation(self._engine, order, self._desk.tokenizer, heading.answer_id, call)
+        generation = Generation(
+            self._engine, order, self._desk.tokenizer, heading.answer_id, call, self._compiler
+        )
         meter = request.scope["state"].get(METER)
         return AnswerResponse(
             Delivery(
