@@ -26,6 +26,7 @@ from rich.table import Table
 
 from actors.build import build_expert
 from actors.engine import Engine
+from actors.expert import in_every_layer
 from actors.options import ActorOptions
 from bench.local import local_engine
 from bench.report import stdout_console
@@ -155,7 +156,7 @@ def _expert_process(directory: Path) -> Iterator[tuple[int, Callable[[], Marks]]
 def _serve(directory: Path, pipe: Connection) -> None:
     """The expert process: every expert of the checkpoint until told to end."""
     torch.set_num_threads(1)
-    num_experts = Checkpoint.open(directory).config.num_experts
+    config = Checkpoint.open(directory).config
     options = ActorOptions(
         actor_id=ACTOR,
         incarnation=1,
@@ -165,7 +166,9 @@ def _serve(directory: Path, pipe: Connection) -> None:
         token=TOKEN,
         draft_tokens=0,
     )
-    built, loaded = build_expert(options, range(num_experts), lambda progress: None)
+    built, loaded = build_expert(
+        options, in_every_layer(config, range(config.num_experts)), lambda progress: None
+    )
     server: Any = built
     marks: Marks = []
     server._listener.poll = marked(server._listener.poll, marks, "", "arrived")

@@ -19,14 +19,14 @@ import psutil
 import ray
 
 from actors.options import AttentionOptions
-from cluster.controller import Controller, Plan
+from cluster.controller import Controller
+from cluster.fleet import Plan
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
-from cluster.life import kill_here
 from cluster.look import take
 from cluster.preflight import Preflight
+from cluster.ray_processes import NAMESPACE, RayMemory, RayProcesses, kill_here, remote_class
 from cluster.snapshot import Snapshot, Unavailable
 from cluster.spec import ShoalSpec
-from cluster.workers import NAMESPACE, remote_class
 
 POLL_S = 0.1
 READY_TIMEOUT_S = 600.0
@@ -157,6 +157,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
         num_attention=spec.attention,
         num_experts=spec.experts,
         replicas_per_expert=spec.replicas_per_expert,
+        redundant_slots=0,
         standbys=spec.standbys,
         draft_tokens=preflight.draft_tokens,
         attention=AttentionOptions(
@@ -179,7 +180,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
             max_restarts=-1,  # no data passes through it, so nobody waits for the seconds that Ray takes
             max_task_retries=-1,
         )
-        .remote(plan, preflight.config, token)
+        .remote(plan, preflight.config, token, RayProcesses(), RayMemory())
     )
     controller.run.remote()
     return controller

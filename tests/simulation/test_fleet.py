@@ -1,0 +1,107 @@
+"""Whoever dies, hangs or cannot load, wherever the controller ends: all serve again, nobody else lives.
+
+The real controller, on fake processes and a fake clock.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+
+from cluster import controller, workers
+from cluster.controller import Controller
+from tests.simulation.fleets import CONFIG, CRASH, DAMAGE, DOUBLE, KILL, Fault, Story, faults, plan, play
+from tests.simulation.machine import Machine
+
+PLANS = [plan(), plan(attention=1, experts=3, copies=2)]
+SHARE = settings(max_examples=settings().max_examples // 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)  # deaths are what it is about
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(workers, "PULSE_S", 0.0)  # the fake clock has its own
+        yield
+    logging.disable(logging.NOTSET)
+
+
+@SHARE
+@given(story=faults())
+@pytest.mark.parametrize("begin", PLANS, ids=["one copy", "two copies"])
+def test_after_any_faults_every_seat_is_taken_once_and_nobody_else_lives(begin, story: list[Fault]):
+    play(begin, story)
+
+
+@pytest.mark.parametrize("calls", range(0, 120, 7))
+def test_wherever_the_controller_ends_while_all_begin_all_serve(calls: int):
+    play(PLANS[0], [Fault(0.0, CRASH, calls)])
+
+
+@pytest.mark.parametrize("at_s", [0.3, 0.9, 5.0])
+def test_a_number_is_used_once_though_its_bearer_and_the_controller_die_together(at_s: float):
+    play(PLANS[0], [Fault(at_s, DOUBLE, calls) for calls in (0, 3, 9)])  # the machine minds the numbers
+
+
+def test_who_has_loaded_but_was_never_told_to_run_is_replaced():
+    story = Story(PLANS[0])
+    while not any(process.worker.server for process in story.machine.alive):
+        story.look()
+    story.befall(Fault(0.0, CRASH, 0))
+    silent = [process.number for process in story.machine.alive if not process.worker.serves]
+    assert silent, "they have loaded, and nobody looked since"
+    story.until_well()
+    assert not {process.number for process in story.machine.alive} & set(silent)
+
+
+def test_a_replacement_that_cannot_be_read_at_once_is_tried_again():
+    story = play(PLANS[0], [Fault(4.0, DAMAGE), Fault(4.0, DAMAGE), Fault(4.1, KILL, 0)])
+    assert any("cannot load" in text for _, text in story.fleet.events)
+    assert not any(member.gave_up for member in story.fleet.members)
+
+
+# Whether it would notice
+
+
+class Forgets(Machine):
+    def recall(self) -> bytes | None:
+        return None
+
+
+def is_found_out(kind: dict[str, type], faults: list[Fault]) -> bool:
+    try:
+        play(PLANS[0], faults, **kind)
+    except AssertionError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("kind", [{"machine_type": Forgets}], ids=str)
+def test_a_controller_with_a_fault_is_found_out(kind: dict[str, type]):
+    assert not is_found_out(kind, []), "in peace it does no harm"
+    assert any(is_found_out(kind, [Fault(at_s / 10, DOUBLE, 3)]) for at_s in range(0, 60, 5))
+
+
+class Nowhere(Machine):
+    """No process can be asked for, the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_refused = 0
+
+    def living(self):
+        self.num_refused += 1
+        raise ConnectionError("the head is away")
+
+
+def test_a_controller_that_cannot_begin_ends_its_process_so_that_another_begins(monkeypatch):
+    monkeypatch.setattr(controller, "FAULT_PAUSE_S", 0.0)
+    ended: list[int] = []
+    machine = Nowhere()
+    one = Controller(PLANS[0], CONFIG, b"", machine, machine, clock=lambda: 0.0, exit=ended.append)
+    assert machine.num_refused == 0, "its birth asks nobody"
+    one.run()
+    assert (ended, machine.num_refused) == ([controller.FAULT], 1)
