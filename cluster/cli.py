@@ -12,6 +12,7 @@ import typer
 
 from cluster.cli_chaos import chaos
 from cluster.cli_console import console, fail
+from cluster.cli_orders import drain, restart, scale
 from cluster.cli_serve import serve
 from cluster.cli_watch import dashboards, top
 
@@ -41,7 +42,7 @@ def make_tiny(
     console.print(f"{directory}: {config.num_layers} layers, {config.num_experts} experts, {size_mb:.1f} MB")
 
 
-for command in (serve, make_tiny, chaos, top):
+for command in (serve, make_tiny, chaos, top, scale, drain, restart):
     app.command()(command)
 app.add_typer(dashboards, name="dashboards")
 

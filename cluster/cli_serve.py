@@ -41,6 +41,9 @@ def serve(
     replicas_per_expert: Annotated[
         int | None, typer.Option(help="Copies of each expert [default: 1].")
     ] = None,
+    redundant_slots: Annotated[
+        int | None, typer.Option(help="More copies of each layer's hottest experts [default: 0].")
+    ] = None,
     standbys: Annotated[
         int | None, typer.Option(help="Processes that wait to take the place of what dies [default: 1].")
     ] = None,
@@ -77,6 +80,7 @@ def serve(
         "attention": attention,
         "experts": experts,
         "replicas_per_expert": replicas_per_expert,
+        "redundant_slots": redundant_slots,
         "standbys": standbys,
         "ingress": ingress,
         "device": device,

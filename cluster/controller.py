@@ -18,13 +18,14 @@ from typing import Any
 import ray
 
 from cluster.fleet import Fleet, Plan
+from cluster.orders import Arguments, obey
 from cluster.processes import Greeting, Memory, Processes
 from model.config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
 WATCH_POLL_S = 0.2
-FAULT = 70  # exit status
+FAULT, RENEWED = 70, 75  # exit status
 FAULT_PAUSE_S = 1.0  # one that comes again at once should not take the machine
 PRESENT_S = 5.0  # an ingress asks twice a second
 
@@ -45,7 +46,10 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
         exit: Callable[[int], None] = os._exit,
     ) -> None:
-        self._make_fleet = lambda: Fleet(plan, config, token, processes=processes, memory=memory, clock=clock)
+        def take_over() -> Fleet:
+            return Fleet(plan, config, token, processes=processes, memory=memory, clock=clock)
+
+        self._take_over = take_over
         self._processes, self._clock, self._exit = processes, clock, exit
         self._lock = threading.Lock()
         self._is_in_hand = threading.Event()
@@ -62,13 +66,16 @@ class Controller:
             self._exit(FAULT)
 
     def _watch(self) -> None:
-        self._fleet = self._make_fleet()
+        self._fleet = self._take_over()
         checked_s = self._clock()
         while not self._stopping.is_set():
             with self._lock:
                 now_s = self._clock()
                 self._fleet.advance(now_s, now_s - checked_s, self._heard_by_all_s(now_s))
                 checked_s = now_s
+                if self._fleet.is_renewed:
+                    self._exit(RENEWED)
+                    return
                 pending = self._fleet.pending()
             self._is_in_hand.set()
             if pending:
@@ -100,7 +107,7 @@ class Controller:
                 "ingresses": [(g.identity, g.host, g.metrics_port) for g in self._present(self._clock())],
                 "first_layer": fleet.config.num_dense_layers,
                 "ready": all(member.is_active for member in fleet.members),
-                "settled": fleet.is_settled,
+                "settled": fleet.is_settled and not fleet.renew_upto,
                 "standbys": sum(not life.is_busy() for life in fleet.lives.standbys),
                 "failed": [f"{m.actor_id}: {m.gave_up}" for m in fleet.members if m.gave_up],
                 "events": list(fleet.events),
@@ -127,6 +134,15 @@ class Controller:
         with self._in_hand() as fleet:
             [term] = [m.serving for m in fleet.experts if m.actor_id == actor_id and m.serving]
             term.life.ask("spoil")
+
+    @ray.method(concurrency_group="ctl")
+    def order(self, order: str, arguments: Arguments) -> dict[str, str]:
+        """Of cluster/orders.py: what is `done`, or the `error`."""
+        with self._in_hand() as fleet:
+            try:
+                return {"done": obey(fleet, order, arguments)}
+            except ValueError as error:
+                return {"error": str(error)}
 
     @contextmanager
     def _in_hand(self) -> Iterator[Fleet]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from actors.options import ActorOptions, AttentionOptions
 from cluster import moves
+from cluster.balance import Rule, even_load
 from cluster.farewell import Farewell
 from cluster.life import Life, hang_s
 from cluster.lives import Lives
@@ -72,6 +73,11 @@ class Fleet:
         for member in self.members:
             member.has_served = record.epoch > 0  # somebody could read the checkpoint before
         self.farewells: list[Farewell] = []
+        self.rule = Rule(copies=plan.replicas_per_expert, redundant_slots=plan.redundant_slots)
+        self.load_LE = even_load(config)
+        if not record.seats and plan.redundant_slots:
+            self.rule.place(self.experts, config, self.load_LE)
+        self.is_renewed = False
         self.lives = Lives(processes, record.num_lives, self.remember, plan.standbys)
         # What the newest view shows; of an earlier controller's nobody knows: the next epoch begins at once.
         self._published: list[object] | None = None if record.epoch else []
@@ -88,6 +94,10 @@ class Fleet:
     @property
     def attention(self) -> list[Member]:
         return [member for member in self.members if not member.is_expert]
+
+    @property
+    def now_s(self) -> float:
+        return self._clock()
 
     @property
     def is_settled(self) -> bool:
@@ -220,10 +230,16 @@ class Fleet:
 
     def _renew(self, now_s: float) -> None:
         """One after another, a next life for everyone whose life is of a number that is to be replaced."""
-        old = [m for m in self.members if m.is_active and m.incarnation <= self.renew_upto]
-        if old and self.is_settled and now_s >= old[0].begin_s:
+        if not self.renew_upto or not self.is_settled:
+            return
+        old = [member for member in self.members if member.incarnation <= self.renew_upto]
+        if old and now_s >= old[0].begin_s:
             self.note(f"{old[0].actor_id} begins its next life (restart)")
             old[0].heir = Term(life=self.lives.next())
+        elif not old and all(life.number > self.renew_upto for life in self.lives.standbys):
+            self.renew_upto, self.is_renewed = 0, True
+            self.remember()
+            self.note("all are in their next lives; the controller follows (restart)")
 
     def _load(self, member: Member, term: Term) -> None:
         """Tell a life what to be; an attention actor, only when there are experts to dispatch to."""

@@ -31,6 +31,7 @@ from cluster.spec import ShoalSpec
 POLL_S = 0.1
 READY_TIMEOUT_S = 600.0
 STATUS_TIMEOUT_S = 10.0
+ORDER_TIMEOUT_S = 60.0  # to place thousands of experts takes seconds
 KILL_AFTER_S = 5.0
 STARTED_TOGETHER = 2  # Ray starts as many processes at a time as it has CPUs; our actors ask for none
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # nothing of ours passes through it
@@ -82,6 +83,16 @@ class Cluster:
         """SIGKILL for an actor that serves; whether there was one. Raises Unavailable as snapshot does."""
         found = [a["pid"] for a in self.snapshot()["actors"] if a["actor_id"] == actor_id and a["pid"]]
         return bool(found) and kill_here(found[0])
+
+    def order(self, order: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Of cluster/orders.py: what is `done`, or the `error`; raises Unavailable."""
+        try:
+            answer: dict[str, str] = ray.get(
+                self.controller.order.remote(order, dict(arguments)), timeout=ORDER_TIMEOUT_S
+            )
+        except ray.exceptions.RayError as error:
+            raise Unavailable(f"the controller does not answer: {type(error).__name__}") from None
+        return answer
 
     def stats(self) -> dict[str, dict[str, float]]:
         """By actor id, its counters since birth. Raises ray.exceptions.RayError if one cannot tell."""
@@ -157,7 +168,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
         num_attention=spec.attention,
         num_experts=spec.experts,
         replicas_per_expert=spec.replicas_per_expert,
-        redundant_slots=0,
+        redundant_slots=spec.redundant_slots,
         standbys=spec.standbys,
         draft_tokens=preflight.draft_tokens,
         attention=AttentionOptions(

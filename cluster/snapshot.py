@@ -6,7 +6,7 @@ HTTP or of terminals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from actors.metrics import Sample
@@ -19,13 +19,17 @@ class Unavailable(RuntimeError):  # noqa: N818 - named for what is, as the rest 
 
 
 class Looker(Protocol):
-    """Where snapshots come from, and the one thing that can be done from the page."""
+    """Where snapshots come from, and who does what an operator asks for."""
 
     def snapshot(self) -> Snapshot:
         """Raises Unavailable."""
         ...
 
     def kill(self, actor_id: str) -> bool: ...
+
+    def order(self, order: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Of cluster/orders.py: what is `done`, or the `error`; raises Unavailable."""
+        ...
 
 
 def targets(snapshot: Snapshot, own: str) -> list[dict[str, Any]]:
@@ -46,7 +50,7 @@ def controller_samples(snapshot: Snapshot) -> Iterator[Sample]:
     """The metrics of the cluster as a whole."""
     states: dict[tuple[str, str], int] = {}
     for actor in snapshot["actors"]:
-        for state in ("serves", "loads", "given up"):
+        for state in ("serves", "loads", "leaves", "given up"):
             states.setdefault((actor["kind"], state), 0)
         states[actor["kind"], actor["state"]] += 1
         yield Sample("shoal_deaths_total", actor["deaths"], (actor["actor_id"],))

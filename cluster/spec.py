@@ -31,7 +31,12 @@ class ShoalSpec(BaseModel):
     experts: int = Field(
         2, ge=0, le=1024, description="expert actors; 0: experts live in the attention actors"
     )
-    replicas_per_expert: int = Field(1, ge=1, le=16, description="copies of each expert, on distinct actors")
+    replicas_per_expert: int = Field(
+        1, ge=1, le=16, description="copies of each expert at least, on distinct actors"
+    )
+    redundant_slots: int = Field(
+        0, ge=0, le=65536, description="more copies, of the experts with most load, in each layer"
+    )
     standbys: int = Field(
         1, ge=0, le=64, description="processes that wait, warm, to take the place of what dies"
     )
@@ -71,6 +76,8 @@ class ShoalSpec(BaseModel):
     def _fits_together(self) -> Self:
         if self.experts == 0 and self.replicas_per_expert > 1:
             raise ValueError("replicas_per_expert needs expert actors: set experts to at least 2")
+        if self.experts == 0 and self.redundant_slots:
+            raise ValueError("redundant_slots needs expert actors: set experts to at least 2")
         if self.experts and self.replicas_per_expert > self.experts:
             raise ValueError(
                 f"replicas_per_expert is {self.replicas_per_expert}: replicas live on distinct actors, "

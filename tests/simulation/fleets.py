@@ -6,15 +6,17 @@ of hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 from actors.options import AttentionOptions
 from cluster.fleet import Fleet, Plan
+from cluster.orders import obey
 from tests.simulation.machine import Crash, Machine
 
 KILL = "kill"  # a process ends
@@ -23,6 +25,12 @@ DAMAGE = "damage"  # the next load or take fails
 CRASH = "crash"  # the controller ends, `who` calls from now on
 DOUBLE = "double"  # the same, and the youngest process with it
 KINDS = (KILL, HANG, DAMAGE, CRASH, DOUBLE)
+SCALE_EXPERTS = "scale experts"  # to 1 to 4 of them
+SCALE_ATTENTION = "scale attention"  # to 1 to 3
+DRAIN = "drain"
+RESTART = "restart"
+SHIFT = "shift"  # the load has changed
+ORDERS = (SCALE_EXPERTS, SCALE_ATTENTION, DRAIN, RESTART, SHIFT)
 
 NUM_EXPERTS, LAYERS = 6, range(1, 3)
 REBORN_S = 0.6
@@ -64,12 +72,9 @@ class Fault:
     who: int = 0
 
 
-def faults() -> st.SearchStrategy[list[Fault]]:
+def faults(*kinds: str) -> st.SearchStrategy[list[Fault]]:
     times = st.integers(0, 60).map(lambda tenths: tenths / 10)
-    return st.lists(st.builds(Fault, times, st.sampled_from(KINDS), st.integers(0, 30)), max_size=6)
-
-
-Order = Callable[[Fleet], None]
+    return st.lists(st.builds(Fault, times, st.sampled_from(kinds), st.integers(0, 30)), max_size=6)
 
 
 class Story:
@@ -103,7 +108,7 @@ class Story:
             self.look()
 
     def _is_well(self) -> bool:
-        is_well = self._fleet is not None and self.fleet.is_settled
+        is_well = self._fleet is not None and self.fleet.is_settled and not self.fleet.renew_upto
         self.has_been_well |= is_well
         return is_well
 
@@ -125,20 +130,42 @@ class Story:
             self._fleet.advance(now_s, now_s - since_s, now_s - 0.3)
             machine.wait(self._fleet.pending(), 0.2)
             self._is_well()
+            if self._fleet.is_renewed:
+                self._end()
         except Crash:
-            self._fleet = None
-            machine.let_pass(REBORN_S)
-            self._checked_s = machine.now_s
+            self._end()
 
-    def order(self, order: Order) -> None:
+    def order(self, fault: Fault) -> None:
+        """Given to whoever is in charge; one that cannot be obeyed changes nothing."""
         try:
-            order(self.fleet)
+            if fault.kind == SCALE_EXPERTS:
+                obey(self.fleet, "scale", {"experts": 1 + fault.who % 4})
+            elif fault.kind == SCALE_ATTENTION:
+                obey(self.fleet, "scale", {"attention": 1 + fault.who % 3})
+            elif fault.kind == DRAIN:
+                members = self.fleet.members
+                obey(self.fleet, "drain", {"name": members[fault.who % len(members)].actor_id})
+            elif fault.kind == RESTART:
+                obey(self.fleet, "restart", {})
+            else:
+                load_LE = np.random.default_rng(fault.who).random(self.fleet.load_LE.shape)
+                self.fleet.rule.place(self.fleet.experts, CONFIG, load_LE)
+                self.fleet.remember()
+        except ValueError:
+            return
         except Crash:
-            self._fleet = None
-            self.machine.let_pass(REBORN_S)
+            self._end()
+
+    def _end(self) -> None:
+        """Of the controller's process; another begins."""
+        self._fleet = None
+        self.machine.let_pass(REBORN_S)
+        self._checked_s = self.machine.now_s
 
     def befall(self, fault: Fault) -> None:
         machine = self.machine
+        if fault.kind in ORDERS and self._fleet is not None:
+            self.order(fault)
         if fault.kind in (CRASH, DOUBLE):
             machine.crash_in = fault.who
         if fault.kind == DAMAGE and self.has_been_well:  # else it is no checkpoint
@@ -184,3 +211,5 @@ def check_end(story: Story) -> None:
         worker = story.machine.processes[member.incarnation].worker
         assert worker.server is not None
         assert worker.server.pairs == member.wanted
+    copies = Counter(pair for member in fleet.experts for pair in member.wanted or ())
+    assert min(copies.values()) >= fleet.plan.replicas_per_expert

@@ -13,11 +13,30 @@ from hypothesis import given, settings
 
 from cluster import controller, workers
 from cluster.controller import Controller
-from tests.simulation.fleets import CONFIG, CRASH, DAMAGE, DOUBLE, KILL, Fault, Story, faults, plan, play
+from cluster.fleet import Fleet
+from router.view import View
+from tests.simulation.fleets import (
+    CONFIG,
+    CRASH,
+    DAMAGE,
+    DOUBLE,
+    DRAIN,
+    KILL,
+    KINDS,
+    ORDERS,
+    RESTART,
+    SCALE_EXPERTS,
+    SHIFT,
+    Fault,
+    Story,
+    faults,
+    plan,
+    play,
+)
 from tests.simulation.machine import Machine
 
 PLANS = [plan(), plan(attention=1, experts=3, copies=2)]
-SHARE = settings(max_examples=settings().max_examples // 2)
+SHARE = settings(max_examples=settings().max_examples // 5)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,10 +49,35 @@ def _quiet() -> Iterator[None]:
 
 
 @SHARE
-@given(story=faults())
+@given(story=faults(*KINDS, *ORDERS))
 @pytest.mark.parametrize("begin", PLANS, ids=["one copy", "two copies"])
-def test_after_any_faults_every_seat_is_taken_once_and_nobody_else_lives(begin, story: list[Fault]):
+def test_after_any_faults_and_orders_every_seat_is_taken_once_and_nobody_else_lives(
+    begin, story: list[Fault]
+):
     play(begin, story)
+
+
+class NeverPauses(Machine):
+    """Nobody fails here: whoever is asked must be there, and everybody who must be asked is named."""
+
+    def _step(self) -> None:
+        super()._step()
+        for server in self.attention:
+            assert server.in_use is not None
+            for actor in server.in_use.actors:
+                assert self.processes[actor.incarnation].is_alive, f"{actor} has ended and is still asked"
+
+    def check_view(self, packed: bytes) -> View:
+        view = super().check_view(packed)
+        assert not view.missing(), "nobody holds it"
+        return view
+
+
+@SHARE
+@given(story=faults(*ORDERS))
+@pytest.mark.parametrize("begin", PLANS, ids=["one copy", "two copies"])
+def test_orders_alone_never_leave_an_expert_without_a_holder_or_ask_one_that_has_ended(begin, story):
+    play(begin, story, machine_type=NeverPauses)
 
 
 @pytest.mark.parametrize("calls", range(0, 120, 7))
@@ -79,10 +123,24 @@ def is_found_out(kind: dict[str, type], faults: list[Fault]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("kind", [{"machine_type": Forgets}], ids=str)
-def test_a_controller_with_a_fault_is_found_out(kind: dict[str, type]):
+class WaitsForNobody(Fleet):
+    """Drops and ends what some still ask for."""
+
+    def _epoch_in_use(self) -> int:
+        return self.epoch
+
+
+def test_a_controller_that_forgets_its_numbers_is_found_out():
+    kind = {"machine_type": Forgets}
     assert not is_found_out(kind, []), "in peace it does no harm"
     assert any(is_found_out(kind, [Fault(at_s / 10, DOUBLE, 3)]) for at_s in range(0, 60, 5))
+
+
+@pytest.mark.parametrize("order", [SCALE_EXPERTS, DRAIN, RESTART, SHIFT])
+def test_a_fleet_that_does_not_wait_until_all_know_is_found_out(order: str):
+    orders = [Fault(3.0, order, 1), Fault(9.0, order, 2)]
+    assert not is_found_out({"machine_type": NeverPauses}, orders)
+    assert is_found_out({"machine_type": NeverPauses, "fleet_type": WaitsForNobody}, orders)
 
 
 class Nowhere(Machine):
