@@ -44,9 +44,9 @@ def until(is_so: Callable[[], bool], what: Callable[[], object]) -> None:
         time.sleep(0.2)
 
 
-def order(cluster: Served, name: str, **arguments: object) -> list[str]:
+def order(cluster: Served, what: str, **arguments: object) -> list[str]:
     """Obeyed to the end; who serves then."""
-    assert "done" in admin(cluster, f"/orders/{name}", arguments)
+    assert "done" in admin(cluster, f"/orders/{what}", arguments)
 
     def is_settled() -> bool:
         try:
