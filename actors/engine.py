@@ -111,6 +111,7 @@ class Engine:
             "waiting": self.num_waiting,
             "wait_s": self.wait_s,
             "free_pages": self.free_pages,
+            "pages": self._pool.num_pages,
             "cache_tokens": self._pool.num_pages * PAGE_TOKENS,
             "cache_bytes_per_token": self._cache.bytes_per_token,
             "preemptions": self._scheduler.num_preemptions,

@@ -187,6 +187,7 @@ class ExpertServer:
             "pairs": counters.pairs,
             "batches": counters.batches,
             "refused": counters.refused,
+            "busy_s": counters.busy_s,
         }
 
     def samples(self) -> Iterator[Sample]:

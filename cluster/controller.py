@@ -13,13 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import ray
 
+from cluster.autoscale import Autoscaler
 from cluster.fleet import Fleet, Plan
+from cluster.governor import Governor
 from cluster.orders import Arguments, obey
 from cluster.processes import Greeting, Memory, Processes
+from cluster.rebalance import Rebalancer
 from model.config import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -50,6 +54,7 @@ class Controller:
             return Fleet(plan, config, token, processes=processes, memory=memory, clock=clock)
 
         self._take_over = take_over
+        self._governor = Governor(Rebalancer(plan.rebalance_s), Autoscaler(plan.autoscale))
         self._processes, self._clock, self._exit = processes, clock, exit
         self._lock = threading.Lock()
         self._is_in_hand = threading.Event()
@@ -73,6 +78,7 @@ class Controller:
                 now_s = self._clock()
                 self._fleet.advance(now_s, now_s - checked_s, self._heard_by_all_s(now_s))
                 checked_s = now_s
+                self._governor.look(self._fleet, now_s)
                 if self._fleet.is_renewed:
                     self._exit(RENEWED)
                     return
@@ -110,6 +116,8 @@ class Controller:
                 "settled": fleet.is_settled and not fleet.renew_upto,
                 "standbys": sum(not life.is_busy() for life in fleet.lives.standbys),
                 "failed": [f"{m.actor_id}: {m.gave_up}" for m in fleet.members if m.gave_up],
+                "balance": asdict(self._governor.rebalancer.counters),
+                "decisions": [[*what, times] for what, times in fleet.decisions.items()],
                 "events": list(fleet.events),
                 "members": [member.describe() for member in fleet.members],
             }

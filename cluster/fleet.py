@@ -8,12 +8,13 @@ why somebody is to come or go.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.options import ActorOptions, AttentionOptions
 from cluster import moves
+from cluster.autoscale import Bounds
 from cluster.balance import Rule, even_load
 from cluster.farewell import Farewell
 from cluster.life import Life, hang_s
@@ -36,7 +37,8 @@ class Plan:
     """What to begin with. Attention options are alike for all; experts are placed evenly.
 
     redundant_slots: of all expert actors together, beyond those for replicas_per_expert copies of each.
-    standbys: processes that wait, warm, to take the place of what dies.
+    standbys: processes that wait, warm, to take the place of what dies. rebalance_s: between looks at the
+    balance, 0 for never. autoscale: by kind of actor, how many there may be; none: as many as ordered.
     """
 
     directory: str
@@ -47,6 +49,8 @@ class Plan:
     replicas_per_expert: int
     redundant_slots: int
     standbys: int
+    rebalance_s: float
+    autoscale: Mapping[str, Bounds]
     draft_tokens: int
     attention: AttentionOptions
 
@@ -66,6 +70,7 @@ class Fleet:
     ) -> None:
         self.plan, self.config = plan, config
         self._token, self._processes, self._memory, self._clock = token, processes, memory, clock
+        self.decisions: Counter[tuple[str, str]] = Counter()  # what, and by whom
         self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
         record = self._recalled()
         self.epoch, self.renew_upto = record.epoch, record.renew_upto

@@ -170,6 +170,8 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
         replicas_per_expert=spec.replicas_per_expert,
         redundant_slots=spec.redundant_slots,
         standbys=spec.standbys,
+        rebalance_s=spec.rebalance_s,
+        autoscale=spec.bounds,
         draft_tokens=preflight.draft_tokens,
         attention=AttentionOptions(
             local=spec.experts == 0,

@@ -38,6 +38,8 @@ def take(controller: Any, model: str, url: str) -> Snapshot:
         "epoch": status["epoch"],
         "ready": status["ready"],
         "settled": status["settled"],
+        "balance": status["balance"],
+        "decisions": status["decisions"],
         "actors": members,
         "ingresses": status["ingresses"],
         "experts": {

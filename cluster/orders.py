@@ -15,18 +15,22 @@ from cluster.fleet import Fleet
 from cluster.member import Member
 
 EXPERT, ATTENTION = "expert", "attention"
+BY_ORDER = "by order"
 Arguments = Mapping[str, object]
 
 
-def obey(fleet: Fleet, order: str, arguments: Arguments, reason: str = "by order") -> str:
-    """Do as told; returns what that is."""
-    if order == "scale":
-        return scale(fleet, _counts(arguments), reason)
-    if order == "drain":
-        return drain(fleet, str(arguments.get("name", "")), reason)
-    if order == "restart":
-        return restart(fleet, reason)
-    raise ValueError(f"{order[:40]!r} is no order: scale, drain or restart")
+def obey(fleet: Fleet, order: str, arguments: Arguments) -> str:
+    """Do as an operator says; returns what that is."""
+    deeds = {
+        "scale": lambda: scale(fleet, _counts(arguments), BY_ORDER),
+        "drain": lambda: drain(fleet, str(arguments.get("name", "")), BY_ORDER),
+        "restart": lambda: restart(fleet, BY_ORDER),
+    }
+    if order not in deeds:
+        raise ValueError(f"{order[:40]!r} is no order: {', '.join(deeds)}")
+    done = deeds[order]()
+    fleet.decisions[order, "operator"] += 1
+    return done
 
 
 def scale(fleet: Fleet, counts: Mapping[str, int], reason: str) -> str:

@@ -13,6 +13,11 @@ from actors.metrics import Sample
 
 Snapshot = dict[str, Any]
 
+DECISIONS = (
+    *(("scale", "operator"), ("drain", "operator"), ("restart", "operator")),
+    *(("scale", "autoscaler"), ("rebalance", "controller")),
+)
+
 
 class Unavailable(RuntimeError):  # noqa: N818 - named for what is, as the rest of the tree
     """Nobody can say how the cluster is, at the moment."""
@@ -59,3 +64,12 @@ def controller_samples(snapshot: Snapshot) -> Iterator[Sample]:
     for labels, count in states.items():
         yield Sample("shoal_actors", count, labels)
     yield Sample("shoal_epoch", snapshot["epoch"])
+    for stage in ("before", "after"):
+        yield Sample("shoal_placement_imbalance", snapshot["balance"][stage], (stage,))
+    yield Sample("shoal_slots_written_total", snapshot["balance"]["slots_written"])
+    for decision, by in DECISIONS:
+        yield Sample("shoal_decisions_total", _times(snapshot, decision, by), (decision, by))
+
+
+def _times(snapshot: Snapshot, decision: str, by: str) -> int:
+    return sum(times for *what, times in snapshot["decisions"] if what == [decision, by])

@@ -15,6 +15,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cluster.autoscale import Bounds
+
 
 class SpecError(ValueError):
     """The description cannot be served; the text names the field, its value and what to do."""
@@ -39,6 +41,12 @@ class ShoalSpec(BaseModel):
     )
     standbys: int = Field(
         1, ge=0, le=64, description="processes that wait, warm, to take the place of what dies"
+    )
+    rebalance_s: float = Field(
+        30.0, ge=0, le=86400, description="seconds between looks at the balance of the experts; 0: never"
+    )
+    autoscale: dict[Literal["experts", "attention"], str] = Field(
+        {}, description="how many actors there may be, as {experts: 2-6}; none: as many as ordered"
     )
     ingress: int = Field(1, ge=1, le=64, description="ingress replicas")
     device: Literal["cpu"] = Field("cpu", description="where the model runs")
@@ -78,6 +86,13 @@ class ShoalSpec(BaseModel):
             raise ValueError("replicas_per_expert needs expert actors: set experts to at least 2")
         if self.experts == 0 and self.redundant_slots:
             raise ValueError("redundant_slots needs expert actors: set experts to at least 2")
+        for kind, bounds in self.bounds.items():
+            least = max(1, self.replicas_per_expert) if kind == "expert" else 1
+            if not least <= bounds.least <= bounds.most <= 1024 or (kind == "expert" and not self.experts):
+                raise ValueError(
+                    f"autoscale of {kind} actors is {bounds.least}-{bounds.most}: must be LEAST-MOST, from "
+                    f"{least} to 1024, and experts needs expert actors"
+                )
         if self.experts and self.replicas_per_expert > self.experts:
             raise ValueError(
                 f"replicas_per_expert is {self.replicas_per_expert}: replicas live on distinct actors, "
@@ -94,6 +109,17 @@ class ShoalSpec(BaseModel):
         except ValidationError as error:
             where = f"{file}: " if file else ""
             raise SpecError("\n".join(where + _explain(problem) for problem in error.errors())) from None
+
+    @property
+    def bounds(self) -> dict[str, Bounds]:
+        """Of the autoscaler, by kind of actor."""
+        found: dict[str, Bounds] = {}
+        for name, text in self.autoscale.items():
+            least, dash, most = text.partition("-")
+            if not (dash and least.isdecimal() and most.isdecimal()):
+                raise ValueError(f"autoscale of {name} is {text[:40]!r}: must be LEAST-MOST, as 2-6")
+            found["expert" if name == "experts" else name] = Bounds(least=int(least), most=int(most))
+        return found
 
     @property
     def value_bytes(self) -> int:

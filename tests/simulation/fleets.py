@@ -7,6 +7,7 @@ of hidden states.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from actors.options import AttentionOptions
+from cluster.autoscale import Autoscaler, Bounds
 from cluster.fleet import Fleet, Plan
+from cluster.governor import Governor
 from cluster.orders import obey
+from cluster.rebalance import Rebalancer
 from tests.simulation.machine import Crash, Machine
 
 KILL = "kill"  # a process ends
@@ -48,7 +52,15 @@ OPTIONS = AttentionOptions(
 )
 
 
-def plan(*, attention: int = 2, experts: int = 2, copies: int = 1, redundant: int = 0) -> Plan:
+def plan(
+    *,
+    attention: int = 2,
+    experts: int = 2,
+    copies: int = 1,
+    redundant: int = 0,
+    rebalance_s: float = 0.0,
+    autoscale: Mapping[str, Bounds] | None = None,
+) -> Plan:
     return Plan(
         directory="d",
         dtype="float32",
@@ -58,6 +70,8 @@ def plan(*, attention: int = 2, experts: int = 2, copies: int = 1, redundant: in
         replicas_per_expert=copies,
         redundant_slots=redundant,
         standbys=1,
+        rebalance_s=rebalance_s,
+        autoscale=autoscale or {},
         draft_tokens=0,
         attention=OPTIONS,
     )
@@ -89,6 +103,7 @@ class Story:
         self._fleet: Fleet | None = None
         self._checked_s = 0.0
         self.has_been_well = False
+        self.governor = Governor(Rebalancer(begin.rebalance_s), Autoscaler(begin.autoscale))
 
     @property
     def fleet(self) -> Fleet:
@@ -128,6 +143,7 @@ class Story:
             now_s, since_s = machine.now_s, self._checked_s
             self._checked_s = now_s
             self._fleet.advance(now_s, now_s - since_s, now_s - 0.3)
+            self.governor.look(self._fleet, now_s)
             machine.wait(self._fleet.pending(), 0.2)
             self._is_well()
             if self._fleet.is_renewed:

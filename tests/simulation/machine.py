@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
+import numpy as np
+
 from actors.options import ActorOptions, Loaded
 from cluster.processes import Answer, ProcessDied, WorkFailed
 from cluster.workers import Worker
@@ -58,6 +60,20 @@ class FakeServer:
     def __init__(self, machine: Machine, number: int, pairs: frozenset[Pair], view: View | None) -> None:
         self._machine, self._number = machine, number
         self.pairs, self.view, self.in_use = pairs, view, view
+
+    def stats(self) -> dict[str, float]:
+        machine = self._machine
+        return {
+            "busy_s": machine.busy_share * machine.now_s,
+            "running": machine.running,
+            "wait_s": 0.0,
+            "free_pages": 8,
+            "pages": 8,
+        }
+
+    def expert_pairs(self) -> Any:
+        """As many since birth as its time and the load say."""
+        return self._machine.load_LE * self._machine.now_s
 
     @property
     def epoch(self) -> int:
@@ -181,6 +197,9 @@ class Machine:
         self.now_s = 0.0
         self.crash_in: int | None = None
         self.failing_loads = 0
+        self.busy_share = 0.0  # of its time, in which an expert actor computes
+        self.running = 0  # sequences of an attention actor
+        self.load_LE = np.zeros((2, 6))  # pairs a second
         self.processes: dict[int, FakeProcess] = {}
         self._memory: bytes | None = None
         self._views: dict[int, bytes] = {}

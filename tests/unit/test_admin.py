@@ -53,6 +53,8 @@ def snapshot(at_s: float, pairs: list[list[int]], decoded: float = 0.0) -> dict[
         "epoch": 3,
         "ready": True,
         "settled": True,
+        "balance": {"before": 1.5, "after": 1.1, "slots_written": 7},
+        "decisions": [["scale", "operator", 2]],
         "actors": [
             actor("expert-0", "expert", pairs=10.0),
             actor("attention-0", "attention", decode_tokens=decoded, prefill_tokens=0.0, running=2.0),
