@@ -19,9 +19,10 @@ from typing import Any
 import ray
 
 from cluster.autoscale import Autoscaler
-from cluster.fleet import Fleet, Plan
+from cluster.fleet import Fleet
 from cluster.governor import Governor
 from cluster.orders import Arguments, obey
+from cluster.plan import Plan
 from cluster.processes import Greeting, Memory, Processes
 from cluster.rebalance import Rebalancer
 from model.config import ModelConfig

@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,13 @@ CONTROLLER = "controller"
 INGRESS = "ingress"
 INGRESS_TITLE = "ray::ServeReplica:shoal:ingress"
 HICCUP_S = 3.0
+ORDER_S, POLL_S = 60.0, 0.1
+MOVING_S = 1.0  # after an order, experts are on their way
 
 Victims = dict[str, int]  # by name, the process id that was hit
 Inject = Callable[["Cluster", Victims, random.Random], Victims]  # who lives -> who was hit
+Order = tuple[str, Mapping[str, object]]
+IsOver = Callable[["Cluster", Victims, Victims], bool]  # who lived before, who was hit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +38,8 @@ class Fault:
     """What is done, and where.
 
     is_replicated: in a cluster of two attention actors, two ingress replicas and two copies of each expert.
-    may_cut: connections of clients may end with the process that was hit.
+    may_cut: connections of clients may end with the process that was hit. is_over: all is well again; none:
+    when everyone who was hit is replaced.
     """
 
     name: str
@@ -41,6 +47,7 @@ class Fault:
     is_replicated: bool
     inject: Inject
     may_cut: bool = False
+    is_over: IsOver | None = None
 
 
 def living(cluster: Cluster) -> Victims:
@@ -110,6 +117,28 @@ def spoil(name: str) -> Inject:
     return inject
 
 
+def obey(*orders: Order, killing: str | None = None) -> Inject:
+    """Orders, each when the one before is carried out; killing: who dies while the first is."""
+
+    def inject(cluster: Cluster, alive: Victims, _: random.Random) -> Victims:
+        for number, (order, arguments) in enumerate(orders):
+            deadline_s = time.monotonic() + ORDER_S
+            while number and not is_settled(cluster) and time.monotonic() < deadline_s:
+                time.sleep(POLL_S)
+            cluster.order(order, arguments)
+            if killing is not None and not number:
+                time.sleep(MOVING_S)
+                _signal(alive[killing], signal.SIGKILL)
+        return {order: 0 for order, _ in orders}
+
+    return inject
+
+
+def is_settled(cluster: Cluster, *_: Victims) -> bool:
+    """Whether everything that was ordered is so."""
+    return bool(cluster.status()["settled"])
+
+
 def kill_any(_: Cluster, alive: Victims, generator: random.Random) -> Victims:
     """SIGKILL to one of all but the ingress replicas, whose clients' connections would end with them."""
     name = generator.choice(sorted(name for name in alive if not name.startswith(INGRESS)))
@@ -121,6 +150,11 @@ def _fault(
     name: str, about: str, inject: Inject, *, is_replicated: bool = True, may_cut: bool = False
 ) -> Fault:
     return Fault(name=name, about=about, is_replicated=is_replicated, inject=inject, may_cut=may_cut)
+
+
+def _ordered(name: str, about: str, *orders: Order, killing: str | None = None) -> Fault:
+    inject = obey(*orders, killing=killing)
+    return Fault(name=name, about=about, is_replicated=True, inject=inject, is_over=is_settled)
 
 
 def _nothing(_: Cluster, __: Victims, ___: random.Random) -> Victims:
@@ -164,6 +198,28 @@ FAULTS: Sequence[Fault] = (
     _fault(
         "ingress-kill", "SIGKILL of one of two ingress replicas", send(KILL, f"{INGRESS}-0"), may_cut=True
     ),
+    _ordered(
+        "scale-experts", "2 to 4 expert actors and back", ("scale", {"experts": 4}), ("scale", {"experts": 2})
+    ),
+    _ordered(
+        "scale-experts-kill",
+        "the same, and a SIGKILL while experts move",
+        *(("scale", {"experts": 4}), ("scale", {"experts": 2})),
+        killing="expert-0",
+    ),
+    _ordered(
+        "scale-attention",
+        "2 to 3 attention actors and back",
+        ("scale", {"attention": 3}),
+        ("scale", {"attention": 2}),
+    ),
+    _ordered(
+        "drain",
+        "an attention actor drained, another begun",
+        ("drain", {"name": "attention-0"}),
+        ("scale", {"attention": 2}),
+    ),
+    _ordered("restart", "every actor and the controller replaced, one after another", ("restart", {})),
 )
 BY_NAME = {fault.name: fault for fault in FAULTS}
 

@@ -9,50 +9,27 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
-from actors.options import ActorOptions, AttentionOptions
+from actors.options import ActorOptions
 from cluster import moves
-from cluster.autoscale import Bounds
 from cluster.balance import Rule, even_load
 from cluster.farewell import Farewell
 from cluster.life import Life, hang_s
 from cluster.lives import Lives
 from cluster.member import Member
+from cluster.plan import Plan, first_members
 from cluster.processes import Answer, AnswerLost, Introduction, Memory, Processes
+from cluster.publisher import Publisher
 from cluster.record import Record, Seat
-from cluster.term import NOTHING, Term
+from cluster.term import Term
 from model.config import ModelConfig
-from router.view import ActorId, Epoch, ExpertActor, Pair, View, even_placement
+from router.view import View
 
 logger = logging.getLogger(__name__)
 
 EVENTS_KEPT = 1000
 INTRODUCTION_S = 10.0  # for all the living to say who they are, on a machine that is busy with a death
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What to begin with. Attention options are alike for all; experts are placed evenly.
-
-    redundant_slots: of all expert actors together, beyond those for replicas_per_expert copies of each.
-    standbys: processes that wait, warm, to take the place of what dies. rebalance_s: between looks at the
-    balance, 0 for never. autoscale: by kind of actor, how many there may be; none: as many as ordered.
-    """
-
-    directory: str
-    dtype: str
-    data_host: str
-    num_attention: int
-    num_experts: int
-    replicas_per_expert: int
-    redundant_slots: int
-    standbys: int
-    rebalance_s: float
-    autoscale: Mapping[str, Bounds]
-    draft_tokens: int
-    attention: AttentionOptions
 
 
 class Fleet:
@@ -73,8 +50,9 @@ class Fleet:
         self.decisions: Counter[tuple[str, str]] = Counter()  # what, and by whom
         self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
         record = self._recalled()
-        self.epoch, self.renew_upto = record.epoch, record.renew_upto
-        self.members = [_member(seat, clock()) for seat in record.seats] or _first_members(plan, config)
+        self.renew_upto = record.renew_upto
+        self._publisher = Publisher(config, record.epoch)
+        self.members = [_member(seat, clock()) for seat in record.seats] or first_members(plan, config)
         for member in self.members:
             member.has_served = record.epoch > 0  # somebody could read the checkpoint before
         self.farewells: list[Farewell] = []
@@ -84,10 +62,6 @@ class Fleet:
             self.rule.place(self.experts, config, self.load_LE)
         self.is_renewed = False
         self.lives = Lives(processes, record.num_lives, self.remember, plan.standbys)
-        # What the newest view shows; of an earlier controller's nobody knows: the next epoch begins at once.
-        self._published: list[object] | None = None if record.epoch else []
-        self.view = self._make_view([])
-        self._is_covered = False  # every expert has been in a view
         self._adopt_living()
 
     # Who there is
@@ -99,6 +73,15 @@ class Fleet:
     @property
     def attention(self) -> list[Member]:
         return [member for member in self.members if not member.is_expert]
+
+    @property
+    def epoch(self) -> int:
+        return self._publisher.epoch
+
+    @property
+    def view(self) -> View:
+        """The newest."""
+        return self._publisher.view
 
     @property
     def now_s(self) -> float:
@@ -165,7 +148,7 @@ class Fleet:
             member = named.pop(introduction.actor_id, None) if introduction else None
             if introduction and introduction.loaded and member:
                 member.term = Term.adopted(life, introduction.loaded, introduction.pairs)
-                self.epoch = max(self.epoch, introduction.epoch)
+                self._publisher.follow(introduction.epoch)
             elif introduction and not introduction.loaded:
                 self.lives.standbys.append(life)
             else:  # it starts, loads or hangs: a new one is as good; or it was to leave
@@ -173,7 +156,6 @@ class Fleet:
         if asked:
             adopted = [member.actor_id for member in self.members if member.is_active]
             self.note(f"controller again in charge of {', '.join(adopted) or 'nobody'}")
-            self._is_covered = self.epoch > 0
 
     # One look
 
@@ -260,41 +242,18 @@ class Fleet:
         if member.wanted is not None:
             term.held = member.wanted
             term.loading = term.life.do("load_expert", options, member.wanted)
-        elif self._is_covered or not self.experts:
+        elif self._publisher.is_covered or not self.experts:
             view = self.view.to_bytes() if self.experts else None
             term.life.epoch = self.epoch
             term.loading = term.life.do("load_attention", options, self.plan.attention, view)
 
-    # The view
-
     def _publish(self) -> None:
-        """A view of the next epoch, if another should be shown than is."""
-        shown = moves.show(self.experts)
-        face: list[object] = [(term.life.number, pairs) for _, term, pairs in shown]
-        if face == self._published:
+        if not self._publisher.publish(self.experts, self.remember):
             return
-        self.epoch += 1
-        self.remember()
-        self._published = face
-        for member in self.experts:
-            pairs = next((pairs for one, _, pairs in shown if one is member), NOTHING)
-            if member.serving and member.serving.shown != pairs:
-                member.serving.shown, member.serving.shown_since = pairs, self.epoch
         for farewell in self.farewells:
             farewell.note_epoch(self.epoch)
-        self.view = self._make_view(shown)
-        self._is_covered |= not self.view.missing() and bool(self.view.actors)
         for member in self.attention:
             self._send_view(member)
-
-    def _make_view(self, shown: Sequence[tuple[Member, Term, frozenset[Pair]]]) -> View:
-        return View(
-            epoch=Epoch(self.epoch),
-            num_experts=self.config.num_experts,
-            first_layer=self.config.num_dense_layers,
-            actors=tuple(_address(member.actor_id, term) for member, term, _ in shown),
-            held=tuple(_by_layer(pairs, self.config.routed_layers) for _, _, pairs in shown),
-        )
 
     def _send_view(self, member: Member) -> None:
         if member.serving is not None and not member.is_expert and self.experts:
@@ -321,30 +280,3 @@ def _introduction(answer: Answer) -> Introduction | None:
 
 def _member(seat: Seat, now_s: float) -> Member:
     return Member(seat.actor_id, seat.wanted, leaves_s=now_s if seat.is_leaving else None)
-
-
-def _first_members(plan: Plan, config: ModelConfig) -> list[Member]:
-    """Those that the plan asks for."""
-    experts: list[Member] = []
-    if plan.num_experts:
-        placement = even_placement(config.num_experts, plan.num_experts, plan.replicas_per_expert)
-        experts = [
-            Member(
-                f"expert-{i}", frozenset((layer, expert) for layer in config.routed_layers for expert in held)
-            )
-            for i, held in enumerate(placement)
-        ]
-    return [*experts, *(Member(f"attention-{i}", None) for i in range(plan.num_attention))]
-
-
-def _address(actor_id: str, term: Term) -> ExpertActor:
-    assert term.loaded is not None, f"{actor_id} does not serve"
-    host, port = term.loaded.host, term.loaded.port
-    return ExpertActor(actor_id=ActorId(actor_id), incarnation=term.life.number, host=host, port=port)
-
-
-def _by_layer(pairs: frozenset[Pair], layers: range) -> tuple[tuple[int, ...], ...]:
-    held: list[list[int]] = [[] for _ in layers]
-    for layer, expert in sorted(pairs):
-        held[layer - layers.start].append(expert)
-    return tuple(tuple(experts) for experts in held)

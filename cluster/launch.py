@@ -20,9 +20,9 @@ import ray
 
 from actors.options import AttentionOptions
 from cluster.controller import Controller
-from cluster.fleet import Plan
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
 from cluster.look import take
+from cluster.plan import Plan
 from cluster.preflight import Preflight
 from cluster.ray_processes import NAMESPACE, RayMemory, RayProcesses, kill_here, remote_class
 from cluster.snapshot import Snapshot, Unavailable

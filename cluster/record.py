@@ -58,7 +58,7 @@ class Record:
                     for name, leaves, layers in seats
                 ),
             )
-        except (TypeError, AttributeError, msgpack.exceptions.UnpackException) as error:
+        except (TypeError, ValueError, AttributeError, msgpack.exceptions.UnpackException) as error:
             raise ValueError(f"not a controller's record: {error}") from None
 
 

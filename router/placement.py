@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 Held = NDArray[np.bool_]  # [A, E]
 Load = NDArray[np.float64]  # [E]
 
-GAIN = 1e-4  # least share of the squared load that a write must save
+GAIN = 1e-4  # least share of the strain that a write must save
+CANDIDATES = 16  # of each kind of change that are tried out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,33 +146,55 @@ def _place(held_AE: Held, loads_A: Load, expert: int, share_E: Load, num_slots: 
 
 def _evened(held_AE: Held, load_E: Load, room: Room, max_writes: int) -> Held:
     """Write the slots that even the load most, one or two at a time."""
-    held_AE, left = held_AE.copy(), max_writes
+    left = max_writes
     while left > 0 and load_E.any():
-        changes = [_best_exchange(held_AE, load_E, room)]
+        changes = _best_exchanges(held_AE, load_E, room)
         if left > 1:
-            changes.append(_best_swap(held_AE, load_E))
-        best = max(changes, key=lambda change: change.saved / len(change.written))
-        if best.saved / len(best.written) <= GAIN * float((actor_loads(held_AE, load_E) ** 2).sum()):
+            changes += _best_swaps(held_AE, load_E)
+        strain = _strain(held_AE, load_E)
+        changed = [(change.applied(held_AE), len(change.written)) for change in changes]
+        gains = [(strain - _strain(after_AE, load_E)) / writes for after_AE, writes in changed]
+        if not gains or max(gains) <= GAIN * strain:
             break
-        for actor, expert in best.cleared:
-            held_AE[actor, expert] = False
-        for actor, expert in best.written:
-            held_AE[actor, expert] = True
-        left -= len(best.written)
+        held_AE, writes = changed[gains.index(max(gains))]
+        left -= writes
     return held_AE
+
+
+def _strain(held_AE: Held, load_E: Load) -> float:
+    """Fourth powers, so that the busiest count most, and those that are nearly as busy count, too."""
+    return float((actor_loads(held_AE, load_E) ** 4).sum())
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """saved: by so much the sum of the actors' squared loads falls. (actor, expert) pairs."""
+    """(actor, expert) pairs."""
 
-    saved: float
     cleared: tuple[tuple[int, int], ...]
     written: tuple[tuple[int, int], ...]
 
+    def applied(self, held_AE: Held) -> Held:
+        held_AE = held_AE.copy()
+        for actor, expert in self.cleared:
+            held_AE[actor, expert] = False
+        for actor, expert in self.written:
+            held_AE[actor, expert] = True
+        return held_AE
 
-def _best_exchange(held_AE: Held, load_E: Load, room: Room) -> _Change:
-    """One more copy of an expert in a slot that is free, or in place of a copy that can be spared."""
+
+def _lowest(change_XY: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Where the CANDIDATES lowest values are, of those below zero."""
+    flat = change_XY.ravel()
+    found = np.argpartition(flat, min(CANDIDATES, len(flat)) - 1)[:CANDIDATES]
+    places = (np.unravel_index(place, change_XY.shape) for place in found if flat[place] < 0)
+    return [(int(x), int(y)) for x, y in places]
+
+
+def _best_exchanges(held_AE: Held, load_E: Load, room: Room) -> list[_Change]:
+    """One more copy of an expert in a slot that is free, or in place of a copy that can be spared.
+
+    Those that lower the sum of squared loads most, which takes no trying.
+    """
     held = held_AE.astype(np.float64)
     copies_E, loads_A = held.sum(0), actor_loads(held_AE, load_E)
     share_E = load_E / np.maximum(copies_E, 1)
@@ -186,7 +209,7 @@ def _best_exchange(held_AE: Held, load_E: Load, room: Room) -> _Change:
     actor_N = np.array([a for a, _ in spared] + list(free), dtype=np.int64)
     given_N = np.array([e for _, e in spared] + [0] * len(free), dtype=np.int64)
     if not len(actor_N):
-        return _Change(0.0, (), ((0, 0),))
+        return []
     is_given_N = np.arange(len(actor_N)) < len(spared)
     thick_N1, burden_N1 = ((x_E[given_N] * is_given_N)[:, None] for x_E in (thicker_E, burden_E))
     here_NE = thinner_E - thick_N1  # what the actor itself gains beside what all holders do
@@ -195,13 +218,14 @@ def _best_exchange(held_AE: Held, load_E: Load, room: Room) -> _Change:
     change_NE += burden_N1**2 * copies_E[given_N, None] + relief_E**2 * copies_E
     change_NE += 2 * burden_N1 * here_NE - 2 * burden_N1 * relief_E * together_EE[given_N]
     change_NE[held_AE[actor_N]] = np.inf
-    place, expert = np.unravel_index(np.argmin(change_NE), change_NE.shape)
-    actor, given = int(actor_N[place]), int(given_N[place])
-    cleared = ((actor, given),) if is_given_N[place] else ()
-    return _Change(-float(change_NE[place, expert]), cleared, ((actor, int(expert)),))
+    slots = [(int(a), int(e)) for a, e in zip(actor_N, given_N, strict=True)]
+    return [
+        _Change((slots[n],) if is_given_N[n] else (), ((slots[n][0], expert),))
+        for n, expert in _lowest(change_NE)
+    ]
 
 
-def _best_swap(held_AE: Held, load_E: Load) -> _Change:
+def _best_swaps(held_AE: Held, load_E: Load) -> list[_Change]:
     """Two actors give each other one expert."""
     actor_N, expert_N = np.nonzero(held_AE)
     share_N = (load_E / np.maximum(held_AE.sum(0), 1))[expert_N]
@@ -210,6 +234,8 @@ def _best_swap(held_AE: Held, load_E: Load) -> _Change:
     moved_NN = share_N[:, None] - share_N
     saved_NN = 2 * moved_NN * (load_N[:, None] - load_N - moved_NN)
     saved_NN[has_NN | has_NN.T] = -np.inf
-    one, other = np.unravel_index(np.argmax(saved_NN), saved_NN.shape)
-    here, there = (int(actor_N[one]), int(expert_N[one])), (int(actor_N[other]), int(expert_N[other]))
-    return _Change(float(saved_NN[one, other]), (here, there), ((here[0], there[1]), (there[0], here[1])))
+    slots = [(int(a), int(e)) for a, e in zip(actor_N, expert_N, strict=True)]
+    return [
+        _Change((slots[n], slots[m]), ((slots[n][0], slots[m][1]), (slots[m][0], slots[n][1])))
+        for n, m in _lowest(-saved_NN)
+    ]

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from actors.options import AttentionOptions
 from cluster.autoscale import Autoscaler, Bounds
-from cluster.fleet import Fleet, Plan
+from cluster.fleet import Fleet
 from cluster.governor import Governor
 from cluster.orders import obey
+from cluster.plan import Plan
 from cluster.rebalance import Rebalancer
 from tests.simulation.machine import Crash, Machine
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from cluster import controller, workers
 from cluster.controller import Controller
 from cluster.fleet import Fleet
+from cluster.orders import obey
 from router.view import View
 from tests.simulation.fleets import (
     CONFIG,
@@ -29,6 +30,7 @@ from tests.simulation.fleets import (
     SHIFT,
     Fault,
     Story,
+    check_end,
     faults,
     plan,
     play,
@@ -163,3 +165,41 @@ def test_a_controller_that_cannot_begin_ends_its_process_so_that_another_begins(
     assert machine.num_refused == 0, "its birth asks nobody"
     one.run()
     assert (ended, machine.num_refused) == ([controller.FAULT], 1)
+
+
+# Orders
+
+
+@pytest.mark.parametrize(
+    ("order", "arguments", "words"),
+    [
+        ("dance", {}, "is no order: scale, drain, restart"),
+        ("scale", {}, "experts=N, attention=N or both"),
+        ("scale", {"experts": 0}, "must be a whole number from 1"),
+        ("scale", {"experts": "2"}, "must be a whole number from 1"),
+        ("scale", {"seats": 2}, "experts=N, attention=N or both"),
+        ("scale", {"experts": 1}, "2 copies of each expert on distinct actors: there are 1"),
+        ("drain", {"name": "expert-9"}, "neither an actor that serves nor a host"),
+        ("drain", {"name": "h"}, "keep at least one attention actor"),
+        ("drain", {"name": "attention-0"}, "keep at least one attention actor"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words_and_changes_nothing(order: str, arguments: dict, words: str):
+    story = Story(PLANS[1])
+    story.until_well()
+    before = story.machine.recall()
+    with pytest.raises(ValueError, match=words):
+        obey(story.fleet, order, arguments)
+    assert story.machine.recall() == before
+    assert story.fleet.is_settled and not story.fleet.decisions
+
+
+def test_who_came_last_leaves_first_and_names_are_given_again():
+    story = Story(PLANS[0])
+    story.until_well()
+    for count, names in ((4, "0123"), (2, "01"), (3, "012")):
+        obey(story.fleet, "scale", {"experts": count})
+        story.run(1.0)
+        story.until_well()
+        assert [m.actor_id for m in story.fleet.experts] == [f"expert-{n}" for n in names]
+    check_end(story)
