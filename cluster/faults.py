@@ -24,6 +24,7 @@ CONTROLLER = "controller"
 INGRESS = "ingress"
 INGRESS_TITLE = "ray::ServeReplica:shoal:ingress"
 HICCUP_S = 3.0
+SLOW_S, MOMENT_S = 5.0, 0.1
 ORDER_S, POLL_S = 60.0, 0.1
 MOVING_S = 1.0  # after an order, experts are on their way
 
@@ -103,6 +104,20 @@ def hiccup(name: str) -> Inject:
         victims = send(signal.SIGSTOP, name)(cluster, alive, generator)
         threading.Timer(HICCUP_S, _signal, (victims[name], signal.SIGCONT)).start()
         return victims
+
+    return inject
+
+
+def slow(name: str) -> Inject:
+    """A tenth of its speed, for SLOW_S: suspended for most of every moment. Nobody need be replaced."""
+
+    def inject(_: Cluster, alive: Victims, __: random.Random) -> Victims:
+        end_s = time.monotonic() + SLOW_S
+        while time.monotonic() < end_s:
+            for number, part in ((signal.SIGSTOP, 0.9), (signal.SIGCONT, 0.1)):
+                _signal(alive[name], number)
+                time.sleep(part * MOMENT_S)
+        return {}
 
     return inject
 
@@ -191,6 +206,7 @@ FAULTS: Sequence[Fault] = (
     _fault("attention-kill", "SIGKILL of one of two attention actors", send(KILL, "attention-0")),
     _fault("expert-hiccup", "SIGSTOP of an expert for 3 s", hiccup("expert-1")),
     _fault("expert-stop", "SIGSTOP of an expert for ever", send(STOP, "expert-0")),
+    _fault("expert-slow", "an expert at a tenth of its speed for 5 s", slow("expert-0")),
     _fault("attention-hiccup", "SIGSTOP of an attention actor for 3 s", hiccup("attention-1")),
     _fault("attention-stop", "SIGSTOP of an attention actor for ever", send(STOP, "attention-0")),
     _fault("controller-kill", "SIGKILL of the controller", send(KILL, CONTROLLER)),
