@@ -89,7 +89,7 @@ def serve(
         "replicas_per_expert": replicas_per_expert,
         "redundant_slots": redundant_slots,
         "rebalance_s": rebalance_s,
-        "autoscale": dict(one.split("=", 1) for one in autoscale if "=" in one) if autoscale else None,
+        "autoscale": dict(one.partition("=")[::2] for one in autoscale) if autoscale else None,
         "standbys": standbys,
         "ingress": ingress,
         "device": device,
