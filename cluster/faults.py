@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from cluster.snapshot import Unavailable
+
 if TYPE_CHECKING:
     from cluster.launch import Cluster
 
@@ -151,7 +153,10 @@ def obey(*orders: Order, killing: str | None = None) -> Inject:
 
 def is_settled(cluster: Cluster, *_: Victims) -> bool:
     """Whether everything that was ordered is so."""
-    return bool(cluster.status()["settled"])
+    try:
+        return bool(cluster.snapshot()["settled"])
+    except Unavailable:
+        return False  # the controller is in between two lives
 
 
 def kill_any(_: Cluster, alive: Victims, generator: random.Random) -> Victims:
