@@ -1,4 +1,4 @@
-"""What each expert actor should hold, from what each holds and the load.
+"""What each expert actor should hold, by the load.
 
 router/placement.py decides, a layer at a time; here are the seats. Knows nothing of how experts get there.
 """

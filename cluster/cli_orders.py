@@ -1,6 +1,7 @@
-"""`shoal scale`, `shoal drain` and `shoal restart`: orders to a cluster that serves.
+"""`shoal scale`, `shoal drain` and `shoal restart`.
 
-Posts them to its admin listener and waits until all is as ordered. Knows nothing of how it is done.
+Orders to a cluster that serves: posts them to its admin listener and waits until all is so. Knows nothing
+of how it is done.
 """
 
 from __future__ import annotations

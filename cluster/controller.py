@@ -1,8 +1,8 @@
-"""The controller: a named actor that keeps the fleet, and answers whoever asks.
+"""The controller: keeps the fleet, answers whoever asks.
 
-`run` is its loop, everything else answers from other threads, as soon as the fleet is in hand. Whatever goes
-wrong in it ends the process, and another is started in its place: the data plane streams on without it.
-Knows nothing of tensors or requests.
+A named actor: `run` is its loop, everything else answers from other threads as soon as the fleet is in hand.
+Whatever goes wrong in it ends the process, and another is started in its place: the data plane streams on
+without it. Knows nothing of tensors or requests.
 """
 
 from __future__ import annotations

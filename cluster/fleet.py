@@ -1,6 +1,6 @@
-"""Every actor of the data plane: who lives, who should, and the view that says so.
+"""Every actor of the data plane: who lives, who should.
 
-Begins lives, replaces what dies or hangs, lets go who is to leave, and publishes views. A look at a time:
+Begins lives, replaces what dies or hangs, lets go who is to leave, publishes views. A look at a time:
 whatever has happened since the last one, the next goes on from there. Knows nothing of threads, of Ray, or of
 why somebody is to come or go.
 """

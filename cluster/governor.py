@@ -1,4 +1,4 @@
-"""What a fleet is told by nobody: to even its load, to grow, to shrink.
+"""What a fleet decides by itself.
 
 Surveys the actors, and gives orders as an operator would, each with its reason. Knows nothing of how they
 are carried out.

@@ -1,4 +1,4 @@
-"""Where lives come from: new processes, and some that wait, warm.
+"""Where lives come from: new, or waiting, warm.
 
 Numbers them, each number once and for ever. Knows nothing of what they are to be.
 """

@@ -1,4 +1,4 @@
-"""One seat of the data plane over all the terms that are served in it.
+"""One seat of the data plane, over all its terms.
 
 Sees a life load and serve, notes how it ended and says when the next may begin. Knows nothing of views, nor
 of other members.

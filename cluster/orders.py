@@ -1,4 +1,4 @@
-"""Orders to a fleet: more or fewer actors, some that are to leave, a next life for all.
+"""Orders to a fleet: scale, drain, restart.
 
 An order changes what there should be, and says so in words; the fleet does the rest. Knows nothing of who
 gives it.

@@ -1,4 +1,4 @@
-"""A fleet through a schedule of faults and orders, on a fake clock.
+"""A fleet through faults and orders, on a fake clock.
 
 What goes wrong and when is data, drawn by hypothesis. At the end all must be as the goals say. Knows nothing
 of hidden states.

@@ -1,4 +1,4 @@
-"""Processes without processes: what a controller asks, answered on a fake clock.
+"""What a controller asks, answered on a fake clock.
 
 The worker is the real one with its loads taken out. Anything may die, hang or fail to load at any moment, and
 the controller in the middle of any call. Watches what may never happen. Knows nothing of why it is asked.
