@@ -16,14 +16,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import ray
-
 from cluster.autoscale import Autoscaler
 from cluster.fleet import Fleet
 from cluster.governor import Governor
 from cluster.orders import Arguments, obey
 from cluster.plan import Plan
-from cluster.processes import Greeting, Memory, Processes
+from cluster.processes import Greeting, Memory, Processes, beside
 from cluster.rebalance import Rebalancer
 from model.config import ModelConfig
 
@@ -91,11 +89,11 @@ class Controller:
                 time.sleep(WATCH_POLL_S)
         self._fleet.end()
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def stop(self) -> None:
         self._stopping.set()
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def endpoints(self, greeting: Greeting | None = None) -> list[tuple[str, str, int, bool]]:
         """(actor id, host, port, whether it is to leave) of every attention actor that serves."""
         with self._in_hand() as fleet:
@@ -104,7 +102,7 @@ class Controller:
             found = [(m, m.term.loaded) for m in fleet.attention if m.term and m.term.loaded]
             return [(m.actor_id, loaded.host, loaded.port, m.is_leaving) for m, loaded in found]
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def status(self) -> dict[str, Any]:
         """What the command line shows: every member, the epoch, whether all serve, what happened and when."""
         with self._in_hand() as fleet:
@@ -123,28 +121,28 @@ class Controller:
                 "members": [member.describe() for member in fleet.members],
             }
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def stats(self) -> dict[str, Any]:
         """By actor id, the answer to come of every actor that serves."""
         with self._in_hand() as fleet:
             serving = [(m.actor_id, m.serving) for m in fleet.members]
             return {name: term.life.ask("stats").reference for name, term in serving if term}
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def expert_pairs(self) -> dict[str, Any]:
         """By actor id, the answer to come of every attention actor that serves (Worker.expert_pairs)."""
         with self._in_hand() as fleet:
             serving = [(m.actor_id, m.serving) for m in fleet.attention]
             return {name: term.life.ask("expert_pairs").reference for name, term in serving if term}
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def spoil(self, actor_id: str) -> None:
         """For fault tests: make an expert actor answer rubbish."""
         with self._in_hand() as fleet:
             [term] = [m.serving for m in fleet.experts if m.actor_id == actor_id and m.serving]
             term.life.ask("spoil")
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def order(self, order: str, arguments: Arguments) -> dict[str, str]:
         """Of cluster/orders.py: what is `done`, or the `error`."""
         with self._in_hand() as fleet:

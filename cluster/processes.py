@@ -8,12 +8,24 @@ Errors: AnswerLost > WorkFailed, ProcessDied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from actors.options import Loaded
 from router.view import Pair
+
+M = TypeVar("M", bound=Callable[..., Any])
+
+
+def beside(lane: str) -> Callable[[M], M]:
+    """A method that answers beside a process's main work; a lane has threads of its own."""
+
+    def mark(method: M) -> M:
+        method.lane = lane  # type: ignore[attr-defined]
+        return method
+
+    return mark
 
 
 class AnswerLost(RuntimeError):  # noqa: N818 - named for what happened, as the rest of the tree

@@ -15,10 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-import ray
-
 from actors.options import ActorOptions, AttentionOptions, Loaded
-from cluster.processes import Introduction, Pulse
+from cluster.processes import Introduction, Pulse, beside
 from router.view import Pair, View
 
 PULSE_S = 0.5
@@ -52,14 +50,14 @@ class Worker:
         self._options, self._loaded = options, loaded
         return loaded
 
-    @ray.method(concurrency_group="load")
+    @beside("load")
     def take(self, pairs: frozenset[Pair]) -> None:
         """To an expert actor that serves: read more; raises CheckpointError and holds what it has read."""
         from actors.build import take_experts
 
         _politely(lambda: take_experts(self._server, self._options, pairs, self._note))
 
-    @ray.method(concurrency_group="load")
+    @beside("load")
     def drop(self, pairs: frozenset[Pair]) -> None:
         """To an expert actor that serves: hold these no more."""
         self._server.drop(pairs)
@@ -85,7 +83,7 @@ class Worker:
         finally:
             self._ended.set()
 
-    @ray.method(concurrency_group="pulse")
+    @beside("pulse")
     def pulse(self) -> Pulse:
         """Answers after PULSE_S, or at once when `run` has ended."""
         has_ended = self._ended.wait(PULSE_S)
@@ -93,7 +91,7 @@ class Worker:
             return Pulse(has_ended=has_ended, epoch=0, convicted=())
         return Pulse(has_ended=has_ended, epoch=self._server.epoch_in_use, convicted=self._server.convicted)
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def introduce(self) -> Introduction | None:
         """None: it is in between, or has ended."""
         if self._is_standby:
@@ -107,29 +105,29 @@ class Worker:
             pairs=self._server.pairs,
         )
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def progress(self) -> tuple[int, int, float]:
         """(bytes read, bytes in all, seconds) of the load."""
         return self._progress
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def set_view(self, view: bytes) -> None:
         """To an attention actor: a newer view, adopted at the next step (or now, if a step is parked)."""
         self._server.set_view(View.from_bytes(view))
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def stats(self) -> dict[str, float]:
         """Counters since birth."""
         stats: dict[str, float] = self._server.stats()
         return stats
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def expert_pairs(self) -> list[list[int]]:
         """Of an attention actor: [L][E] pairs (token, expert) since birth."""
         pairs: list[list[int]] = self._server.expert_pairs().tolist()
         return pairs
 
-    @ray.method(concurrency_group="ctl")
+    @beside("ctl")
     def spoil(self) -> None:
         """For fault tests, to an expert actor: from now on its weights are not numbers."""
         self._server.spoil()
