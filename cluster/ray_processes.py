@@ -97,9 +97,6 @@ class RayMemory:
 
 def remote_class(kind: type) -> Any:
     """`kind` as a Ray actor class, whose marked methods answer beside its loop."""
-    for method in vars(kind).values():
-        if lane := getattr(method, "lane", None):
-            ray.method(concurrency_group=lane)(method)
     decorate: Any = ray.remote
     return decorate(concurrency_groups=CONCURRENCY_GROUPS, num_cpus=0, max_restarts=0, max_task_retries=0)(
         kind
