@@ -39,7 +39,7 @@ from router.exchange import StepAbandoned
 from router.heartbeat import beating
 from router.listener import Arrival, Listener, Peer
 from router.load import Counts
-from router.view import View
+from router.view import Pair, View
 from router.wire import BadFrame, from_fields, kinds
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,16 @@ class AttentionServer:
         """Of the newest view that has reached this actor."""
         newest = self._views.newest()
         return self._engine.epoch if newest is None else max(newest.epoch, self._engine.epoch)
+
+    @property
+    def epoch_in_use(self) -> int:
+        """Of the view that it computes with: no parcel goes out by an older one any more."""
+        return self._engine.epoch
+
+    @property
+    def pairs(self) -> frozenset[Pair]:
+        """Of routed experts it holds none that others may ask for."""
+        return frozenset()
 
     @property
     def convicted(self) -> tuple[tuple[str, int], ...]:

@@ -108,6 +108,7 @@ class Engine:
             "waiting": self.num_waiting,
             "wait_s": self.wait_s,
             "free_pages": self.free_pages,
+            "pages": self._pool.num_pages,
             "cache_tokens": self._pool.num_pages * PAGE_TOKENS,
             "preemptions": self._scheduler.num_preemptions,
             **(self._prefixes.stats() if self._prefixes else {}),

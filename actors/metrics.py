@@ -165,7 +165,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("shoal_expert_batches_total", "counter", _EXPERT, (), "Passes over the weights of a layer."),
     Metric("shoal_expert_refused_total", "counter", _EXPERT, (), "Parcels refused."),
     Metric("shoal_expert_busy_seconds_total", "counter", _EXPERT, (), "Time spent computing."),
-    Metric("shoal_experts_held", "gauge", _EXPERT, (), "Experts of each layer that this actor holds."),
+    Metric("shoal_experts_held", "gauge", _EXPERT, (), "Experts of a layer held here, in the mean."),
     # Requests
     Metric(
         "shoal_requests_total",
@@ -215,6 +215,22 @@ METRICS: tuple[Metric, ...] = (
         _CONTROLLER,
         ("member",),
         "Of the actor's last death: from noticing it to serving again.",
+    ),
+    Metric(
+        "shoal_placement_imbalance",
+        "gauge",
+        _CONTROLLER,
+        ("stage",),
+        "Load of the busiest expert actor over the mean, mean of the layers: measured (before), and expected "
+        "of the last rebalance (after).",
+    ),
+    Metric("shoal_slots_written_total", "counter", _CONTROLLER, (), "Experts moved to even the load."),
+    Metric(
+        "shoal_decisions_total",
+        "counter",
+        _CONTROLLER,
+        ("decision", "source"),
+        "Decisions to scale, drain, restart or rebalance, by an operator, the autoscaler or the controller.",
     ),
 )
 

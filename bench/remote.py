@@ -16,6 +16,7 @@ import torch
 
 from actors.build import build_expert
 from actors.engine import Engine
+from actors.expert import in_every_layer
 from actors.options import ActorOptions
 from actors.scheduler import SchedulerLimits
 from model.cache import PAGE_TOKENS
@@ -49,7 +50,8 @@ def other_process(work: Callable[..., None], *arguments: Any) -> Iterator[Connec
 def built_expert(directory: Path, number: int, of: int) -> tuple[Any, int]:
     """(server that is not running yet, its port), with its share of the experts."""
     torch.set_num_threads(1)
-    placement = even_placement(Checkpoint.open(directory).config.num_experts, of)
+    config = Checkpoint.open(directory).config
+    held = even_placement(config.num_experts, of)[number]
     options = ActorOptions(
         actor_id=name_of(number),
         incarnation=1,
@@ -59,7 +61,7 @@ def built_expert(directory: Path, number: int, of: int) -> tuple[Any, int]:
         token=TOKEN,
         draft_tokens=0,
     )
-    server, loaded = build_expert(options, placement[number], lambda progress: None)
+    server, loaded = build_expert(options, in_every_layer(config, held), lambda progress: None)
     return server, loaded.port
 
 

@@ -52,11 +52,22 @@ def create_admin(looker: Looker, key: str, own: Callable[[], str] = lambda: "127
             return _json({"killed": actor_id})
         return _json({"error": f"{actor_id[:40]!r} is no actor that serves"}, 404)
 
+    async def order(request: Request) -> Response:
+        try:
+            arguments = json.loads(await request.body() or b"{}")
+        except ValueError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            return _json({"error": "the body is no JSON object"}, 400)
+        done = await run_in_threadpool(looker.order, request.path_params["order"], arguments)
+        return _json(done, 400 if "error" in done else 200)
+
     for method, path, handler in (
         ("GET", "/snapshot", snapshot),
         ("GET", "/targets", discover),
         ("GET", "/metrics", metrics),
         ("POST", "/actors/{actor_id}/kill", kill),
+        ("POST", "/orders/{order}", order),
     ):
         app.add_route(path, _guarded(handler, key), methods=[method])
     app.add_route("/ui", _page, methods=["GET"])

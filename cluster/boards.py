@@ -139,6 +139,15 @@ EXPERTS = Board(
                 ),
             ),
         ),
+        Panel(
+            "Imbalance of the expert actors at the last look",
+            (Query("max by (stage) (shoal_placement_imbalance)", "{{stage}}"),),
+        ),
+        Panel(
+            "Experts moved to even the load",
+            (Query("sum(increase(shoal_slots_written_total[1h]))", "in an hour"),),
+            kind="stat",
+        ),
         Panel("Experts held", (Query("sum by (actor) (shoal_experts_held)", "{{actor}}"),), kind="stat"),
     ),
 )
@@ -241,6 +250,16 @@ FAULTS = Board(
             "percentunit",
         ),
         Panel("View in use", (Query("max by (actor) (shoal_epoch)", "{{actor}}"),)),
+        Panel(
+            "Decisions",
+            (
+                Query(
+                    "sum by (decision, source) (increase(shoal_decisions_total[1h]))",
+                    "{{decision}}: {{source}}",
+                ),
+            ),
+            kind="bargauge",
+        ),
         Panel("Memory", (Query("process_resident_memory_bytes", "{{actor}}"),), "bytes"),
         Panel("Open files", (Query("process_open_fds", "{{actor}}"),)),
     ),

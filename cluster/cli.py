@@ -16,6 +16,7 @@ from cluster.cli_chaos import chaos
 from cluster.cli_console import console, fail
 from cluster.cli_doctor import doctor
 from cluster.cli_keys import keys
+from cluster.cli_orders import drain, restart, scale
 from cluster.cli_serve import serve
 from cluster.cli_watch import dashboards, status, top
 
@@ -45,7 +46,7 @@ def make_tiny(
     console.print(f"{directory}: {config.num_layers} layers, {config.num_experts} experts, {size_mb:.1f} MB")
 
 
-for command in (serve, chat, complete, status, bench, doctor, make_tiny, chaos, top):
+for command in (serve, chat, complete, status, bench, doctor, make_tiny, chaos, top, scale, drain, restart):
     app.command()(command)
 app.add_typer(dashboards, name="dashboards")
 app.add_typer(keys, name="keys")

@@ -42,6 +42,16 @@ def serve(
     replicas_per_expert: Annotated[
         int | None, typer.Option(help="Copies of each expert [default: 1].")
     ] = None,
+    redundant_slots: Annotated[
+        int | None, typer.Option(help="More copies of each layer's hottest experts [default: 0].")
+    ] = None,
+    rebalance_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds between looks at the experts' balance; 0: never [default: 30]."),
+    ] = None,
+    autoscale: Annotated[
+        list[str] | None, typer.Option(help="experts=2-6 or attention=1-3: how many there may be.")
+    ] = None,
     standbys: Annotated[
         int | None, typer.Option(help="Processes that wait to take the place of what dies [default: 1].")
     ] = None,
@@ -88,6 +98,9 @@ def serve(
         "attention": attention,
         "experts": experts,
         "replicas_per_expert": replicas_per_expert,
+        "redundant_slots": redundant_slots,
+        "rebalance_s": rebalance_s,
+        "autoscale": dict(one.partition("=")[::2] for one in autoscale) if autoscale else None,
         "standbys": standbys,
         "ingress": ingress,
         "device": device,

@@ -23,8 +23,9 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from actors.exposition import MetricsServer
+from cluster.processes import Greeting
+from cluster.ray_processes import NAMESPACE
 from cluster.serve_bounds import without_grpc
-from cluster.workers import NAMESPACE, Greeting
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.keys import KeyRing
@@ -132,7 +133,7 @@ def _following(engine: EngineClient, greeting: Greeting, inner: Any) -> Any:
 
 async def _follow(engine: EngineClient, greeting: Greeting) -> None:
     """Keep the engine's endpoints as the controller has them; a dead controller leaves them as they were."""
-    known: list[tuple[str, str, int]] = []
+    known: list[tuple[str, str, int, bool]] = []
     while True:
         try:
             controller = ray.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
@@ -140,7 +141,12 @@ async def _follow(engine: EngineClient, greeting: Greeting) -> None:
                 endpoints = await controller.endpoints.remote(greeting)
             if endpoints != known:
                 known = endpoints
-                engine.update([Endpoint(actor_id=i, host=host, port=port) for i, host, port in endpoints])
+                engine.update(
+                    [
+                        Endpoint(actor_id=actor_id, host=host, port=port, draining=is_leaving)
+                        for actor_id, host, port, is_leaving in endpoints
+                    ]
+                )
         except (ValueError, TimeoutError, ray.exceptions.RayError) as error:
             logger.warning("controller unreachable, keeping %d endpoints: %s", len(known), error)
         await asyncio.sleep(FOLLOW_S)

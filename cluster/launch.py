@@ -20,18 +20,19 @@ import psutil
 import ray
 
 from actors.options import AttentionOptions
-from cluster.controller import Controller, Plan
+from cluster.controller import Controller
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
-from cluster.life import kill_here
 from cluster.look import take
+from cluster.plan import Plan
 from cluster.preflight import Preflight
+from cluster.ray_processes import NAMESPACE, RayMemory, RayProcesses, kill_here, remote_class
 from cluster.snapshot import Snapshot, Unavailable
 from cluster.spec import ShoalSpec, tell_connection_limits
-from cluster.workers import NAMESPACE, remote_class
 
 POLL_S = 0.1
 READY_TIMEOUT_S = 600.0
 STATUS_TIMEOUT_S = 10.0
+ORDER_TIMEOUT_S = 60.0  # to place thousands of experts takes seconds
 KILL_AFTER_S = 5.0
 STARTED_TOGETHER = 2  # Ray starts as many processes at a time as it has CPUs; our actors ask for none
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # nothing of ours passes through it
@@ -83,6 +84,16 @@ class Cluster:
         """SIGKILL for an actor that serves; whether there was one. Raises Unavailable as snapshot does."""
         found = [a["pid"] for a in self.snapshot()["actors"] if a["actor_id"] == actor_id and a["pid"]]
         return bool(found) and kill_here(found[0])
+
+    def order(self, order: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Of cluster/orders.py: what is `done`, or the `error`; raises Unavailable."""
+        try:
+            answer: dict[str, str] = ray.get(
+                self.controller.order.remote(order, dict(arguments)), timeout=ORDER_TIMEOUT_S
+            )
+        except ray.exceptions.RayError as error:
+            raise Unavailable(f"the controller does not answer: {type(error).__name__}") from None
+        return answer
 
     def stats(self) -> dict[str, dict[str, float]]:
         """By actor id, its counters since birth. Raises ray.exceptions.RayError if one cannot tell."""
@@ -166,7 +177,10 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
         num_attention=spec.attention,
         num_experts=spec.experts,
         replicas_per_expert=spec.replicas_per_expert,
+        redundant_slots=spec.redundant_slots,
         standbys=spec.standbys,
+        rebalance_s=spec.rebalance_s,
+        autoscale=spec.bounds,
         draft_tokens=preflight.draft_tokens,
         attention=AttentionOptions(
             local=spec.experts == 0,
@@ -189,7 +203,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight, token: bytes) -> An
             max_restarts=-1,  # no data passes through it, so nobody waits for the seconds that Ray takes
             max_task_retries=-1,
         )
-        .remote(plan, preflight.config, token)
+        .remote(plan, preflight.config, token, RayProcesses(), RayMemory())
     )
     controller.run.remote()
     return controller

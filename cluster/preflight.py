@@ -88,9 +88,9 @@ def needed_bytes(spec: ShoalSpec, config: ModelConfig) -> int:
     copies = spec.attention if spec.experts == 0 else spec.replicas_per_expert
     cache = cache_values_per_token(config) * spec.cache_tokens
     values = spec.attention * (attention + cache) * spec.value_bytes
-    experts = copies * routed * spec.expert_value_bytes
+    experts = (copies + spec.redundant_slots / config.num_experts) * routed * spec.expert_value_bytes
     processes = (spec.attention + spec.experts + spec.standbys) * PROCESS_BYTES
-    return values + experts + processes
+    return values + int(experts) + processes
 
 
 def write_checkpoint(directory: Path, preset: str, seed: int) -> ModelConfig:

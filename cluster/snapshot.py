@@ -6,12 +6,17 @@ HTTP or of terminals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from actors.metrics import Sample
 
 Snapshot = dict[str, Any]
+
+DECISIONS = (
+    *(("scale", "operator"), ("drain", "operator"), ("restart", "operator")),
+    *(("scale", "autoscaler"), ("rebalance", "controller")),
+)
 
 
 class Unavailable(RuntimeError):  # noqa: N818 - named for what is, as the rest of the tree
@@ -19,13 +24,17 @@ class Unavailable(RuntimeError):  # noqa: N818 - named for what is, as the rest 
 
 
 class Looker(Protocol):
-    """Where snapshots come from, and the one thing that can be done from the page."""
+    """Where snapshots come from, and who does what an operator asks for."""
 
     def snapshot(self) -> Snapshot:
         """Raises Unavailable."""
         ...
 
     def kill(self, actor_id: str) -> bool: ...
+
+    def order(self, order: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Of cluster/orders.py: what is `done`, or the `error`; raises Unavailable."""
+        ...
 
 
 def targets(snapshot: Snapshot, own: str) -> list[dict[str, Any]]:
@@ -46,7 +55,7 @@ def controller_samples(snapshot: Snapshot) -> Iterator[Sample]:
     """The metrics of the cluster as a whole."""
     states: dict[tuple[str, str], int] = {}
     for actor in snapshot["actors"]:
-        for state in ("serves", "loads", "given up"):
+        for state in ("serves", "loads", "leaves", "given up"):
             states.setdefault((actor["kind"], state), 0)
         states[actor["kind"], actor["state"]] += 1
         yield Sample("shoal_deaths_total", actor["deaths"], (actor["actor_id"],))
@@ -55,3 +64,12 @@ def controller_samples(snapshot: Snapshot) -> Iterator[Sample]:
     for labels, count in states.items():
         yield Sample("shoal_actors", count, labels)
     yield Sample("shoal_epoch", snapshot["epoch"])
+    for stage in ("before", "after"):
+        yield Sample("shoal_placement_imbalance", snapshot["balance"][stage], (stage,))
+    yield Sample("shoal_slots_written_total", snapshot["balance"]["slots_written"])
+    for decision, by in DECISIONS:
+        yield Sample("shoal_decisions_total", _times(snapshot, decision, by), (decision, by))
+
+
+def _times(snapshot: Snapshot, decision: str, by: str) -> int:
+    return sum(times for *what, times in snapshot["decisions"] if what == [decision, by])

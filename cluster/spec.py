@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.options import MicroBatches
+from cluster.autoscale import Bounds
 from ingress.limits import ConnectionLimits
 
 CONNECTIONS = "SHOAL_CONNECTIONS"
@@ -37,9 +38,20 @@ class ShoalSpec(BaseModel):
     experts: int = Field(
         2, ge=0, le=1024, description="expert actors; 0: experts live in the attention actors"
     )
-    replicas_per_expert: int = Field(1, ge=1, le=16, description="copies of each expert, on distinct actors")
+    replicas_per_expert: int = Field(
+        1, ge=1, le=16, description="copies of each expert at least, on distinct actors"
+    )
+    redundant_slots: int = Field(
+        0, ge=0, le=65536, description="more copies, of the experts with most load, in each layer"
+    )
     standbys: int = Field(
         1, ge=0, le=64, description="processes that wait, warm, to take the place of what dies"
+    )
+    rebalance_s: float = Field(
+        30.0, ge=0, le=86400, description="seconds between looks at the balance of the experts; 0: never"
+    )
+    autoscale: dict[Literal["experts", "attention"], str] = Field(
+        {}, description="how many actors there may be, as {experts: 2-6}; none: as many as ordered"
     )
     ingress: int = Field(1, ge=1, le=64, description="ingress replicas")
     device: Literal["cpu"] = Field("cpu", description="where the model runs")
@@ -91,6 +103,15 @@ class ShoalSpec(BaseModel):
     def _fits_together(self) -> Self:
         if self.experts == 0 and self.replicas_per_expert > 1:
             raise ValueError("replicas_per_expert needs expert actors: set experts to at least 2")
+        if self.experts == 0 and self.redundant_slots:
+            raise ValueError("redundant_slots needs expert actors: set experts to at least 2")
+        for kind, bounds in self.bounds.items():
+            least = max(1, self.replicas_per_expert) if kind == "expert" else 1
+            if not least <= bounds.least <= bounds.most <= 1024 or (kind == "expert" and not self.experts):
+                raise ValueError(
+                    f"autoscale of {kind} actors is {bounds.least}-{bounds.most}: must be LEAST-MOST, from "
+                    f"{least} to 1024, and experts needs expert actors"
+                )
         if self.experts and self.replicas_per_expert > self.experts:
             raise ValueError(
                 f"replicas_per_expert is {self.replicas_per_expert}: replicas live on distinct actors, "
@@ -112,6 +133,17 @@ class ShoalSpec(BaseModel):
         except ValidationError as error:
             where = f"{file}: " if file else ""
             raise SpecError("\n".join(where + _explain(problem) for problem in error.errors())) from None
+
+    @property
+    def bounds(self) -> dict[str, Bounds]:
+        """Of the autoscaler, by kind of actor."""
+        found: dict[str, Bounds] = {}
+        for name, text in self.autoscale.items():
+            least, dash, most = text.partition("-")
+            if not (dash and least.isdecimal() and most.isdecimal()):
+                raise ValueError(f"autoscale of {name} is {text[:40]!r}: must be LEAST-MOST, as 2-6")
+            found["expert" if name == "experts" else name] = Bounds(least=int(least), most=int(most))
+        return found
 
     @property
     def value_bytes(self) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from actors.build import local_exchange
 from actors.engine import Engine
-from actors.expert import ExpertServer, HeldExperts, load_held_experts
+from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
 from actors.matchers import matcher_of
 from actors.messages import ANY_TERMS, Terms
 from actors.options import MicroBatches
@@ -63,7 +63,9 @@ def experts_of(
     draft_tokens: int = 0,
 ) -> HeldExperts:
     config = checkpoint.config_to_serve(draft_tokens)
-    return load_held_experts(checkpoint.reader(), config, experts, dtype)
+    held = HeldExperts(config, dtype)
+    load_experts(checkpoint.reader(), held, in_every_layer(config, experts), dtype)
+    return held
 
 
 def view_of(

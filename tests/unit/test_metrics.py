@@ -94,7 +94,9 @@ def test_an_ingress_and_a_controller_tell_every_metric_of_their_roles() -> None:
     watch.end("stop")
     assert {s.name for s in metrics.samples()} == {m.name for m in METRICS if "ingress" in m.roles}
     actor = {"kind": "expert", "state": "serves", "actor_id": "expert-0", "deaths": 1, "recovery_s": 0.5}
-    told = {sample.name for sample in controller_samples({"actors": [actor], "epoch": 3})}
+    balance = {"before": 1.5, "after": 1.1, "slots_written": 7}
+    seen = {"actors": [actor], "epoch": 3, "balance": balance, "decisions": []}
+    told = {sample.name for sample in controller_samples(seen)}
     assert told == {metric.name for metric in METRICS if "controller" in metric.roles}
 
 

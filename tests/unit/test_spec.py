@@ -85,3 +85,29 @@ def test_the_limits_of_connections_reach_another_process(monkeypatch: pytest.Mon
     tell_connection_limits(ShoalSpec(max_connections=7, max_connections_per_address=3))
     told = connection_limits()
     assert (told.connections, told.per_address) == (7, 3)
+
+
+def test_bounds_of_the_autoscaler_are_read_and_those_that_cannot_be_are_refused() -> None:
+    spec = ShoalSpec.from_sources(None, {"autoscale": {"experts": "2-6", "attention": "1-3"}})
+    assert {kind: (bounds.least, bounds.most) for kind, bounds in spec.bounds.items()} == {
+        "expert": (2, 6),
+        "attention": (1, 3),
+    }
+    for wrong in (
+        {"experts": "6"},
+        {"experts": ""},
+        {"experts": "6-2"},
+        {"attention": "0-2"},
+        {"seats": "1-2"},
+    ):
+        with pytest.raises(SpecError, match="autoscale"):
+            ShoalSpec.from_sources(None, {"autoscale": wrong})
+    with pytest.raises(SpecError, match="needs expert actors"):
+        ShoalSpec.from_sources(None, {"experts": 0, "autoscale": {"experts": "1-2"}})
+    with pytest.raises(SpecError, match="from 2 to"):
+        ShoalSpec.from_sources(None, {"replicas_per_expert": 2, "autoscale": {"experts": "1-2"}})
+
+
+def test_redundant_slots_need_expert_actors() -> None:
+    with pytest.raises(SpecError, match="redundant_slots needs expert actors"):
+        ShoalSpec.from_sources(None, {"experts": 0, "redundant_slots": 8})
