@@ -76,7 +76,7 @@ def select_topk(
             lengths_T,
             kept_TJ,
             kept_TM,
-            columns,
+            pages_TP.shape[1],
             K=TOPK,
             MOST=most,
             BLOCK=config.chunk,
@@ -90,7 +90,7 @@ def select_topk(
         kept_TM,
         pages_TP,
         slots_TJ,
-        columns,
+        pages_TP.shape[1],
         chunks,
         K=TOPK,
         MOST=most,
@@ -148,8 +148,8 @@ def _search(
     K: tl.constexpr,
     MOST: tl.constexpr,
     STEP: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """(bound, room): K to MOST keys lie above the bound, room 0; or fewer than K and it takes ties to MOST.
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """(bound, room, kept): K to MOST keys lie above the bound, or fewer and it takes `room` ties to MOST.
 
     More than MOST of the num keys lie above low, fewer than K above high. Guesses go by a straight line
     between (bottom, 8 sigma below) and (top, 8 above), as for length normal values. STEP 3: begin by closing.
@@ -195,7 +195,7 @@ def _search(
         elif low + 1 == high:
             bound, room, is_open = high, MOST - of_high, num < 0
         step += 1
-    return bound, room
+    return bound, room, tl.where(room > 0, MOST, of_low)
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -233,26 +233,29 @@ def _store_chosen(
 ) -> None:
     """What lies above the bound and the first `room` that equal it, one behind the other."""
     key_a, key_b, key_c, key_d = _quarters(key_RC)
-    is_a, is_b, is_c, is_d = key_a > bound, key_b > bound, key_c > bound, key_d > bound
     if room > 0:
-        tie_a, tie_b, tie_c, tie_d = key_a == bound, key_b == bound, key_c == bound, key_d == bound
-        a, b, c, d = _ranks(tie_a, tie_b, tie_c, tie_d)
-        is_a, is_b = is_a | (tie_a & (a <= room)), is_b | (tie_b & (b <= room))
-        is_c, is_d = is_c | (tie_c & (c <= room)), is_d | (tie_d & (d <= room))
+        a, b, c, d = _ranks(key_a == bound, key_b == bound, key_c == bound, key_d == bound)
+        key_a = tl.where((key_a == bound) & (a > room), LEAST, key_a)
+        key_b = tl.where((key_b == bound) & (b > room), LEAST, key_b)
+        key_c = tl.where((key_c == bound) & (c > room), LEAST, key_c)
+        key_d = tl.where((key_d == bound) & (d > room), LEAST, key_d)
+        bound -= 1
+    is_a, is_b, is_c, is_d = key_a > bound, key_b > bound, key_c > bound, key_d > bound
     a, b, c, d = _ranks(is_a, is_b, is_c, is_d)
-    tl.store(out_ptr + (a - 1), out_a, mask=is_a)
-    tl.store(out_ptr + (b - 1), out_b, mask=is_b)
-    tl.store(out_ptr + (c - 1), out_c, mask=is_c)
-    tl.store(out_ptr + (d - 1), out_d, mask=is_d)
+    flat: tl.constexpr = (key_RC.shape[0] * 16,)  # a store of rows would move all to other threads first
+    tl.store(out_ptr + (tl.reshape(a, flat) - 1), out_a, mask=tl.reshape(is_a, flat))
+    tl.store(out_ptr + (tl.reshape(b, flat) - 1), out_b, mask=tl.reshape(is_b, flat))
+    tl.store(out_ptr + (tl.reshape(c, flat) - 1), out_c, mask=tl.reshape(is_c, flat))
+    tl.store(out_ptr + (tl.reshape(d, flat) - 1), out_d, mask=tl.reshape(is_d, flat))
 
 
-@triton.jit(do_not_specialize=["columns"])  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit(do_not_specialize=["num_pages"])  # type: ignore[untyped-decorator,unused-ignore]
 def narrow_kernel(
     values_ptr: tl.tensor,
     lengths_ptr: tl.tensor,
     kept_ptr: tl.tensor,
     num_kept_ptr: tl.tensor,
-    columns: tl.int32,
+    num_pages: tl.int32,
     K: tl.constexpr,
     MOST: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -264,7 +267,7 @@ def narrow_kernel(
     if num <= 0:
         tl.store(num_kept_ptr + part, 0)
         return
-    values_ptr += row * columns + chunk * BLOCK
+    values_ptr += row * num_pages * 64 + chunk * BLOCK
     at_RC = tl.arange(0, BLOCK // 64)[:, None] * 64 + tl.arange(0, 64)[None, :]
     is_there_RC = at_RC < num
     value_RC = tl.load(values_ptr + at_RC, mask=is_there_RC, other=0.0)
@@ -277,14 +280,14 @@ def narrow_kernel(
     value_S = tl.where(tl.abs(value_S) < 1e18, value_S, 0.0)
     mean = tl.sum(value_S) / SAMPLE
     spread = 8 * tl.sqrt(tl.maximum(tl.sum(value_S * value_S) / SAMPLE - mean * mean, 0.0))
-    bound, room = _search(key_RC, num, num.to(tl.float32), mean - spread, mean + spread, K, MOST, 0)
+    bound, room, kept = _search(key_RC, num, num.to(tl.float32), mean - spread, mean + spread, K, MOST, 0)
+    tl.store(num_kept_ptr + part, kept)
 
-    at_Rc = tl.arange(0, BLOCK // 64)[:, None] * 64 + tl.arange(0, 16)[None, :] * 4 + chunk * BLOCK
-    _store_chosen(kept_ptr + part * MOST, at_Rc, at_Rc + 1, at_Rc + 2, at_Rc + 3, key_RC, bound, room)
-    tl.store(num_kept_ptr + part, tl.sum((key_RC > bound).to(tl.int32)) + room)
+    at = tl.arange(0, BLOCK // 4) * 4 + chunk * BLOCK
+    _store_chosen(kept_ptr + part * MOST, at, at + 1, at + 2, at + 3, key_RC, bound, room)
 
 
-@triton.jit(do_not_specialize=["columns", "chunks"])  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit(do_not_specialize=["num_pages", "chunks"])  # type: ignore[untyped-decorator,unused-ignore]
 def choose_kernel(
     values_ptr: tl.tensor,
     lengths_ptr: tl.tensor,
@@ -292,7 +295,7 @@ def choose_kernel(
     num_kept_ptr: tl.tensor,
     pages_ptr: tl.tensor,
     out_ptr: tl.tensor,
-    columns: tl.int32,
+    num_pages: tl.int32,
     chunks: tl.int32,
     K: tl.constexpr,
     MOST: tl.constexpr,
@@ -302,23 +305,25 @@ def choose_kernel(
     """The row's slots, from its candidates' positions or, where not IS_NARROWED, from all it has."""
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(lengths_ptr + row)
-    at_R, at_C = tl.arange(0, BLOCK // 64) * 64, tl.arange(0, 64)
-    at_RC = at_R[:, None] + at_C[None, :]
+    at_L = tl.arange(0, BLOCK)
     if IS_NARROWED:
-        chunk_R = at_R // MOST
-        num_R = tl.load(num_kept_ptr + row * chunks + chunk_R, mask=chunk_R < chunks, other=0)
-        is_there_RC = (at_R % MOST)[:, None] + at_C[None, :] < num_R[:, None]
-        position_RC = tl.load(kept_ptr + row * chunks * MOST + at_RC, mask=is_there_RC, other=0)
+        chunk_L = at_L // MOST
+        num_L = tl.load(num_kept_ptr + row * chunks + chunk_L, mask=chunk_L < chunks, other=0)
+        is_there_L = at_L % MOST < num_L
+        position_L = tl.load(kept_ptr + row * chunks * MOST + at_L, mask=is_there_L, other=0)
     else:
-        is_there_RC = at_RC < length
-        position_RC = at_RC
-    value_RC = tl.load(values_ptr + row * columns + position_RC, mask=is_there_RC, other=0.0)
-    key_RC = tl.where(is_there_RC, _key(value_RC), LEAST)
-    num = tl.sum(is_there_RC.to(tl.int32))
-    bound, room = _search(key_RC, num, tl.maximum(length, 2).to(tl.float32), num * 0.0, num * 0.0, K, K, 3)
+        is_there_L = at_L < length
+        position_L = at_L
+    value_L = tl.load(values_ptr + row * num_pages * 64 + position_L, mask=is_there_L, other=0.0)
+    page_L = tl.load(pages_ptr + row * num_pages + position_L // 64, mask=is_there_L, other=0)
+    slot_RC = tl.reshape(page_L * 64 + position_L % 64, (BLOCK // 64, 64))
+    key_RC = tl.reshape(tl.where(is_there_L, _key(value_L), LEAST), (BLOCK // 64, 64))
+    num = tl.sum(is_there_L.to(tl.int32))
+    bound, room, _ = _search(key_RC, num, tl.maximum(length, 2).to(tl.float32), num * 0.0, num * 0.0, K, K, 3)
 
-    page_RC = tl.load(pages_ptr + row * (columns // 64) + position_RC // 64, mask=is_there_RC, other=0)
-    a, b, c, d = _quarters(page_RC * 64 + position_RC % 64)
+    a, b, c, d = _quarters(slot_RC)
+    flat: tl.constexpr = (BLOCK // 4,)
+    a, b, c, d = tl.reshape(a, flat), tl.reshape(b, flat), tl.reshape(c, flat), tl.reshape(d, flat)
     _store_chosen(out_ptr + row * K, a, b, c, d, key_RC, bound, room)
     rest = tl.arange(0, K)
     tl.store(out_ptr + row * K + rest, rest * 0 - 1, mask=rest >= num)
