@@ -5,7 +5,7 @@ and writes their positions down, in order; the second finds the exact threshold 
 order of position, ties to the lowest. Guesses change how soon a search ends, never what is chosen: nothing
 depends on how many rows there are. Knows nothing of what logits are.
 
-Letters: T rows  L columns  J chosen, 2048  P pages  M chunks of a row  R pages of a chunk  C columns of a page
+Letters: T rows  L columns  J chosen, 2048  P pages  M chunks of a row  R runs of C = 64 columns  S sample
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _search(
     """(bound, room, kept): K to MOST keys lie above the bound, or fewer and it takes `room` ties to MOST.
 
     More than MOST of the num keys lie above low, fewer than K above high. Guesses go by a straight line
-    between (bottom, 8 sigma below) and (top, 8 above), as for length normal values. STEP 3: begin by closing.
+    between (bottom, 8 sigma below) and (top, 8 above), as for length normal values. STEP 7: begin by closing.
     """
     low, of_low, z_low = num * 0 + LEAST, num, _quantile(num.to(tl.float32), length)
     high, of_high, z_high = num * 0 + GREATEST, num * 0, z_low * 0 + 8.0
@@ -167,13 +167,13 @@ def _search(
     is_open = num > MOST
     bound, room = low, num * 0
     while is_open:
-        if step % 4 == 3:  # close in on the keys there are
+        if step % 8 == 7:  # close in on the keys there are
             low = tl.min(tl.where(key > low, key, GREATEST)) - 1
             high = tl.max(tl.where(key <= high, key, LEAST))
             bottom, top = _value(low), _value(high)
         else:
             middle = (low & high) + ((low ^ high) >> 1)
-            if step % 8 < 3:
+            if step % 8 < 6:
                 want = z_aim
                 if K == MOST:  # to the far side of what is wanted, so that both ends close in
                     below, above = (of_low - K).to(tl.float32), (K - of_high).to(tl.float32)
@@ -200,7 +200,7 @@ def _search(
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _quarters(x_RC: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Columns 0, 1, 2, 3 of each four, [R, 16]: a thread's own four, so that nothing moves between threads."""
+    """Columns 0, 1, 2, 3 of each four, [R, 16]: as threads loaded them, so that none has to move."""
     ac, bd = tl.split(tl.reshape(x_RC, (x_RC.shape[0], 16, 2, 2)))
     a, c = tl.split(ac)
     b, d = tl.split(bd)
@@ -319,7 +319,7 @@ def choose_kernel(
     slot_RC = tl.reshape(page_L * 64 + position_L % 64, (BLOCK // 64, 64))
     key_RC = tl.reshape(tl.where(is_there_L, _key(value_L), LEAST), (BLOCK // 64, 64))
     num = tl.sum(is_there_L.to(tl.int32))
-    bound, room, _ = _search(key_RC, num, tl.maximum(length, 2).to(tl.float32), num * 0.0, num * 0.0, K, K, 3)
+    bound, room, _ = _search(key_RC, num, tl.maximum(length, 2).to(tl.float32), num * 0.0, num * 0.0, K, K, 7)
 
     a, b, c, d = _quarters(slot_RC)
     flat: tl.constexpr = (BLOCK // 4,)
