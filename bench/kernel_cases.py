@@ -282,9 +282,8 @@ def select_topk_cases() -> Iterator[Case]:
             for chunk, held, chosen in (
                 (32768, 64, 32),
                 (32768, 64, 16),
-                (16384, 64, 32),
-                (16384, 32, 32),
-                (8192, 32, 32),
+                (32768, 64, 8),
+                (16384, 32, 16),
             )
             if -(-columns // chunk) * topk.TOPK <= topk.MAX_CHUNK
         }

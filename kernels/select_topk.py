@@ -32,14 +32,15 @@ class SelectConfig:
 
     chunk: int = MAX_CHUNK
     per_thread: int = 64
-    choose_per_thread: int = 32
+    choose_per_thread: int = 16
 
 
 CONFIG = SelectConfig()
 
 
 def num_warps_for(block: int, per_thread: int) -> int:
-    return min(16, max(4, block // per_thread // 32))
+    """Never so many that less than 64 registers of a thread are left for what is no logit."""
+    return min(16 if block == MAX_CHUNK else 32, max(4, block // per_thread // 32))
 
 
 def select_topk(
