@@ -222,17 +222,13 @@ def _ranks(
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _store_chosen(
-    out_ptr: tl.tensor,
-    out_a: tl.tensor,
-    out_b: tl.tensor,
-    out_c: tl.tensor,
-    out_d: tl.tensor,
-    key_RC: tl.tensor,
-    bound: tl.tensor,
-    room: tl.tensor,
-) -> None:
-    """What lies above the bound and the first `room` that equal it, one behind the other."""
+def _places(
+    key_RC: tl.tensor, bound: tl.tensor, room: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Where each goes, in order: those above the bound and the first `room` that equal it; -1 for nowhere.
+
+    In four vectors, as of _quarters: stores of rows would first move everything to other threads.
+    """
     key_a, key_b, key_c, key_d = _quarters(key_RC)
     if room > 0:
         a, b, c, d = _ranks(key_a == bound, key_b == bound, key_c == bound, key_d == bound)
@@ -243,11 +239,26 @@ def _store_chosen(
         bound -= 1
     is_a, is_b, is_c, is_d = key_a > bound, key_b > bound, key_c > bound, key_d > bound
     a, b, c, d = _ranks(is_a, is_b, is_c, is_d)
-    flat: tl.constexpr = (key_RC.shape[0] * 16,)  # a store of rows would move all to other threads first
-    tl.store(out_ptr + (tl.reshape(a, flat) - 1), out_a, mask=tl.reshape(is_a, flat))
-    tl.store(out_ptr + (tl.reshape(b, flat) - 1), out_b, mask=tl.reshape(is_b, flat))
-    tl.store(out_ptr + (tl.reshape(c, flat) - 1), out_c, mask=tl.reshape(is_c, flat))
-    tl.store(out_ptr + (tl.reshape(d, flat) - 1), out_d, mask=tl.reshape(is_d, flat))
+    flat: tl.constexpr = (key_RC.shape[0] * 16,)
+    a, b = tl.reshape(tl.where(is_a, a, 0), flat) - 1, tl.reshape(tl.where(is_b, b, 0), flat) - 1
+    c, d = tl.reshape(tl.where(is_c, c, 0), flat) - 1, tl.reshape(tl.where(is_d, d, 0), flat) - 1
+    return a, b, c, d
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _store_slots(
+    out_ptr: tl.tensor,
+    place: tl.tensor,
+    kept_ptr: tl.tensor,
+    pages_ptr: tl.tensor,
+    at: tl.tensor,
+    IS_NARROWED: tl.constexpr,
+) -> None:
+    position = at
+    if IS_NARROWED:
+        position = tl.load(kept_ptr + at, mask=place >= 0, other=0)
+    page = tl.load(pages_ptr + position // 64, mask=place >= 0, other=0)
+    tl.store(out_ptr + place, page * 64 + position % 64, mask=place >= 0)
 
 
 @triton.jit(do_not_specialize=["num_pages"])  # type: ignore[untyped-decorator,unused-ignore]
@@ -285,7 +296,12 @@ def narrow_kernel(
     tl.store(num_kept_ptr + part, kept)
 
     at = tl.arange(0, BLOCK // 4) * 4 + chunk * BLOCK
-    _store_chosen(kept_ptr + part * MOST, at, at + 1, at + 2, at + 3, key_RC, bound, room)
+    a, b, c, d = _places(key_RC, bound, room)
+    kept_ptr += part * MOST
+    tl.store(kept_ptr + a, at, mask=a >= 0)
+    tl.store(kept_ptr + b, at + 1, mask=b >= 0)
+    tl.store(kept_ptr + c, at + 2, mask=c >= 0)
+    tl.store(kept_ptr + d, at + 3, mask=d >= 0)
 
 
 @triton.jit(do_not_specialize=["num_pages", "chunks"])  # type: ignore[untyped-decorator,unused-ignore]
@@ -311,20 +327,23 @@ def choose_kernel(
         chunk_L = at_L // MOST
         num_L = tl.load(num_kept_ptr + row * chunks + chunk_L, mask=chunk_L < chunks, other=0)
         is_there_L = at_L % MOST < num_L
-        position_L = tl.load(kept_ptr + row * chunks * MOST + at_L, mask=is_there_L, other=0)
+        kept_ptr += row * chunks * MOST
+        position_L = tl.load(kept_ptr + at_L, mask=is_there_L, other=0)
     else:
         is_there_L = at_L < length
         position_L = at_L
     value_L = tl.load(values_ptr + row * num_pages * 64 + position_L, mask=is_there_L, other=0.0)
-    page_L = tl.load(pages_ptr + row * num_pages + position_L // 64, mask=is_there_L, other=0)
-    slot_RC = tl.reshape(page_L * 64 + position_L % 64, (BLOCK // 64, 64))
     key_RC = tl.reshape(tl.where(is_there_L, _key(value_L), LEAST), (BLOCK // 64, 64))
     num = tl.sum(is_there_L.to(tl.int32))
     bound, room, _ = _search(key_RC, num, tl.maximum(length, 2).to(tl.float32), num * 0.0, num * 0.0, K, K, 7)
 
-    a, b, c, d = _quarters(slot_RC)
-    flat: tl.constexpr = (BLOCK // 4,)
-    a, b, c, d = tl.reshape(a, flat), tl.reshape(b, flat), tl.reshape(c, flat), tl.reshape(d, flat)
-    _store_chosen(out_ptr + row * K, a, b, c, d, key_RC, bound, room)
+    a, b, c, d = _places(key_RC, bound, room)
+    out_ptr += row * K
+    pages_ptr += row * num_pages
+    at = tl.arange(0, BLOCK // 4) * 4
+    _store_slots(out_ptr, a, kept_ptr, pages_ptr, at, IS_NARROWED)
+    _store_slots(out_ptr, b, kept_ptr, pages_ptr, at + 1, IS_NARROWED)
+    _store_slots(out_ptr, c, kept_ptr, pages_ptr, at + 2, IS_NARROWED)
+    _store_slots(out_ptr, d, kept_ptr, pages_ptr, at + 3, IS_NARROWED)
     rest = tl.arange(0, K)
-    tl.store(out_ptr + row * K + rest, rest * 0 - 1, mask=rest >= num)
+    tl.store(out_ptr + rest, rest * 0 - 1, mask=rest >= num)
