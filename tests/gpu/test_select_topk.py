@@ -16,7 +16,6 @@ from tests.gpu.attention_inputs import page_tables
 from tests.gpu.interpreter import interpreting
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-CHUNKED = SelectConfig(chunk=4096)  # so that rows small enough for the interpreter are cut
 INF = float("inf")
 
 
@@ -33,13 +32,20 @@ def rows_of(kind: str, columns: int, device: str = "cpu") -> Tensor:
     return special_C[torch.randint(0, 8, (1, columns), device=device)]
 
 
-@pytest.mark.parametrize("config", [ops.CONFIG, CHUNKED], ids=["", "chunks"])
-def test_selection_interpreted_is_the_reference(config: SelectConfig) -> None:
+@pytest.mark.parametrize(
+    ("columns", "chunk"), [(4096, 4096), (8192, 8192), (8192, 4096)], ids=["whole", "narrowed", "chunks"]
+)
+def test_selection_interpreted_is_the_reference(columns: int, chunk: int) -> None:
     kinds = ["normal", "ties", "zeros", "wide", "special"]
-    columns = 8192 if config is CHUNKED else 4096
     logits_TL = torch.cat([rows_of(kind, columns) for kind in kinds])
-    lengths_T = torch.tensor([columns, columns, columns - 77, 2049, 3000], dtype=torch.int32)
-    check(logits_TL, lengths_T, config)
+    lengths_T = torch.tensor([columns, columns, columns - 77, 2049, columns - 1000], dtype=torch.int32)
+    check(logits_TL, lengths_T, SelectConfig(chunk=chunk))
+
+
+def test_many_chunks_keep_only_their_best() -> None:
+    columns = 9 * 4096
+    lengths_T = torch.tensor([columns - 100], dtype=torch.int32)
+    check(rows_of("zeros", columns), lengths_T, SelectConfig(chunk=4096))
 
 
 def test_short_rows_give_all_they_have() -> None:
