@@ -280,9 +280,9 @@ def select_topk_cases() -> Iterator[Case]:
                 chunk=chunk, per_thread=held, choose_per_thread=chosen
             )
             for chunk, held, chosen in (
-                (32768, 64, 32),
-                (32768, 64, 16),
-                (32768, 64, 8),
+                (32768, 32, 32),
+                (32768, 32, 16),
+                (32768, 32, 8),
                 (16384, 32, 16),
             )
             if -(-columns // chunk) * topk.TOPK <= topk.MAX_CHUNK

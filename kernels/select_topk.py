@@ -22,7 +22,7 @@ from kernels.sparse_mla import check_tensor
 TOPK = 2048
 PAGE_TOKENS = 64  # as model.cache has it; kernels know no model
 MIN_CHUNK = 4096
-MAX_CHUNK = 32768  # 64 registers in each of 512 threads
+MAX_CHUNK = 32768
 MOST_KEPT = 4096  # of a chunk
 
 
@@ -31,7 +31,7 @@ class SelectConfig:
     """chunk: columns of a program of the first launch, a power of two. per_thread: logits a thread holds."""
 
     chunk: int = MAX_CHUNK
-    per_thread: int = 64
+    per_thread: int = 32  # 64 in the largest chunk
     choose_per_thread: int = 16
 
 
@@ -67,6 +67,7 @@ def select_topk(
     if num_rows == 0:
         return slots_TJ
     most = min(MOST_KEPT, MAX_CHUNK // triton.next_power_of_2(max(1, chunks)))
+    chunk = min(config.chunk, max(MIN_CHUNK, triton.next_power_of_2(columns)))
     is_narrowed = columns > MOST_KEPT
     kept_TJ, kept_TM = slots_TJ, lengths_T
     if is_narrowed:
@@ -80,8 +81,8 @@ def select_topk(
             pages_TP.shape[1],
             K=TOPK,
             MOST=most,
-            BLOCK=config.chunk,
-            num_warps=num_warps_for(config.chunk, config.per_thread),
+            BLOCK=chunk,
+            num_warps=num_warps_for(chunk, config.per_thread),
         )
     block = triton.next_power_of_2(chunks * most) if is_narrowed else MIN_CHUNK
     choose_kernel[(num_rows,)](

@@ -106,7 +106,7 @@ def build_of(kernel: str, **constants: int) -> Build:
 
 
 BUILDS = (
-    build_of("narrow_kernel", BLOCK=ops.CONFIG.chunk, MOST=4096),
+    *(build_of("narrow_kernel", BLOCK=block, MOST=4096) for block in (8192, 16384, ops.CONFIG.chunk)),
     build_of("narrow_kernel", BLOCK=ops.CONFIG.chunk, MOST=2048),
     build_of("choose_kernel", BLOCK=4096, MOST=4096, IS_NARROWED=False),
     build_of("choose_kernel", BLOCK=4096, MOST=4096, IS_NARROWED=True),
