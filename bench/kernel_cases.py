@@ -197,9 +197,11 @@ def index_logits_decode_cases() -> Iterator[Case]:
             f"block {block} x {tiles}, {warps} warps, {stages} stages": logits.DecodeConfig(
                 block_keys=block, tiles=tiles, num_warps=warps, num_stages=stages
             )
-            for block, warps in ((64, 4), (128, 4), (256, 8))
-            for tiles in ((1, 2, 4) if num_queries == 1 else (4, 8, 16))
-            for stages in (3, 5)
+            for block, tiles, warps, stages in (
+                ((128, 1, 4, 5), (128, 2, 4, 4), (64, 2, 4, 5))
+                if num_queries == 1
+                else ((64, 8, 4, 4), (64, 16, 4, 5), (128, 4, 4, 3), (128, 8, 4, 3))
+            )
         }
         yield Case(
             op="index_logits_decode",
@@ -274,17 +276,14 @@ def select_topk_cases() -> Iterator[Case]:
             return float(not torch.equal(got, topk.select_topk_reference(*inputs))) * 2
 
         configs = {
-            f"chunk {chunk}, emit {emit}, {warps} warps{'' if guess else ', halving'}": topk.SelectConfig(
-                chunk=chunk, emit_tile=emit, most_warps=warps, guess=guess
+            f"chunk {chunk}, {held} and {chosen} a thread": topk.SelectConfig(
+                chunk=chunk, per_thread=held, choose_per_thread=chosen
             )
-            for chunk, emit, warps, guess in (
-                (32768, 2048, 32, True),
-                (32768, 4096, 32, True),
-                (32768, 4096, 16, True),
-                (16384, 4096, 32, True),
-                (16384, 4096, 16, True),
-                (8192, 4096, 16, True),
-                (32768, 4096, 32, False),
+            for chunk, held, chosen in (
+                (32768, 32, 32),
+                (32768, 32, 16),
+                (32768, 32, 8),
+                (16384, 32, 16),
             )
             if -(-columns // chunk) * topk.TOPK <= topk.MAX_CHUNK
         }

@@ -1,11 +1,11 @@
 """The 2048 best keys of each row, as cache slots.
 
-One program holds up to 32,768 logits of a row in registers and closes in on the threshold by counting, with
-guesses by interpolation between halvings; guesses change how soon it ends, never what it chooses. It then
-emits in order of position, ties to the lowest. Longer rows are cut into chunks whose choices are merged by
-the same program. Exact, so that nothing depends on how many rows there are. Knows nothing of what logits are.
+Two launches. The first holds a chunk of a row in registers, guesses a bound that leaves 2048 to 4096 of it
+and writes their positions down, in order; the second finds the exact threshold among these few and emits, in
+order of position, ties to the lowest. Guesses change how soon a search ends, never what is chosen: nothing
+depends on how many rows there are. Knows nothing of what logits are.
 
-Letters: T rows  L columns  J chosen, 2048  P pages  M chunks of a row
+Letters: T rows  L columns  J chosen, 2048  P pages  M chunks of a row  R runs of C = 64 columns  S sample
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from kernels.sparse_mla import check_tensor
 TOPK = 2048
 PAGE_TOKENS = 64  # as model.cache has it; kernels know no model
 MIN_CHUNK = 4096
-MAX_CHUNK = 32768  # what 1024 threads can hold in registers
+MAX_CHUNK = 32768
+MOST_KEPT = 4096  # of a chunk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectConfig:
-    """chunk: columns of a program, a power of two; longer rows are cut. emit_tile: columns per prefix sum."""
+    """chunk: columns of a program of the first launch, a power of two. per_thread: logits a thread holds."""
 
     chunk: int = MAX_CHUNK
-    emit_tile: int = 2048  # 4096 spills in the largest chunk
-    most_warps: int = 32
-    guess: bool = True
+    per_thread: int = 32  # 64 in the largest chunk
+    choose_per_thread: int = 16
 
 
 CONFIG = SelectConfig()
 
 
-def num_warps_for(block: int, config: SelectConfig) -> int:
-    """16 logits a thread, more in the largest blocks."""
-    return min(config.most_warps, block // 512)
+def num_warps_for(block: int, per_thread: int) -> int:
+    """Never so many that less than 64 registers of a thread are left for what is no logit."""
+    return min(16 if block == MAX_CHUNK else 32, max(4, block // per_thread // 32))
 
 
 def select_topk(
@@ -66,48 +66,41 @@ def select_topk(
         )
     if num_rows == 0:
         return slots_TJ
-    if chunks <= 1:
-        _launch(logits_TL, lengths_T, lengths_T, pages_TP, slots_TJ, slots_TJ, 1, config, is_merge=False)
-        return slots_TJ
-    key_TJ = lengths_T.new_empty(num_rows, chunks * TOPK)
-    position_TJ = torch.empty_like(key_TJ)
-    _launch(logits_TL, lengths_T, lengths_T, pages_TP, position_TJ, key_TJ, chunks, config, is_merge=False)
-    _launch(key_TJ, position_TJ, lengths_T, pages_TP, slots_TJ, slots_TJ, 1, config, is_merge=True)
-    return slots_TJ
-
-
-def _launch(
-    values_TL: Tensor,
-    position_TL: Tensor,
-    lengths_T: Tensor,
-    pages_TP: Tensor,
-    out_TJ: Tensor,
-    key_TJ: Tensor,
-    chunks: int,
-    config: SelectConfig,
-    *,
-    is_merge: bool,
-) -> None:
-    """One pass: of a row's chunks, or of what they chose. position_TL only where is_merge."""
-    num_rows, columns = values_TL.shape
-    block = config.chunk if chunks > 1 else max(MIN_CHUNK, triton.next_power_of_2(columns))
-    select_topk_kernel[(chunks, num_rows)](
-        values_TL,
-        position_TL,
+    most = min(MOST_KEPT, MAX_CHUNK // triton.next_power_of_2(max(1, chunks)))
+    chunk = min(config.chunk, max(MIN_CHUNK, triton.next_power_of_2(columns)))
+    is_narrowed = columns > MOST_KEPT
+    kept_TJ, kept_TM = slots_TJ, lengths_T
+    if is_narrowed:
+        kept_TJ = lengths_T.new_empty(num_rows, chunks * most)
+        kept_TM = lengths_T.new_empty(num_rows, chunks)
+        narrow_kernel[(chunks, num_rows)](
+            logits_TL,
+            lengths_T,
+            kept_TJ,
+            kept_TM,
+            pages_TP.shape[1],
+            K=TOPK,
+            MOST=most,
+            BLOCK=chunk,
+            num_warps=num_warps_for(chunk, config.per_thread),
+        )
+    block = triton.next_power_of_2(chunks * most) if is_narrowed else MIN_CHUNK
+    choose_kernel[(num_rows,)](
+        logits_TL,
         lengths_T,
+        kept_TJ,
+        kept_TM,
         pages_TP,
-        out_TJ,
-        key_TJ,
-        columns,
+        slots_TJ,
         pages_TP.shape[1],
+        chunks,
         K=TOPK,
+        MOST=most,
         BLOCK=block,
-        TILE=min(block, config.emit_tile),
-        IS_MERGE=is_merge,
-        IS_PART=chunks > 1,
-        GUESS=config.guess,
-        num_warps=num_warps_for(block, config),
+        IS_NARROWED=is_narrowed,
+        num_warps=num_warps_for(block, config.choose_per_thread),
     )
+    return slots_TJ
 
 
 def select_topk_reference(logits_TL: Tensor, lengths_T: Tensor, pages_TP: Tensor) -> Tensor:
@@ -122,17 +115,15 @@ def select_topk_reference(logits_TL: Tensor, lengths_T: Tensor, pages_TP: Tensor
 
 
 LEAST: tl.constexpr = tl.constexpr(-(2**31))  # below the key of every number
+GREATEST: tl.constexpr = tl.constexpr(2**31 - 1)  # the key of NaN
+SAMPLE: tl.constexpr = tl.constexpr(2048)
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _keys(values_ptr: tl.tensor, at: tl.tensor, is_there: tl.tensor, IS_MERGE: tl.constexpr) -> tl.tensor:
-    """int32 in the order of the values; LEAST where there is none."""
-    if IS_MERGE:
-        return tl.load(values_ptr + at, mask=is_there, other=LEAST)
-    bits = tl.load(values_ptr + at, mask=is_there, other=0.0).to(tl.int32, bitcast=True)
-    bits = tl.where(bits == LEAST, 0, bits)  # -0 ties with 0
-    bits = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FFFFFFF, bits)  # every NaN is the largest
-    return tl.where(is_there, bits ^ ((bits >> 31) & 0x7FFFFFFF), LEAST)
+def _key(value: tl.tensor) -> tl.tensor:
+    """int32 in the order of the values. The sum makes -0 a 0 and every NaN the positive one (PTX ISA)."""
+    bits = (value + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -141,97 +132,219 @@ def _value(key: tl.tensor) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _threshold(key: tl.tensor, num: tl.tensor, K: tl.constexpr, GUESS: tl.constexpr) -> tl.tensor:
-    """A key with at most K above it, and K at least when those equal to it count too.
+def _quantile(count: tl.tensor, num: tl.tensor) -> tl.tensor:
+    """Where a standard normal has count of num above it (Abramowitz and Stegun 26.2.22)."""
+    share = tl.minimum(tl.maximum(count, 0.5), num - 0.5) / num
+    t = tl.sqrt(-2 * tl.log(tl.minimum(share, 1 - share)))
+    z = t - (2.30753 + 0.27061 * t) / (1 + t * (0.99229 + t * 0.04481))
+    return tl.where(share < 0.5, z, -z)
 
-    low has K or more at or above it, high has fewer: in int64, so that no middle overflows.
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _search(
+    key: tl.tensor,
+    num: tl.tensor,
+    length: tl.tensor,
+    bottom: tl.tensor,
+    top: tl.tensor,
+    K: tl.constexpr,
+    MOST: tl.constexpr,
+    STEP: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """(bound, room, kept): K to MOST keys lie above the bound, or fewer and it takes `room` ties to MOST.
+
+    More than MOST of the num keys lie above low, fewer than K above high. Guesses go by a straight line
+    between (bottom, 8 sigma below) and (top, 8 above), as for length normal values. STEP 7: begin by closing.
     """
-    low = tl.min(tl.where(key == LEAST, 0x7FFFFFFF, key)).to(tl.int64)
-    high = tl.max(key).to(tl.int64) + 1
-    of_low, of_high = num, num * 0
-    step = num * 0
-    while (high - low > 1) & (of_low != K):
-        middle = (low + high) >> 1
-        if GUESS:
-            if step % 2 == 0:  # counts fall about exponentially with the value
-                bottom, top = _value(low.to(tl.int32)), _value((high - 1).to(tl.int32))
-                share = tl.log2(of_low.to(tl.float32) / K) / tl.log2(of_low.to(tl.float32) / (of_high + 0.5))
-                guess = bottom + (top - bottom) * share
-                bits = tl.where(guess == guess, guess, 0.0).to(tl.int32, bitcast=True)
-                guessed = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-                middle = tl.minimum(tl.maximum(guessed, low + 1), high - 1)
-            elif step % 4 == 1:  # half way by value, which for what is spread widely is not half way by bits
-                bottom, top = _value(low.to(tl.int32)), _value((high - 1).to(tl.int32))
-                half = bottom * 0.5 + top * 0.5
-                bits = tl.where(half == half, half, 0.0).to(tl.int32, bitcast=True)
-                guessed = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-                middle = tl.minimum(tl.maximum(guessed, low + 1), high - 1)
-        count = tl.sum((key >= middle.to(tl.int32)).to(tl.int32))
-        if count >= K:
-            low, of_low = middle, count
+    low, of_low, z_low = num * 0 + LEAST, num, _quantile(num.to(tl.float32), length)
+    high, of_high, z_high = num * 0 + GREATEST, num * 0, z_low * 0 + 8.0
+    if STEP == 0:
+        z_low = z_low * 0 - 8.0
+    else:
+        z_high = _quantile(z_low * 0 + 0.5, length)
+    aim: tl.constexpr = (K * MOST) ** 0.5
+    z_aim = _quantile(z_low * 0 + aim, length)
+    z_of_one = (_quantile(z_low * 0 + (aim - 32), length) - _quantile(z_low * 0 + (aim + 32), length)) / 64
+    step = num * 0 + STEP
+    is_open = num > MOST
+    bound, room = low, num * 0
+    while is_open:
+        if step % 8 == 7:  # close in on the keys there are
+            low = tl.min(tl.where(key > low, key, GREATEST)) - 1
+            high = tl.max(tl.where(key <= high, key, LEAST))
+            bottom, top = _value(low), _value(high)
         else:
-            high, of_high = middle, count
+            middle = (low & high) + ((low ^ high) >> 1)
+            if step % 8 < 6:
+                want = z_aim
+                if K == MOST:  # to the far side of what is wanted, so that both ends close in
+                    below, above = (of_low - K).to(tl.float32), (K - of_high).to(tl.float32)
+                    near = tl.sqrt(tl.minimum(below, above))
+                    near = tl.where(near > 2, near, 0.0)
+                    want += z_of_one * tl.where(below < above, near, -near)
+                guess = bottom + (top - bottom) * ((want - z_low) / (z_high - z_low))
+                middle = tl.where(guess == guess, _key(guess), middle)
+                middle = tl.minimum(tl.maximum(middle, low + 1), high - 1)
+            count = tl.sum((key > middle).to(tl.int32))
+            if count >= K:
+                low, of_low, bottom = middle, count, _value(middle)
+                z_low = _quantile(count.to(tl.float32), length)
+            else:
+                high, of_high, top = middle, count, _value(middle)
+                z_high = _quantile(count.to(tl.float32), length)
+        if of_low <= MOST:
+            bound, room, is_open = low, num * 0, num < 0
+        elif low + 1 == high:
+            bound, room, is_open = high, MOST - of_high, num < 0
         step += 1
-    return tl.where(of_low == K, low - 1, low).to(tl.int32)
+    return bound, room, tl.where(room > 0, MOST, of_low)
 
 
-@triton.jit(do_not_specialize=["columns", "num_pages"])  # type: ignore[untyped-decorator,unused-ignore]
-def select_topk_kernel(
-    values_ptr: tl.tensor,
-    position_ptr: tl.tensor,
-    lengths_ptr: tl.tensor,
-    pages_ptr: tl.tensor,
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _quarters(x_RC: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Columns 0, 1, 2, 3 of each four, [R, 16]: as threads loaded them, so that none has to move."""
+    ac, bd = tl.split(tl.reshape(x_RC, (x_RC.shape[0], 16, 2, 2)))
+    a, c = tl.split(ac)
+    b, d = tl.split(bd)
+    return a, b, c, d
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _ranks(
+    a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """How many there are up to and at each, in order of position."""
+    b_num = b.to(tl.int32)
+    c_num, d_num = b_num + c.to(tl.int32), b_num + c.to(tl.int32) + d.to(tl.int32)
+    num = a.to(tl.int32) + d_num
+    num_R = tl.sum(num, 1)
+    at_a = tl.cumsum(num, 1) + (tl.cumsum(num_R, 0) - num_R)[:, None] - d_num
+    return at_a, at_a + b_num, at_a + c_num, at_a + d_num
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _places(
+    key_RC: tl.tensor, bound: tl.tensor, room: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Where each goes, in order: those above the bound and the first `room` that equal it; -1 for nowhere.
+
+    In four vectors, as of _quarters: stores of rows would first move everything to other threads.
+    """
+    key_a, key_b, key_c, key_d = _quarters(key_RC)
+    if room > 0:
+        a, b, c, d = _ranks(key_a == bound, key_b == bound, key_c == bound, key_d == bound)
+        key_a = tl.where((key_a == bound) & (a > room), LEAST, key_a)
+        key_b = tl.where((key_b == bound) & (b > room), LEAST, key_b)
+        key_c = tl.where((key_c == bound) & (c > room), LEAST, key_c)
+        key_d = tl.where((key_d == bound) & (d > room), LEAST, key_d)
+        bound -= 1
+    is_a, is_b, is_c, is_d = key_a > bound, key_b > bound, key_c > bound, key_d > bound
+    a, b, c, d = _ranks(is_a, is_b, is_c, is_d)
+    flat: tl.constexpr = (key_RC.shape[0] * 16,)
+    a, b = tl.reshape(tl.where(is_a, a, 0), flat) - 1, tl.reshape(tl.where(is_b, b, 0), flat) - 1
+    c, d = tl.reshape(tl.where(is_c, c, 0), flat) - 1, tl.reshape(tl.where(is_d, d, 0), flat) - 1
+    return a, b, c, d
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _store_slots(
     out_ptr: tl.tensor,
-    key_ptr: tl.tensor,
-    columns: tl.int32,
+    place: tl.tensor,
+    kept_ptr: tl.tensor,
+    pages_ptr: tl.tensor,
+    at: tl.tensor,
+    IS_NARROWED: tl.constexpr,
+) -> None:
+    position = at
+    if IS_NARROWED:
+        position = tl.load(kept_ptr + at, mask=place >= 0, other=0)
+    page = tl.load(pages_ptr + position // 64, mask=place >= 0, other=0)
+    tl.store(out_ptr + place, page * 64 + position % 64, mask=place >= 0)
+
+
+@triton.jit(do_not_specialize=["num_pages"])  # type: ignore[untyped-decorator,unused-ignore]
+def narrow_kernel(
+    values_ptr: tl.tensor,
+    lengths_ptr: tl.tensor,
+    kept_ptr: tl.tensor,
+    num_kept_ptr: tl.tensor,
     num_pages: tl.int32,
     K: tl.constexpr,
+    MOST: tl.constexpr,
     BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
-    IS_MERGE: tl.constexpr,
-    IS_PART: tl.constexpr,
-    GUESS: tl.constexpr,
 ) -> None:
+    """Positions of a chunk's candidates: K to MOST, or all it has, or its best MOST."""
     chunk, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    values_ptr += row * columns + chunk * BLOCK
-    if IS_MERGE:
-        end = columns
-    else:
-        end = tl.minimum(tl.load(lengths_ptr + row) - chunk * BLOCK, BLOCK)
-    every = tl.arange(0, BLOCK)
-    row_key = _keys(values_ptr, every, every < end, IS_MERGE)
-    num = tl.sum((row_key != LEAST).to(tl.int32))
-    threshold = num * 0 + LEAST
-    if num > K:
-        threshold = _threshold(row_key, num, K, GUESS)
-    room = K - tl.sum((row_key > threshold).to(tl.int32))  # for those equal to it, the first ones
+    part = row * tl.num_programs(0) + chunk
+    num = tl.minimum(tl.load(lengths_ptr + row) - chunk * BLOCK, BLOCK)
+    if num <= 0:
+        tl.store(num_kept_ptr + part, 0)
+        return
+    values_ptr += row * num_pages * 64 + chunk * BLOCK
+    at_RC = tl.arange(0, BLOCK // 64)[:, None] * 64 + tl.arange(0, 64)[None, :]
+    is_there_RC = at_RC < num
+    value_RC = tl.load(values_ptr + at_RC, mask=is_there_RC, other=0.0)
+    key_RC = tl.where(is_there_RC, _key(value_RC), LEAST)
 
-    out_ptr += (row * tl.num_programs(0) + chunk) * K
-    key_ptr += (row * tl.num_programs(0) + chunk) * K
-    above_before, ties_before = num * 0, num * 0
-    for start in tl.range(0, end, TILE):
-        at = start + tl.arange(0, TILE)
-        key = _keys(values_ptr, at, at < end, IS_MERGE)
-        is_above, is_tie = key > threshold, (key == threshold) & (key != LEAST)
-        counts = tl.cumsum(is_above.to(tl.int32) + (is_tie.to(tl.int32) << 16), 0)
-        above, ties = above_before + (counts & 0xFFFF), ties_before + (counts >> 16)
-        is_chosen = is_above | (is_tie & (ties <= room))
-        place = above + tl.minimum(ties, room) - 1
-        if IS_MERGE:
-            position = tl.load(position_ptr + row * columns + at, mask=is_chosen, other=0)
-        else:
-            position = chunk * BLOCK + at
-        if IS_PART:
-            tl.store(out_ptr + place, position, mask=is_chosen)
-            tl.store(key_ptr + place, key, mask=is_chosen)
-        else:
-            page = tl.load(pages_ptr + row * num_pages + position // 64, mask=is_chosen, other=0)
-            tl.store(out_ptr + place, page * 64 + position % 64, mask=is_chosen)
-        above_before += tl.sum(is_above.to(tl.int32))
-        ties_before += tl.sum(is_tie.to(tl.int32))
-    chosen = above_before + tl.minimum(ties_before, room)
-    rest = tl.arange(0, K)
-    if IS_PART:
-        tl.store(key_ptr + rest, rest * 0 + LEAST, mask=rest >= chosen)
+    # A first guess from runs of 32 all over the chunk.
+    at_S = tl.arange(0, SAMPLE)
+    at_S = (at_S // 32) * (num // (SAMPLE // 32)) + at_S % 32
+    value_S = tl.load(values_ptr + at_S, mask=at_S < num, other=0.0)
+    value_S = tl.where(tl.abs(value_S) < 1e18, value_S, 0.0)
+    mean = tl.sum(value_S) / SAMPLE
+    spread = 8 * tl.sqrt(tl.maximum(tl.sum(value_S * value_S) / SAMPLE - mean * mean, 0.0))
+    bound, room, kept = _search(key_RC, num, num.to(tl.float32), mean - spread, mean + spread, K, MOST, 0)
+    tl.store(num_kept_ptr + part, kept)
+
+    at = tl.arange(0, BLOCK // 4) * 4 + chunk * BLOCK
+    a, b, c, d = _places(key_RC, bound, room)
+    kept_ptr += part * MOST
+    tl.store(kept_ptr + a, at, mask=a >= 0)
+    tl.store(kept_ptr + b, at + 1, mask=b >= 0)
+    tl.store(kept_ptr + c, at + 2, mask=c >= 0)
+    tl.store(kept_ptr + d, at + 3, mask=d >= 0)
+
+
+@triton.jit(do_not_specialize=["num_pages", "chunks"])  # type: ignore[untyped-decorator,unused-ignore]
+def choose_kernel(
+    values_ptr: tl.tensor,
+    lengths_ptr: tl.tensor,
+    kept_ptr: tl.tensor,
+    num_kept_ptr: tl.tensor,
+    pages_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    num_pages: tl.int32,
+    chunks: tl.int32,
+    K: tl.constexpr,
+    MOST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IS_NARROWED: tl.constexpr,
+) -> None:
+    """The row's slots, from its candidates' positions or, where not IS_NARROWED, from all it has."""
+    row = tl.program_id(0).to(tl.int64)
+    length = tl.load(lengths_ptr + row)
+    at_L = tl.arange(0, BLOCK)
+    if IS_NARROWED:
+        chunk_L = at_L // MOST
+        num_L = tl.load(num_kept_ptr + row * chunks + chunk_L, mask=chunk_L < chunks, other=0)
+        is_there_L = at_L % MOST < num_L
+        kept_ptr += row * chunks * MOST
+        position_L = tl.load(kept_ptr + at_L, mask=is_there_L, other=0)
     else:
-        tl.store(out_ptr + rest, rest * 0 - 1, mask=rest >= chosen)
+        is_there_L = at_L < length
+        position_L = at_L
+    value_L = tl.load(values_ptr + row * num_pages * 64 + position_L, mask=is_there_L, other=0.0)
+    key_RC = tl.reshape(tl.where(is_there_L, _key(value_L), LEAST), (BLOCK // 64, 64))
+    num = tl.sum(is_there_L.to(tl.int32))
+    bound, room, _ = _search(key_RC, num, tl.maximum(length, 2).to(tl.float32), num * 0.0, num * 0.0, K, K, 7)
+
+    a, b, c, d = _places(key_RC, bound, room)
+    out_ptr += row * K
+    pages_ptr += row * num_pages
+    at = tl.arange(0, BLOCK // 4) * 4
+    _store_slots(out_ptr, a, kept_ptr, pages_ptr, at, IS_NARROWED)
+    _store_slots(out_ptr, b, kept_ptr, pages_ptr, at + 1, IS_NARROWED)
+    _store_slots(out_ptr, c, kept_ptr, pages_ptr, at + 2, IS_NARROWED)
+    _store_slots(out_ptr, d, kept_ptr, pages_ptr, at + 3, IS_NARROWED)
+    rest = tl.arange(0, K)
+    tl.store(out_ptr + rest, rest * 0 - 1, mask=rest >= num)

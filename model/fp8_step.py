@@ -174,7 +174,7 @@ class DecodeStep:
             cache.keys[index],
             inputs.pages_RP,
             inputs.lengths_R,
-            config=decode_config_for(len(up_RX)),
+            config=decode_config_for(*inputs.pages_RP.shape),
         )
         return select_topk(logits_RL, inputs.lengths_R, inputs.pages_RP)
 

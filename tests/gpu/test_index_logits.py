@@ -88,7 +88,7 @@ def test_every_configuration_fits_an_sm_90() -> None:
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
-        for config in {config for _, config in ops.DECODE}
+        for config in {config for _, _, config in ops.DECODE}
     ]
     builds.append(
         Build(
@@ -111,16 +111,16 @@ def test_decode_on_the_device_is_the_reference_and_knows_no_batch(num_queries: i
     cache, (query_THI, weight_TH) = index_cache(1 << 16, "cuda"), index_queries(num_queries, "cuda")
     pages_TP = page_tables(num_queries, 128, 1024, "cuda")
     lengths_T = torch.randint(0, 8193, (num_queries,), dtype=torch.int32, device="cuda")
-    config = ops.decode_config_for(num_queries)
+    config = ops.decode_config_for(*pages_TP.shape)
     logits_TL = index_logits_decode(query_THI, weight_TH, cache, pages_TP, lengths_T, config=config)
     expected_TL = index_logits_reference(query_THI, weight_TH, cache, pages_TP, lengths_T)
     torch.testing.assert_close(logits_TL.double(), expected_TL, **TOLERANCE)
-    one, alone = slice(num_queries - 1, None), ops.decode_config_for(1)
-    alone_TL = index_logits_decode(
-        query_THI[one], weight_TH[one], cache, pages_TP[one], lengths_T[one], config=alone
-    )
-    seen = int(lengths_T[-1])
-    assert torch.equal(alone_TL[0, :seen], logits_TL[-1, :seen])
+    one, seen = slice(num_queries - 1, None), int(lengths_T[-1])
+    for _, _, alone in ops.DECODE:
+        alone_TL = index_logits_decode(
+            query_THI[one], weight_TH[one], cache, pages_TP[one], lengths_T[one], config=alone
+        )
+        assert torch.equal(alone_TL[0, :seen], logits_TL[-1, :seen])
 
 
 @pytest.mark.gpu

@@ -16,7 +16,6 @@ from tests.gpu.attention_inputs import page_tables
 from tests.gpu.interpreter import interpreting
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-CHUNKED = SelectConfig(chunk=4096)  # so that rows small enough for the interpreter are cut
 INF = float("inf")
 
 
@@ -34,14 +33,19 @@ def rows_of(kind: str, columns: int, device: str = "cpu") -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "config", [ops.CONFIG, CHUNKED, SelectConfig(guess=False)], ids=["", "chunks", "halving"]
+    ("columns", "chunk"), [(4096, 4096), (8192, 8192), (8192, 4096)], ids=["whole", "narrowed", "chunks"]
 )
-def test_selection_interpreted_is_the_reference(config: SelectConfig) -> None:
+def test_selection_interpreted_is_the_reference(columns: int, chunk: int) -> None:
     kinds = ["normal", "ties", "zeros", "wide", "special"]
-    columns = 8192 if config is CHUNKED else 4096
     logits_TL = torch.cat([rows_of(kind, columns) for kind in kinds])
-    lengths_T = torch.tensor([columns, columns, columns - 77, 2049, 3000], dtype=torch.int32)
-    check(logits_TL, lengths_T, config)
+    lengths_T = torch.tensor([columns, columns, columns - 77, 2049, columns - 1000], dtype=torch.int32)
+    check(logits_TL, lengths_T, SelectConfig(chunk=chunk))
+
+
+def test_many_chunks_keep_only_their_best() -> None:
+    columns = 9 * 4096
+    lengths_T = torch.tensor([columns - 100], dtype=torch.int32)
+    check(rows_of("zeros", columns), lengths_T, SelectConfig(chunk=4096))
 
 
 def test_short_rows_give_all_they_have() -> None:
@@ -81,31 +85,34 @@ def test_nan_is_not_overlooked() -> None:
 
 
 def test_every_configuration_fits_an_sm_90() -> None:
-    blocks = [1 << power for power in range(ops.MIN_CHUNK.bit_length() - 1, ops.MAX_CHUNK.bit_length())]
-    kinds = [(block, is_part, False) for block in blocks for is_part in (False, True)]
-    kinds = [kind for kind in kinds if not kind[1] or kind[0] == ops.CONFIG.chunk]
-    kinds += [(block, False, True) for block in blocks]
-    integers = ("position_ptr", "lengths_ptr", "pages_ptr", "out_ptr", "key_ptr")
-    builds = [
-        Build(
-            module=ops.__name__,
-            kernel="select_topk_kernel",
-            types={"values_ptr": "*i32" if is_merge else "*fp32", "columns": "i32", "num_pages": "i32"}
-            | dict.fromkeys(integers, "*i32"),
-            constants={
-                "K": TOPK,
-                "BLOCK": block,
-                "TILE": min(block, ops.CONFIG.emit_tile),
-                "IS_MERGE": is_merge,
-                "IS_PART": is_part,
-                "GUESS": ops.CONFIG.guess,
-            },
-            num_warps=ops.num_warps_for(block, ops.CONFIG),
-        )
-        for block, is_part, is_merge in kinds
-    ]
-    for taken in resources(builds):
-        taken.check()
+    """The largest blocks may spill a little, of what is written once; their rounds of counting hold all."""
+    for build, taken in zip(BUILDS, resources(BUILDS), strict=True):
+        assert taken.shared_bytes < 48 * 1024, f"{build}: keys should not move between threads"
+        assert taken.stack_bytes <= (256 if build.num_warps == 16 else 0), f"{build} spills: {taken}"
+
+
+def build_of(kernel: str, **constants: int) -> Build:
+    config, block = ops.CONFIG, constants["BLOCK"]
+    is_first = kernel == "narrow_kernel"
+    pointers = ("lengths_ptr", "kept_ptr", "num_kept_ptr") + (() if is_first else ("pages_ptr", "out_ptr"))
+    integers = ("num_pages",) if is_first else ("num_pages", "chunks")
+    return Build(
+        module=ops.__name__,
+        kernel=kernel,
+        types={"values_ptr": "*fp32"} | dict.fromkeys(pointers, "*i32") | dict.fromkeys(integers, "i32"),
+        constants={"K": TOPK} | constants,
+        num_warps=ops.num_warps_for(block, config.per_thread if is_first else config.choose_per_thread),
+    )
+
+
+BUILDS = (
+    *(build_of("narrow_kernel", BLOCK=block, MOST=4096) for block in (8192, 16384, ops.CONFIG.chunk)),
+    build_of("narrow_kernel", BLOCK=ops.CONFIG.chunk, MOST=2048),
+    build_of("choose_kernel", BLOCK=4096, MOST=4096, IS_NARROWED=False),
+    build_of("choose_kernel", BLOCK=4096, MOST=4096, IS_NARROWED=True),
+    build_of("choose_kernel", BLOCK=16384, MOST=4096, IS_NARROWED=True),
+    build_of("choose_kernel", BLOCK=32768, MOST=2048, IS_NARROWED=True),
+)
 
 
 @pytest.mark.gpu
