@@ -107,6 +107,11 @@ def sparse_mla_cases() -> Iterator[Case]:
             for block, stages in ((64, 3), (32, 3))
             if splits * num_queries <= 256 and (splits > 1 or num_queries >= 16)
         }
+        configs |= {
+            f"gluon, splits {splits}": mla.SparseMlaConfig(splits=splits, gluon=True)
+            for splits in (1, 2, 4, 8, 16, 32)
+            if 16 <= splits * num_queries <= 256
+        }
         configs["exact"] = mla.EXACT
         configs["throughput"] = mla.config_for(num_queries, exact=False)
         per_query = mla.MAX_SLOTS * (512 + 16 + 128 + 4) + HEADS * (576 * 2 + 512 * 2)

@@ -19,6 +19,11 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+try:
+    from kernels.sparse_mla_gluon import sparse_mla_gluon_kernel
+except ImportError:  # a Triton without Gluon
+    sparse_mla_gluon_kernel = None
+
 LATENT_DIMS = 512
 ROTARY_DIMS = 64
 GROUP_DIMS = 128  # of a latent that share a scale
@@ -28,9 +33,14 @@ MAX_SLOTS = 2048
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparseMlaConfig:
-    """splits: shares of the slots, each a program of its own."""
+    """splits: shares of the slots, each a program of its own.
+
+    gluon: kernels/sparse_mla_gluon.py, whose block is of 64 keys, where the device is one for it; elsewhere
+    the kernel below, which what follows is about.
+    """
 
     splits: int
+    gluon: bool = False
     block_keys: int = 64
     num_warps: int = 8
     num_stages: int = 3
@@ -38,13 +48,14 @@ class SparseMlaConfig:
 
 # Of at most this many queries. Exact mode: one split for every T, so that a query's bits know no other.
 THROUGHPUT = (
-    (4, SparseMlaConfig(splits=16)),
-    (8, SparseMlaConfig(splits=8)),
-    (16, SparseMlaConfig(splits=4)),
-    (32, SparseMlaConfig(splits=2)),
-    (1 << 30, SparseMlaConfig(splits=1)),
+    (2, SparseMlaConfig(splits=32, gluon=True)),
+    (4, SparseMlaConfig(splits=16, gluon=True)),
+    (8, SparseMlaConfig(splits=8, gluon=True)),
+    (16, SparseMlaConfig(splits=4, gluon=True)),
+    (32, SparseMlaConfig(splits=2, gluon=True)),
+    (1 << 30, SparseMlaConfig(splits=1, gluon=True)),
 )
-EXACT = SparseMlaConfig(splits=4)
+EXACT = SparseMlaConfig(splits=4, gluon=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,11 +85,13 @@ def sparse_mla(
     if num_queries == 0:
         return out_TNC
     splits = config.splits
-    partial_TKNC, lse_TKN = out_TNC, out_TNC
+    partial_TKNC = out_TNC
     if splits > 1:
         partial_TKNC = query_TNC.new_empty(num_queries, splits, heads, LATENT_DIMS)
-        lse_TKN = query_TNC.new_empty(num_queries, splits, heads, dtype=torch.float32)
-    sparse_mla_kernel[(heads // HEADS_PER_PROGRAM, splits, num_queries)](
+    lse_TKN = query_TNC.new_empty(num_queries, splits, heads, dtype=torch.float32)
+    gluon = config.gluon and has_gluon(query_TNC.device)
+    kernel = sparse_mla_gluon_kernel if gluon else sparse_mla_kernel
+    kernel[(heads // HEADS_PER_PROGRAM, splits, num_queries)](
         query_TNC,
         slots_TJ,
         cache.latent_SC,
@@ -90,21 +103,34 @@ def sparse_mla(
         HEADS=heads,
         SLOTS=slots_TJ.shape[1],
         SPLITS=splits,
-        BLOCK_N=config.block_keys,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        **kernel_options(config, gluon=gluon),
     )
     if splits > 1:
-        combine_kernel[(heads // COMBINED_HEADS, num_queries)](
+        combined_heads = 1 if splits > 4 else 4  # of a program; with many shares there are few queries
+        combine_kernel[(heads // combined_heads, num_queries)](
             partial_TKNC,
             lse_TKN,
             out_TNC,
             HEADS=heads,
             SPLITS=splits,
-            BLOCK_H=COMBINED_HEADS,
+            BLOCK_H=combined_heads,
             num_warps=4,
         )
     return out_TNC
+
+
+def has_gluon(device: torch.device) -> bool:
+    """Whether Gluon is there, and the device of the one kind whose instructions the kernel names."""
+    if sparse_mla_gluon_kernel is None or device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def kernel_options(config: SparseMlaConfig, *, gluon: bool) -> dict[str, int]:
+    """What a launch names beside the shapes."""
+    if gluon:
+        return {"num_warps": 4, "num_stages": 1}
+    return {"BLOCK_N": config.block_keys, "num_warps": config.num_warps, "num_stages": config.num_stages}
 
 
 def sparse_mla_reference(
@@ -160,9 +186,6 @@ def check_tensor(
         raise ValueError(f"{name} is on {tensor.device}: expected {device}, as the others")
     if not tensor.is_contiguous():
         raise ValueError(f"{name} has strides {tensor.stride()}: expected contiguous, call .contiguous()")
-
-
-COMBINED_HEADS = 4  # of a program that combines: 32 a query
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]

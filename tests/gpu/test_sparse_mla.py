@@ -1,6 +1,11 @@
-"""Sparse MLA, decode and prefill: the reference's numbers, whoever else is in the batch."""
+"""Sparse MLA, decode and prefill: the reference's numbers, whoever else is in the batch.
+
+The interpreter knows no Gluon: without a device that kernel is compiled, not run.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,19 +73,24 @@ def test_what_does_not_fit_is_refused_with_words() -> None:
         sparse_mla(query_TNC.float(), slots_TJ, cache, scale=SCALE, config=SparseMlaConfig(splits=1))
 
 
-def test_every_configuration_fits_an_sm_90() -> None:
+def decode_build(config: SparseMlaConfig, gluon: bool) -> Build:
+    """Of one of the two decode kernels: on the device, config.gluon chooses."""
     cache_types = {"latent_ptr": "*fp8e4nv", "scale_ptr": "*fp32", "rotary_ptr": "*fp16", "lse_ptr": "*fp32"}
-    builds = [
-        Build(
-            module=decode.__name__,
-            kernel="sparse_mla_kernel",
-            types=TYPES | cache_types | ({} if config.splits == 1 else {"out_ptr": "*fp16"}),
-            constants={"HEADS": 128, "SLOTS": 2048, "SPLITS": config.splits, "BLOCK_N": config.block_keys},
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
-        for config in {decode.EXACT, *(config for _, config in decode.THROUGHPUT)}
-    ]
+    options = decode.kernel_options(config, gluon=gluon)
+    num_warps, num_stages = options.pop("num_warps"), options.pop("num_stages")
+    return Build(
+        module="kernels.sparse_mla_gluon" if gluon else decode.__name__,
+        kernel="sparse_mla_gluon_kernel" if gluon else "sparse_mla_kernel",
+        types=TYPES | cache_types | ({} if config.splits == 1 else {"out_ptr": "*fp16"}),
+        constants={"HEADS": 128, "SLOTS": 2048, "SPLITS": config.splits, **options},
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
+
+
+def test_every_configuration_fits_an_sm_90() -> None:
+    configs = {decode.EXACT, *(config for _, config in decode.THROUGHPUT)}
+    builds = [decode_build(config, gluon) for config in configs for gluon in (False, True)]
     builds.append(
         Build(
             module=prefill.__name__,
@@ -99,11 +109,12 @@ def test_every_configuration_fits_an_sm_90() -> None:
 @needs_cuda
 @pytest.mark.parametrize("num_queries", [1, 3, 16, 64, 256])
 @pytest.mark.parametrize("exact", [False, True])
-def test_decode_on_the_device_is_the_reference(num_queries: int, exact: bool) -> None:
+@pytest.mark.parametrize("gluon", [False, True])
+def test_decode_on_the_device_is_the_reference(num_queries: int, exact: bool, gluon: bool) -> None:
     cache, query_TNC = latent_cache(8192, "cuda"), queries(num_queries, 128, "cuda")
     counts = [*torch.randint(1, 2049, (num_queries,)).tolist(), 0, 1, 2047][-num_queries:]
     slots_TJ = chosen_slots(counts, 2048, 8192, "cuda")
-    config = decode.config_for(num_queries, exact=exact)
+    config = replace(decode.config_for(num_queries, exact=exact), gluon=gluon)
     torch.full((1 << 28,), NAN, device="cuda")  # what is allocated next is not zero
     out_TNC = sparse_mla(query_TNC, slots_TJ, cache, scale=SCALE, config=config)
     expected_TNC = sparse_mla_reference(query_TNC, slots_TJ, cache, scale=SCALE)
@@ -112,13 +123,14 @@ def test_decode_on_the_device_is_the_reference(num_queries: int, exact: bool) ->
 
 @pytest.mark.gpu
 @needs_cuda
-def test_exact_decode_gives_a_row_the_same_bits_in_any_batch() -> None:
+@pytest.mark.parametrize("gluon", [False, True])
+def test_exact_decode_gives_a_row_the_same_bits_in_any_batch(gluon: bool) -> None:
     cache, query_TNC = latent_cache(8192, "cuda"), queries(256, 128, "cuda")
     slots_TJ = chosen_slots(torch.randint(1, 2049, (256,)).tolist(), 2048, 8192, "cuda")
-    whole_TNC = sparse_mla(query_TNC, slots_TJ, cache, scale=SCALE, config=decode.EXACT)
+    whole_TNC = sparse_mla(query_TNC, slots_TJ, cache, scale=SCALE, config=replace(decode.EXACT, gluon=gluon))
     for num_queries in (1, 2, 7, 64, 255):
         rows = slice(256 - num_queries, 256)
-        config = decode.config_for(num_queries, exact=True)
+        config = replace(decode.config_for(num_queries, exact=True), gluon=gluon)
         part_TNC = sparse_mla(query_TNC[rows], slots_TJ[rows], cache, scale=SCALE, config=config)
         assert torch.equal(part_TNC, whole_TNC[rows])
 
