@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup setup-dev serve check simulate test bench soak chaos train evaluate report clean
+.PHONY: help setup setup-dev serve check simulate fuzz test bench bench-closed schemas soak chaos pods train evaluate report clean
 
 help:
 	@echo "make setup     install what serving needs into $(VENV)"
@@ -14,9 +14,13 @@ help:
 	@echo "make check     ruff, mypy strict, import floors"
 	@echo "make test      every test that this machine can run"
 	@echo "make simulate  10,000 schedules of faults; one of them again: ARGS=--hypothesis-seed=N"
-	@echo "make bench     tokens/s, TTFT and TPOT beside transformers"
+	@echo "make fuzz      10,000 requests that are almost sound, over a socket: none is answered by a fault of ours"
+	@echo "make bench     what is served in time beside transformers, each feature on and off; ARGS=--quick, --write"
+	@echo "make bench-closed  tokens/s, TTFT and TPOT at 1 and 16 requests, beside transformers at its best"
+	@echo "make schemas   answers to 1,000 random JSON schemas; ARGS=--samples=N for others"
 	@echo "make soak      ten minutes at twice what it can serve: refusals, queue, memory"
 	@echo "make chaos     kill, suspend and spoil processes under load; docs/reliability.md"
+	@echo "make pods      the pods of k8s/, each on a host of its own (Linux, root; 3 minutes)"
 	@echo "make train     train the embedded model again (a GPU, minutes); overwrites demo/checkpoint"
 	@echo "make evaluate  ask the embedded model held-out questions, over HTTP"
 	@echo "make report    docs/model-report.md from demo/results"
@@ -54,6 +58,9 @@ check: setup-dev
 simulate: setup-dev
 	$(BIN)/python -m pytest tests/simulation -m "not ray" --hypothesis-profile=simulate --timeout=3600 $(ARGS)
 
+fuzz: setup-dev
+	SHOAL_FUZZ=10000 $(BIN)/python -m pytest -n 0 tests/unit/test_attacks.py -k whatever_is_sent --timeout=3600 $(ARGS)
+
 test: setup-dev
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
@@ -63,13 +70,22 @@ else
 endif
 
 bench: setup-dev
+	$(BIN)/python -m bench.capacity $(ARGS)
+
+bench-closed: setup-dev
 	$(BIN)/python -m bench.serving $(ARGS)
+
+schemas: setup-dev
+	$(BIN)/python -m bench.schemas $(ARGS)
 
 soak: setup-dev
 	$(BIN)/python -m bench.soak --minutes 10 $(ARGS)
 
 chaos: setup
 	$(BIN)/shoal chaos --report docs/reliability.md $(ARGS)
+
+pods: setup-dev
+	$(BIN)/python -m pytest -m pods -n 0 tests/ray/test_pods.py $(ARGS)
 
 train: setup
 	$(BIN)/python -m demo.train --results demo/results --export demo/checkpoint $(ARGS)

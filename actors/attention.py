@@ -11,12 +11,17 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from actors.engine import Engine, OwnedEvents
+from actors.matchers import Made, MatcherDesk
 from actors.messages import (
+    FINISH_CANCELLED,
     FINISH_ERROR,
+    FINISH_GRAMMAR,
+    FINISH_OVERLOADED,
     Cancel,
     Events,
     Sampling,
@@ -29,16 +34,20 @@ from actors.messages import (
 )
 from actors.metrics import Sample
 from actors.trace import Recorder
+from model.grammar import GrammarError, Grammars
+from model.matcher import Matcher
 from router.exchange import StepAbandoned
 from router.heartbeat import beating
 from router.listener import Arrival, Listener, Peer
 from router.load import Counts
-from router.view import View
+from router.view import Pair, View
 from router.wire import BadFrame, from_fields, kinds
 
 logger = logging.getLogger(__name__)
 
 IDLE_POLL_S = 1.0
+MAX_UNMATCHED = 1024  # sequences that wait for their matchers
+UNMATCHED_RETRY_S = 1.0
 
 
 class ViewInbox:
@@ -57,8 +66,20 @@ class ViewInbox:
         return self._newest
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Submission:
+    """What a Submit said."""
+
+    peer: Peer
+    name: str
+    prompt_ids: list[int]
+    emitted_ids: list[int]
+    sampling: Sampling
+    terms: Terms
+
+
 class AttentionServer:
-    """Serves ingresses until told to stop."""
+    """Serves ingresses until told to stop. grammars: None where no text can be held to one."""
 
     def __init__(
         self,
@@ -72,6 +93,7 @@ class AttentionServer:
         host: str = "127.0.0.1",
         port: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        grammars: Grammars | None = None,
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -81,6 +103,8 @@ class AttentionServer:
             host, port, token=token, actor=actor_id, incarnation=incarnation, accepted=kinds(Submit, Cancel)
         )
         self.host, self.port = self._listener.host, self._listener.port
+        self._desk = MatcherDesk(grammars, announce=self._listener.wake)
+        self._unmatched: dict[Hashable, _Submission] = {}  # by peer and name
 
     def run(self) -> None:
         """The loop: listen, step, tell."""
@@ -91,6 +115,7 @@ class AttentionServer:
         except StepAbandoned:
             logger.info("stopped in the middle of a step")
         finally:
+            self._desk.close()
             self._listener.close()
 
     def _turn(self) -> None:
@@ -116,6 +141,16 @@ class AttentionServer:
         """Of the newest view that has reached this actor."""
         newest = self._views.newest()
         return self._engine.epoch if newest is None else max(newest.epoch, self._engine.epoch)
+
+    @property
+    def epoch_in_use(self) -> int:
+        """Of the view that it computes with: no parcel goes out by an older one any more."""
+        return self._engine.epoch
+
+    @property
+    def pairs(self) -> frozenset[Pair]:
+        """Of routed experts it holds none that others may ask for."""
+        return frozenset()
 
     @property
     def convicted(self) -> tuple[tuple[str, int], ...]:
@@ -149,17 +184,23 @@ class AttentionServer:
             event = self._take(arrival)
             if event is not None:
                 at_once[arrival.peer].append(event)
+        for key, made in self._desk.take():
+            submission = self._unmatched.pop(key, None)
+            if submission is not None:  # nobody has cancelled it
+                at_once[submission.peer].append(self._matched(submission, made))
         self._tell(at_once)
 
     def _take(self, arrival: Arrival) -> TokenEvent | None:
         peer = arrival.peer
         if arrival.frame is None:
-            dropped = self._engine.disown(peer)
+            dropped = self._engine.disown(peer) + self._forget_unmatched(peer)
             if dropped:
                 logger.warning("ingress %s left; %d sequences dropped", peer.actor, dropped)
             return None
         message = arrival.frame.message
         if isinstance(message, Cancel):
+            if self._unmatched.pop((peer, message.request_id), None) is not None:
+                return end_event(message.request_id, 0, FINISH_CANCELLED)
             return self._engine.cancel(peer, message.request_id)
         assert isinstance(message, Submit), "the listener accepts Submit and Cancel only"
         try:
@@ -173,10 +214,53 @@ class AttentionServer:
             terms = from_fields(Terms, dict(message.terms))
         except (BadFrame, ValueError) as error:
             return end_event(message.request_id, message.num_emitted, FINISH_ERROR, str(error))
-        prompt, emitted = ids[: message.num_prompt], ids[message.num_prompt :]
-        name, now_s = message.request_id, self._clock()
-        ended = self._engine.submit(peer, name, prompt, emitted, sampling, terms, now_s)
-        return ended or taken_event(name, message.num_emitted)
+        submission = _Submission(
+            peer=peer,
+            name=message.request_id,
+            prompt_ids=ids[: message.num_prompt],
+            emitted_ids=ids[message.num_prompt :],
+            sampling=sampling,
+            terms=terms,
+        )
+        return self._await_matcher(submission) if sampling.grammar else self._submit(submission)
+
+    def _submit(self, submission: _Submission, matcher: Matcher | None = None) -> TokenEvent:
+        """To the engine; what to tell of it at once."""
+        ended = self._engine.submit(
+            submission.peer,
+            submission.name,
+            submission.prompt_ids,
+            submission.emitted_ids,
+            submission.sampling,
+            submission.terms,
+            self._clock(),
+            matcher,
+        )
+        return ended or taken_event(submission.name, len(submission.emitted_ids))
+
+    def _await_matcher(self, submission: _Submission) -> TokenEvent | None:
+        """Order it; the engine hears of the sequence when it is made."""
+        key, num_emitted = (submission.peer, submission.name), len(submission.emitted_ids)
+        if key in self._unmatched:
+            problem = f"request id {submission.name} is already running"
+            return end_event(submission.name, num_emitted, FINISH_ERROR, problem)
+        if len(self._unmatched) >= MAX_UNMATCHED:
+            problem = f"{MAX_UNMATCHED} sequences wait for their grammars"
+            return end_event(submission.name, num_emitted, FINISH_OVERLOADED, problem, UNMATCHED_RETRY_S)
+        self._unmatched[key] = submission
+        self._desk.order(key, submission.sampling, submission.emitted_ids)
+        return None
+
+    def _matched(self, submission: _Submission, made: Made) -> TokenEvent:
+        if isinstance(made, GrammarError):
+            return end_event(submission.name, len(submission.emitted_ids), FINISH_GRAMMAR, str(made))
+        return self._submit(submission, made)
+
+    def _forget_unmatched(self, peer: Peer) -> int:
+        gone = [key for key, submission in self._unmatched.items() if submission.peer == peer]
+        for key in gone:
+            del self._unmatched[key]
+        return len(gone)
 
     def _tell(self, events: dict[Hashable, list[TokenEvent]]) -> None:
         """One frame per ingress."""

@@ -10,40 +10,39 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
 from actors.attention import AttentionServer, ViewInbox
 from actors.engine import Engine
-from actors.expert import ExpertServer, load_held_experts
+from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
 from actors.exposition import MetricsServer
 from actors.options import ActorOptions, AttentionOptions, Loaded
 from actors.scheduler import SchedulerLimits
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
+from model.grammar import Grammars
 from model.load import Reader, load_decoder
 from model.names import attention_tensors, expert_tensors, mtp_attention_tensors
 from model.reader import Progress, WeightReader
 from router.exchange import Exchange
 from router.local import LocalTransport
 from router.tcp import TcpTransport
-from router.view import ActorId, ExpertActor, View, make_view
+from router.view import ActorId, ExpertActor, Pair, View, make_view
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # of the weights
 
 Note = Callable[[Progress], None]
 
 
-def build_expert(options: ActorOptions, experts: Sequence[int], note: Note) -> tuple[ExpertServer, Loaded]:
-    """Load the experts of every MoE layer and bind."""
-    checkpoint = Checkpoint.open(Path(options.directory))
-    config = checkpoint.config_to_serve(options.draft_tokens)
-    reader = checkpoint.reader(note, total_names=_expert_names(config, experts))
-    held = load_held_experts(reader, config, experts, DTYPES[options.dtype])
+def build_expert(options: ActorOptions, pairs: Iterable[Pair], note: Note) -> tuple[ExpertServer, Loaded]:
+    """Load the given (layer, expert) pairs and bind."""
+    config, reader = _open(options, pairs, note)
+    held = HeldExperts(config, DTYPES[options.dtype])
+    load_experts(reader, held, pairs, DTYPES[options.dtype])
     server = ExpertServer(
         config,
         held,
@@ -53,6 +52,12 @@ def build_expert(options: ActorOptions, experts: Sequence[int], note: Note) -> t
         host=options.host,
     )
     return server, _loaded(server, reader)
+
+
+def take_experts(server: ExpertServer, options: ActorOptions, pairs: Iterable[Pair], note: Note) -> None:
+    """Load more pairs into an expert actor that serves."""
+    _, reader = _open(options, pairs, note)
+    server.take(reader, pairs, DTYPES[options.dtype])
 
 
 def build_attention(
@@ -66,7 +71,7 @@ def build_attention(
     config = checkpoint.config_to_serve(options.draft_tokens)
     names = [*attention_tensors(config), *mtp_attention_tensors(config)]
     if attention.local:
-        names += _expert_names(config, range(config.num_experts))
+        names += _expert_names(config, in_every_layer(config, range(config.num_experts)))
     reader = checkpoint.reader(note, total_names=names)
     decoder = load_decoder(reader, config, DTYPES[options.dtype], attention.context_tokens)
     views, stopping = ViewInbox(), threading.Event()
@@ -94,6 +99,7 @@ def build_attention(
         ),
         draft_tokens=options.draft_tokens,
         prefix_cache=attention.prefix_cache,
+        micro_batches=1 if attention.local else attention.micro_batches,  # local: there is nothing to hide
     )
     server = AttentionServer(
         engine,
@@ -103,13 +109,15 @@ def build_attention(
         incarnation=options.incarnation,
         token=options.token,
         host=options.host,
+        grammars=_grammars(Path(options.directory), config),
     )
     return server, _loaded(server, reader)
 
 
 def local_exchange(reader: Reader, config: ModelConfig, dtype: torch.dtype, actor_id: str) -> Exchange:
     """An exchange whose experts, all of them, live in this process under the name actor_id."""
-    held = load_held_experts(reader, config, range(config.num_experts), dtype)
+    held = HeldExperts(config, dtype)
+    load_experts(reader, held, in_every_layer(config, range(config.num_experts)), dtype)
     own = ExpertActor(actor_id=ActorId(actor_id), incarnation=1, host="", port=0)
     view = make_view(
         1,
@@ -122,12 +130,21 @@ def local_exchange(reader: Reader, config: ModelConfig, dtype: torch.dtype, acto
     return Exchange(LocalTransport(held.forward), view)
 
 
-def _expert_names(config: ModelConfig, experts: Sequence[int]) -> list[str]:
-    return [
-        name
-        for layer, expert in product(config.routed_layers, experts)
-        for name in expert_tensors(config, layer, expert)
-    ]
+def _grammars(directory: Path, config: ModelConfig) -> Grammars | None:
+    """None: a checkpoint of weights alone, as tests have, makes only free text."""
+    if not (directory / "tokenizer.json").exists():
+        return None
+    return Grammars(directory, vocab_size=config.vocab_size, end_ids=config.eos_token_ids)
+
+
+def _open(options: ActorOptions, pairs: Iterable[Pair], note: Note) -> tuple[ModelConfig, WeightReader]:
+    checkpoint = Checkpoint.open(Path(options.directory))
+    config = checkpoint.config_to_serve(options.draft_tokens)
+    return config, checkpoint.reader(note, total_names=_expert_names(config, pairs))
+
+
+def _expert_names(config: ModelConfig, pairs: Iterable[Pair]) -> list[str]:
+    return [name for layer, expert in pairs for name in expert_tensors(config, layer, expert)]
 
 
 def _loaded(server: AttentionServer | ExpertServer, reader: WeightReader) -> Loaded:

@@ -5,7 +5,7 @@ sequence's past, and drafts the tokens that the next step verifies. A draft is d
 the token itself, with the same noise, so that good drafts are accepted when sampling too. What it writes for
 drafted positions is written again before anything reads it. Knows nothing of what is accepted.
 
-Letters: T rows  D hidden
+Letters: N tokens, in the order of the chunks  D hidden
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from actors.sequence import Sequence as LiveSequence
 from actors.step import forward_mtp
-from model.batch import Chunk, build_batch
+from model.batch import Chunk, logit_places
 from model.cache import PAGE_TOKENS, LatentCache
 from model.decoder import Decoder, Mtp
 from model.sampler import Draw, sample
@@ -34,7 +34,6 @@ class Drafter:
         self, decoder: Decoder, mtp: Mtp, cache: LatentCache, exchange: Exchange, draft_tokens: int
     ) -> None:
         self._decoder, self._mtp, self._cache, self._exchange = decoder, mtp, cache, exchange
-        self._index_topk = decoder.config.indexer.topk if decoder.config.indexer else None
         self._draft_tokens = draft_tokens
 
     def follow(self, advanced: Sequence[tuple[LiveSequence, Tensor]]) -> None:
@@ -49,15 +48,15 @@ class Drafter:
                 due.append(sequence)
         if not due:
             return
-        hidden_TD = torch.cat([part for sequence in due for part in sequence.unfollowed])
+        hidden_ND = torch.cat([part for sequence in due for part in sequence.unfollowed])
         chunks = [chunk for sequence in due for chunk in _catch_up(sequence)]
         drafting = [sequence for sequence in due if sequence.is_decoding]
         for depth in range(1, self._draft_tokens + 1):
-            hidden_TD = self._draft(chunks, hidden_TD, drafting)
+            hidden_ND = self._draft(chunks, hidden_ND, drafting)
             kept = [i for i, sequence in enumerate(drafting) if self._room(sequence) > depth]
             if not kept:
                 return
-            hidden_TD = hidden_TD[kept]
+            hidden_ND = hidden_ND[kept]
             drafting = [drafting[i] for i in kept]
             chunks = [
                 Chunk(
@@ -69,21 +68,18 @@ class Drafter:
                 for sequence in drafting
             ]
 
-    def _draft(self, chunks: list[Chunk], hidden_TD: Tensor, drafting: list[LiveSequence]) -> Tensor:
+    def _draft(self, chunks: list[Chunk], hidden_ND: Tensor, drafting: list[LiveSequence]) -> Tensor:
         """One pass and one more draft each; the hidden states that it was drawn from, [drafting, D]."""
-        batch = build_batch(chunks, index_topk=self._index_topk)
-        rows = torch.tensor([row for rows in batch.chunk_rows for row in rows])
-        placed_TD = hidden_TD.new_zeros(len(batch.token_ids_T), hidden_TD.shape[1])
-        placed_TD.index_copy_(0, rows, hidden_TD)
-        out_TD = forward_mtp(self._decoder, self._mtp, batch, placed_TD, self._cache, self._exchange)
+        out_ND = forward_mtp(self._decoder, self._mtp, chunks, hidden_ND, self._cache, self._exchange)
+        places = logit_places(chunks)
         if drafting:
-            logits = self._decoder.logits(out_TD, batch.logit_rows)
+            logits = self._decoder.logits(out_ND, places)
             drawn = sample(
                 logits, [_without_logprobs(sequence.draw(sequence.drafts)) for sequence in drafting]
             )
             for sequence, token in zip(drafting, drawn, strict=True):
                 sequence.drafts.append(token.token_id)
-        return out_TD.index_select(0, batch.logit_rows)
+        return out_ND.index_select(0, places)
 
     def _is_due(self, sequence: LiveSequence) -> bool:
         """Whether the layer is to read what it has not read of the sequence, now."""

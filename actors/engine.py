@@ -1,7 +1,7 @@
 """Sequences in, token events out, one step at a time.
 
-The attention actor without its sockets: scheduler, pages, forward pass, sampler. Knows nothing of who is
-connected; an owner is an opaque mark that comes back with the events.
+The attention actor without its sockets: scheduler, pages, sampler, and a runner that computes. Knows nothing
+of who is connected; an owner is an opaque mark that comes back with the events.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import islice
 
-import torch
 from torch import Tensor
 
 from actors.admission import Refusal
 from actors.counters import EngineCounters
-from actors.drafter import Drafter
 from actors.messages import (
     ANY_TERMS,
     FINISH_CANCELLED,
     FINISH_ERROR,
+    FINISH_GRAMMAR,
     FINISH_LENGTH,
     Terms,
     TokenEvent,
@@ -28,17 +27,18 @@ from actors.messages import (
 )
 from actors.metrics import Sample
 from actors.objection import objection
+from actors.options import MicroBatches
 from actors.pages import PagePool
 from actors.prefix import PrefixCache
-from actors.samples import exchange_samples, page_samples, step_samples
+from actors.runner import Runner
+from actors.samples import page_samples, step_samples
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
-from actors.step import forward
-from actors.trace import Recorder, RecordingLaps, recording
-from actors.verify import chunks_of, draws_of, tokens_that_hold
-from model.batch import Batch, build_batch
-from model.cache import PAGE_TOKENS, LatentCache
+from actors.trace import Recorder, RecordingLaps
+from actors.verify import draws_of, tokens_that_hold
+from model.cache import PAGE_TOKENS
 from model.decoder import Decoder
+from model.matcher import Matcher
 from model.sampler import Drawn, sample
 from model.sampling import Sampling
 from router.exchange import Exchange
@@ -63,26 +63,22 @@ class Engine:
         limits: SchedulerLimits | None = None,
         draft_tokens: int = 0,
         prefix_cache: bool = True,
+        micro_batches: MicroBatches = 1,
     ) -> None:
-        config = decoder.config
-        self._decoder = decoder
-        self._exchange = exchange
-        self._walked = decoder, exchange  # by the next step; what stands for them while somebody records
-        self._cache = LatentCache(config, num_pages, decoder.dtype)
+        self._config = decoder.config
+        self._runner = Runner(
+            decoder, exchange, num_pages=num_pages, draft_tokens=draft_tokens, micro_batches=micro_batches
+        )
         self._pool = PagePool(num_pages)
         # A sequence that could not fit alone would wait for ever: the pool bounds the context.
         self.context_tokens = min(context_tokens, self._pool.num_pages * PAGE_TOKENS)
         self._prefixes = PrefixCache(self._pool) if prefix_cache else None
         self._scheduler = Scheduler(self._pool, limits or SchedulerLimits(), prefixes=self._prefixes)
         self._sequences: dict[tuple[Hashable, str], LiveSequence] = {}
-        self._index_topk = config.indexer.topk if config.indexer else None
         self.num_waiting = 0
         self.wait_s = 0.0  # until all that waits has begun, estimated
         self.counters = EngineCounters(drafted=[0] * draft_tokens, accepted=[0] * draft_tokens)
         self._laps = self.counters.laps
-        self._drafter = None
-        if draft_tokens and decoder.mtp is not None:
-            self._drafter = Drafter(decoder, decoder.mtp, self._cache, exchange, draft_tokens)
 
     @property
     def has_work(self) -> bool:
@@ -99,37 +95,32 @@ class Engine:
     @property
     def epoch(self) -> int:
         """Of the view that it computes with."""
-        return self._exchange.view.epoch
+        return self._runner.exchange.view.epoch
 
     @property
     def convicted(self) -> frozenset[ExpertActor]:
-        return self._exchange.convicted
+        return self._runner.exchange.convicted
 
     def stats(self) -> dict[str, float]:
         """What an operator asks first."""
-        exchange = self._exchange.counters
         return {
             **self.counters.stats(),
+            **self._runner.stats(),
             "running": self.num_running,
             "waiting": self.num_waiting,
             "wait_s": self.wait_s,
             "free_pages": self.free_pages,
+            "pages": self._pool.num_pages,
             "cache_tokens": self._pool.num_pages * PAGE_TOKENS,
-            "cache_bytes_per_token": self._cache.bytes_per_token,
             "preemptions": self._scheduler.num_preemptions,
-            "epoch": self.epoch,
-            "retried_pairs": exchange.retried_pairs,
-            "doubted_pairs": exchange.doubted_pairs,
-            "lost_actors": exchange.lost_actors,
-            "parked_s": exchange.parked_s,
             **(self._prefixes.stats() if self._prefixes else {}),
         }
 
     def samples(self) -> Iterator[Sample]:
         """The metrics; read from another thread."""
         yield from step_samples(self.counters)
+        yield from self._runner.samples()
         yield from page_samples(self._pool, self._prefixes)
-        yield from exchange_samples(self._exchange)
         yield Sample("shoal_sequences", self.num_running, ("running",))
         yield Sample("shoal_sequences", self.num_waiting, ("waiting",))
         yield Sample("vllm:num_requests_waiting", self.num_waiting)
@@ -138,15 +129,15 @@ class Engine:
 
     def expert_pairs(self) -> Counts:
         """[L, E] pairs (token, expert) since birth, of every MoE layer; read from another thread."""
-        return self._exchange.load.pairs_LE.copy()
+        return self._runner.exchange.load.pairs_LE.copy()
 
     def record(self, recorder: Recorder | None) -> None:
         """Note what happens when from the next step on, or no more; safe from any thread."""
         if recorder is None:
-            self.counters.laps, self._walked = self._laps, (self._decoder, self._exchange)
+            self.counters.laps = self._laps
         else:
             self.counters.laps = RecordingLaps(self._laps, recorder)
-            self._walked = recording(self._decoder, self._exchange, recorder)
+        self._runner.record(recorder)
 
     def submit(
         self,
@@ -157,9 +148,14 @@ class Engine:
         sampling: Sampling,
         terms: Terms = ANY_TERMS,
         now_s: float = 0.0,
+        matcher: Matcher | None = None,
     ) -> TokenEvent | None:
-        """Queue a sequence; returns the terminal event at once if it cannot be served here."""
-        config, num_emitted = self._decoder.config, len(emitted_ids)
+        """Queue a sequence; returns the terminal event at once if it cannot be served here.
+
+        matcher: of the sampling's grammar, after the emitted tokens.
+        """
+        assert bool(sampling.grammar) == (matcher is not None), "a grammar comes with its matcher"
+        config, num_emitted = self._config, len(emitted_ids)
         if (owner, request_id) in self._sequences:
             problem: str | None = f"request id {request_id} is already running"
         else:
@@ -186,6 +182,7 @@ class Engine:
             eos_ids=config.eos_token_ids,
             max_context=self.context_tokens,
             terms=terms,
+            matcher=matcher,
         )
         self._sequences[owner, request_id] = sequence
         self._scheduler.add(sequence, now_s)
@@ -221,7 +218,7 @@ class Engine:
 
     def hear_experts(self) -> None:
         """While there is nothing to compute: who is lost is known before the next step."""
-        self._exchange.hear()
+        self._runner.exchange.hear()
 
     def step(self, now_s: float = 0.0) -> OwnedEvents:
         """Compute one step; the events of every owner whose sequences advanced."""
@@ -231,16 +228,13 @@ class Engine:
             return {}
         laps = self.counters.laps
         laps.lap("plan")
-        self._clear(self._pool.unclean())
-        chunks = [chunk for work in planned for chunk in chunks_of(work)]
-        batch = build_batch(chunks, index_topk=self._index_topk)
-        decoder, exchange = self._walked
-        hidden_TD = forward(decoder, batch, self._cache, exchange)
+        self._runner.cache.clear(self._pool.unclean())
+        logits = self._runner.compute(planned)
         laps.lap("forward")
         starts = [work.sequence.num_computed for work in planned]
-        events = self._settle(planned, self._decoder.logits(hidden_TD, batch.logit_rows))
+        events = self._settle(planned, logits)
         laps.lap("sample")
-        self._follow(planned, starts, batch, hidden_TD)
+        self._follow(planned, starts)
         laps.lap("draft")
         for sequence in [work.sequence for work in planned if work.sequence.pages]:
             self._publish(sequence)
@@ -272,32 +266,24 @@ class Engine:
             sequence.drafts.clear()
         return events
 
-    def _follow(self, planned: list[Work], starts: list[int], batch: Batch, hidden_TD: Tensor) -> None:
-        """Let the drafter see what holds of the step, of every sequence that goes on or is gone on from."""
-        if self._drafter is None:
-            return
-        rows = iter(batch.chunk_rows)
-        advanced = []
-        for work, start in zip(planned, starts, strict=True):
-            own = [row for part in islice(rows, 1 + work.num_drafts) for row in part]
-            if work.sequence.pages and (work.sequence.finish is None or self._prefixes):
-                count = work.sequence.num_computed - start
-                advanced.append((work.sequence, hidden_TD[own[:count]]))
-        self._drafter.follow(advanced)
-
-    def _clear(self, pages: list[int]) -> None:
-        """Zero pages before use: a NaN of their last owner would pass through the mask of unused slots."""
-        if not pages:
-            return
-        index = torch.tensor(pages)
-        for slots in (*self._cache.latent_SC, *self._cache.index_SI):
-            slots.view(self._cache.num_pages, PAGE_TOKENS, slots.shape[1]).index_fill_(0, index, 0.0)
+    def _follow(self, planned: list[Work], starts: list[int]) -> None:
+        """Let the drafter see what holds of every sequence that goes on or is gone on from."""
+        hidden = self._runner.hidden(planned)
+        self._runner.follow(
+            [
+                (work.sequence, own_ND[: work.sequence.num_computed - start])
+                for work, start, own_ND in zip(planned, starts, hidden, strict=True)
+                if work.sequence.pages and (work.sequence.finish is None or self._prefixes)
+            ]
+        )
 
     def _advance(self, sequence: LiveSequence, drawn: list[Drawn]) -> TokenEvent:
         first = sequence.num_emitted
         if not drawn[0].finite:
             self._withdraw(sequence)
             self._end(sequence)
+            if sequence.matcher is not None and sequence.matcher.error:
+                return end_event(sequence.request_id, first, FINISH_GRAMMAR, sequence.matcher.error)
             error = "the model's logits are not finite"
             logger.error("%s: %s", sequence.request_id, error)
             return end_event(sequence.request_id, first, FINISH_ERROR, error)
@@ -320,7 +306,7 @@ class Engine:
     def _publish(self, sequence: LiveSequence) -> None:
         """Let others find its full pages, once every layer has written them for good."""
         if self._prefixes is not None:
-            is_followed = self._drafter is not None
+            is_followed = self._runner.drafter is not None
             self._prefixes.publish(sequence, sequence.num_followed if is_followed else sequence.num_computed)
 
     def _withdraw(self, sequence: LiveSequence) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -28,26 +30,35 @@ from router.heartbeat import beating
 from router.listener import Listener, Peer
 from router.parcels import Dispatch, Key, Nack, pack_reply, unpack_parcel
 from router.transport import Parcel
+from router.view import Pair
 from router.wire import BadFrame, kinds
 
 logger = logging.getLogger(__name__)
 
-NOT_HELD = -1
-
 
 class HeldExperts:
-    """A shard and the table that says which slot holds which expert."""
+    """A shard with a slot for every expert, and the table that says which of them are filled."""
 
-    def __init__(self, config: ModelConfig, experts: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         self._config = config
-        self.experts = tuple(experts)
-        self.shard = ExpertShard(config, len(experts), dtype_of_rows(dtype))
-        self._slot_E: NDArray[np.int32] = np.full(config.num_experts, NOT_HELD, dtype=np.int32)
-        self._slot_E[list(experts)] = np.arange(len(experts))
+        self.shard = ExpertShard(config, config.num_experts, dtype_of_rows(dtype))
+        shape = (config.routed_layers.stop, config.num_experts)
+        self._held_LE: NDArray[np.bool_] = np.zeros(shape, dtype=bool)
+
+    @property
+    def pairs(self) -> frozenset[Pair]:
+        """Every (layer, expert) that is held."""
+        return frozenset((int(layer), int(expert)) for layer, expert in np.argwhere(self._held_LE))
 
     def fill(self, layer: int, expert: int, weights: Mlp) -> None:
-        """Take an expert's weights into its slot."""
-        self.shard.fill(layer, int(self._slot_E[expert]), weights)
+        """Hold an expert; any thread may, while others are computed."""
+        self.shard.fill(layer, expert, weights)
+        self._held_LE[layer, expert] = True
+
+    def drop(self, layer: int, expert: int) -> None:
+        """Hold it no more; on the thread that computes, so never in the middle of it."""
+        self._held_LE[layer, expert] = False
+        self.shard.clear(layer, expert)
 
     def spoil(self) -> None:
         """Overwrite every weight by NaN."""
@@ -56,28 +67,27 @@ class HeldExperts:
             gate_up_DF=torch.full((shape[0], 2 * shape[1]), torch.nan, dtype=self.shard.dtype),
             down_FD=torch.full(shape[::-1], torch.nan, dtype=self.shard.dtype),
         )
-        for layer in self._config.routed_layers:
-            for expert in self.experts:
-                self.fill(layer, expert, nan)
+        for layer, expert in self.pairs:
+            self.fill(layer, expert, nan)
 
-    def holds(self, expert_P: Ints) -> bool:
-        inside = (expert_P >= 0) & (expert_P < len(self._slot_E))
-        return bool(inside.all()) and bool((self._slot_E[expert_P] != NOT_HELD).all())
+    def holds(self, layer: int, expert_P: Ints) -> bool:
+        inside = (expert_P >= 0) & (expert_P < self._held_LE.shape[1])
+        return bool(inside.all()) and bool(self._held_LE[layer, expert_P].all())
 
     def forward(self, layer: int, rows_RD: torch.Tensor, row_P: Ints, expert_P: Ints) -> torch.Tensor:
         """rows through the experts they name; every expert must be held."""
-        return self.shard.forward(layer, rows_RD, row_P, self._slot_E[expert_P])
+        return self.shard.forward(layer, rows_RD, row_P, expert_P)
 
 
-def load_held_experts(
-    reader: Reader, config: ModelConfig, experts: Sequence[int], dtype: torch.dtype
-) -> HeldExperts:
-    """Read the given experts of every routed layer, one at a time so that only one is in memory twice."""
-    held = HeldExperts(config, experts, dtype)
-    for layer in config.routed_layers:
-        for expert in experts:
-            held.fill(layer, expert, load_expert(reader, layer, expert, dtype))
-    return held
+def load_experts(reader: Reader, held: HeldExperts, pairs: Iterable[Pair], dtype: torch.dtype) -> None:
+    """Read experts, one at a time so that only one is in memory twice, and hold each as it comes."""
+    for layer, expert in sorted(pairs):
+        held.fill(layer, expert, load_expert(reader, layer, expert, dtype))
+
+
+def in_every_layer(config: ModelConfig, experts: Iterable[int]) -> list[Pair]:
+    """The pairs of the same experts in each MoE layer."""
+    return list(product(config.routed_layers, experts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +125,7 @@ class ExpertServer:
             host, port, token=token, actor=actor_id, incarnation=incarnation, accepted=kinds(Dispatch)
         )
         self._stopping = threading.Event()
+        self._to_drop: deque[tuple[frozenset[Pair], threading.Event]] = deque()
         self.host, self.port = self._listener.host, self._listener.port
         self.counters = ExpertCounters()
 
@@ -123,6 +134,7 @@ class ExpertServer:
         try:
             with beating(self._listener.beat):
                 while not self._stopping.is_set():
+                    self._drop()
                     orders = self._arrivals()
                     start_s = time.perf_counter()
                     for layer in sorted({order.parcel.key.layer for order in orders}):
@@ -136,10 +148,28 @@ class ExpertServer:
         """Of the newest view: an expert actor knows none."""
         return 0
 
+    epoch_in_use = epoch
+
     @property
     def convicted(self) -> tuple[tuple[str, int], ...]:
         """It asks nobody, so it catches nobody."""
         return ()
+
+    @property
+    def pairs(self) -> frozenset[Pair]:
+        """What is held and will be."""
+        return self._held.pairs.difference(*(pairs for pairs, _ in list(self._to_drop)))
+
+    def take(self, reader: Reader, pairs: Iterable[Pair], dtype: torch.dtype) -> None:
+        """Hold more experts, read on the caller's thread while others are served."""
+        load_experts(reader, self._held, pairs, dtype)
+
+    def drop(self, pairs: Iterable[Pair]) -> None:
+        """Hold them no more; nobody may ask for them any longer. From any thread, while `run` goes on."""
+        dropped = threading.Event()
+        self._to_drop.append((frozenset(pairs), dropped))
+        self._listener.wake()
+        dropped.wait()
 
     def spoil(self) -> None:
         """For fault tests: weights that are not numbers, as a broken memory would leave them."""
@@ -162,6 +192,7 @@ class ExpertServer:
             "pairs": counters.pairs,
             "batches": counters.batches,
             "refused": counters.refused,
+            "busy_s": counters.busy_s,
         }
 
     def samples(self) -> Iterator[Sample]:
@@ -172,7 +203,15 @@ class ExpertServer:
         yield Sample("shoal_expert_batches_total", counters.batches)
         yield Sample("shoal_expert_refused_total", counters.refused)
         yield Sample("shoal_expert_busy_seconds_total", counters.busy_s)
-        yield Sample("shoal_experts_held", len(self._held.experts))
+        yield Sample("shoal_experts_held", len(self._held.pairs) / len(self._config.routed_layers))
+
+    def _drop(self) -> None:
+        while self._to_drop:
+            pairs, dropped = self._to_drop[0]
+            for layer, expert in pairs:
+                self._held.drop(layer, expert)
+            self._to_drop.popleft()
+            dropped.set()
 
     def _arrivals(self) -> list[_Order]:
         orders = []
@@ -200,7 +239,7 @@ class ExpertServer:
             return f"rows are {parcel.rows_RD.shape[1]} wide, the model {config.hidden_size}"
         if parcel.rows_RD.dtype != self._held.shard.dtype:
             return f"rows are {parcel.rows_RD.dtype}, expected {self._held.shard.dtype}"
-        if not self._held.holds(parcel.expert_P):
+        if not self._held.holds(parcel.key.layer, parcel.expert_P):
             return "an expert is not held here"
         return None
 

@@ -20,6 +20,7 @@ FINISH_STOP = "stop"  # an end-of-text or stop token was sampled
 FINISH_LENGTH = "length"  # max_tokens or the context is used up
 FINISH_CANCELLED = "cancelled"  # the ingress asked for it
 FINISH_ERROR = "error"  # `error` says why
+FINISH_GRAMMAR = "grammar"  # its grammar costs too much here; `error` says why
 FINISH_DEADLINE = "deadline"  # its time was up; said by the ingress, which keeps the time
 FINISH_OVERLOADED = "overloaded"  # not taken: too much waits; `error` says why, `retry_after_s` until when
 FINISH_OVER_SHARE = "over share"  # the same, but this tenant's own sequences are what waits
@@ -65,7 +66,7 @@ class Submit:
     request_id: str
     num_prompt: int
     num_emitted: int
-    sampling: dict[str, int | float | bool | tuple[int, ...] | tuple[tuple[int, float], ...] | None]
+    sampling: dict[str, str | int | float | bool | tuple[int, ...] | tuple[tuple[int, float], ...] | None]
     terms: dict[str, str | bool | int | float | None] = field(default_factory=dict)
 
 

@@ -53,6 +53,14 @@ _CONTROLLER: tuple[Role, ...] = ("controller",)
 METRICS: tuple[Metric, ...] = (
     # The step loop
     Metric("shoal_steps_total", "counter", _ATTENTION, (), "Steps computed."),
+    Metric("shoal_split_steps_total", "counter", _ATTENTION, (), "Steps computed as two micro-batches."),
+    Metric(
+        "shoal_overlap_changes_total",
+        "counter",
+        _ATTENTION,
+        (),
+        "Times that measuring chose one batch or two where it had been the other.",
+    ),
     Metric(
         "shoal_tokens_total",
         "counter",
@@ -164,7 +172,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("shoal_expert_batches_total", "counter", _EXPERT, (), "Passes over the weights of a layer."),
     Metric("shoal_expert_refused_total", "counter", _EXPERT, (), "Parcels refused."),
     Metric("shoal_expert_busy_seconds_total", "counter", _EXPERT, (), "Time spent computing."),
-    Metric("shoal_experts_held", "gauge", _EXPERT, (), "Experts of each layer that this actor holds."),
+    Metric("shoal_experts_held", "gauge", _EXPERT, (), "Experts of a layer held here, in the mean."),
     # What vLLM's tools look for and we tell in another shape
     Metric("vllm:num_requests_waiting", "gauge", _ATTENTION, (), "Sequences that wait in the queue."),
     Metric("vllm:kv_cache_usage_perc", "gauge", _ATTENTION, (), "Share of the pages that is in use."),
@@ -219,6 +227,22 @@ METRICS: tuple[Metric, ...] = (
         _CONTROLLER,
         ("member",),
         "Of the actor's last death: from noticing it to serving again.",
+    ),
+    Metric(
+        "shoal_placement_imbalance",
+        "gauge",
+        _CONTROLLER,
+        ("stage",),
+        "Load of the busiest expert actor over the mean, mean of the layers: measured (before), and expected "
+        "of the last rebalance (after).",
+    ),
+    Metric("shoal_slots_written_total", "counter", _CONTROLLER, (), "Experts moved to even the load."),
+    Metric(
+        "shoal_decisions_total",
+        "counter",
+        _CONTROLLER,
+        ("decision", "source"),
+        "Decisions to scale, drain, restart or rebalance, by an operator, the autoscaler or the controller.",
     ),
 )
 

@@ -45,6 +45,8 @@ def _objection_to(sampling: Sampling, vocab_size: int) -> str | None:
         return f"a stop token id is outside the vocabulary of {vocab_size}"
     if any(not 0 <= token_id < vocab_size for token_id, _ in sampling.logit_bias):
         return f"a biased token id is outside the vocabulary of {vocab_size}"
+    if sampling.grammar and sampling.ignore_eos:
+        return "a text with a grammar cannot ignore its end"
     if not all(math.isfinite(bias) for _, bias in sampling.logit_bias):
         return "a logit bias is not a finite number"
     return None

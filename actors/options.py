@@ -6,6 +6,9 @@ Plain numbers and strings, so that whoever spawns actors need not import torch. 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+MicroBatches = Literal[1, 2, "auto"]  # of a step; auto: what measuring says
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +42,7 @@ class AttentionOptions:
     max_sequences: int
     prefix_cache: bool
     max_queue: int
+    micro_batches: MicroBatches
     answer_timeout_s: float
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from actors.messages import ANY_TERMS, FINISH_LENGTH, FINISH_STOP, Terms
 from actors.pace import Pace
 from model.cache import PAGE_TOKENS
+from model.matcher import Matcher
 from model.sampler import Draw
 from model.sampling import Sampling
 
@@ -26,8 +27,8 @@ class Sequence:
     the next step to verify. unfollowed: hidden states that the MTP layer has not read yet, of its last
     computed tokens; num_followed: how many it has read. num_published: pages that others can find; page_keys:
     what by (actors/prefix.py). num_cached: tokens that it did not compute when it first began; num_known:
-    those that it need not, as far as was known when it came. ticket: its place by age among all. since_s:
-    when it came.
+    those that it need not, as far as was known when it came. matcher: where it stands in its grammar, if it
+    has one. ticket: its place by age among all. since_s: when it came.
     """
 
     request_id: str
@@ -38,6 +39,7 @@ class Sequence:
     eos_ids: tuple[int, ...]
     max_context: int
     terms: Terms = ANY_TERMS
+    matcher: Matcher | None = None
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
@@ -93,11 +95,14 @@ class Sequence:
             prompt_ids=self.tokens[: self.num_prompt] if sampling.repetition_penalty != 1.0 else (),
             emitted_ids=self.tokens[self.num_prompt :] + drafts if sampling.is_penalised else (),
             forbidden_ids=forbidden,
+            allowed_V=None if self.matcher is None else self.matcher.allowed(drafts),
         )
 
     def append(self, token_id: int) -> str | None:
         """Take the drawn token; returns why the sequence ends, or None."""
         self.tokens.append(token_id)
+        if self.matcher is not None:
+            self.matcher.advance(token_id)
         sampling = self.sampling
         if token_id in sampling.stop_token_ids or (token_id in self.eos_ids and not sampling.ignore_eos):
             self.finish = FINISH_STOP

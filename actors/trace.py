@@ -92,25 +92,25 @@ class RecordingExchange:
 
     def __init__(self, exchange: Exchange, recorder: Recorder) -> None:
         self._exchange, self._recorder = exchange, recorder
-        self._sent_s = 0.0
+        self._sent_s: dict[int, float] = {}  # by micro-batch
 
     def begin_step(self) -> None:
         self._recorder.begin_step()
         self._exchange.begin_step()
 
-    def dispatch(self, layer: int, rows_TD: Tensor, experts_TK: Tensor) -> Ticket:
-        self._sent_s = time.perf_counter()
-        ticket = self._exchange.dispatch(layer, rows_TD, experts_TK)
+    def dispatch(self, layer: int, rows_TD: Tensor, experts_TK: Tensor, micro_batch: int = 0) -> Ticket:
+        sent_s = self._sent_s[micro_batch] = time.perf_counter()
+        ticket = self._exchange.dispatch(layer, rows_TD, experts_TK, micro_batch)
         few = len(experts_TK) <= FEW_TOKENS
         chosen = tuple(sorted(set(experts_TK.reshape(-1).tolist()))) if few else ()
-        self._recorder.note("dispatch", COMPUTE, self._sent_s, layer, chosen)
+        self._recorder.note("dispatch", COMPUTE, sent_s, layer, chosen)
         return ticket
 
     def combine(self, ticket: Ticket, weights_TK: Tensor) -> Tensor:
         start_s = time.perf_counter()
         sum_TD = self._exchange.combine(ticket, weights_TK)
         self._recorder.note("wait and combine", COMPUTE, start_s, ticket.layer)
-        self._recorder.note("rows away", COMMUNICATION, self._sent_s, ticket.layer)
+        self._recorder.note("rows away", COMMUNICATION, self._sent_s[ticket.micro_batch], ticket.layer)
         return sum_TD
 
 

@@ -7,6 +7,7 @@ and batch. Knows nothing of HTTP; bench/hf.py does the generating in a process o
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ ATTENTION = ("sdpa", "eager")
 # Not batched_mm: it copies the weights of every (token, expert) pair, 15 s for one prompt of 128 tokens.
 EXPERTS = ("grouped_mm", "eager")
 PROBE_TOKENS = 5
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}  # those that spin crawl beside a neighbour
 NEAR = 0.6  # of the best: what comes so close is tried twice, for a noisy moment may have slowed it
 
 
@@ -66,6 +68,10 @@ class Transformers:
         self._words = words
         self.best: dict[int, Variant] = {}
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def awake(self) -> AbstractContextManager[None]:
         """Its process sleeps on a pipe anyway."""
         return nullcontext()
@@ -104,7 +110,12 @@ def transformers(checkpoint: Path) -> Iterator[Transformers]:
     with (
         tempfile.TemporaryFile("w+") as words,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            text=True,
+            env={**os.environ, **PATIENT_THREADS},
         ) as process,
     ):
         try:

@@ -12,7 +12,7 @@ else. Knows nothing of HTTP and of Ray.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-import actors.engine
+import actors.runner
 from actors.engine import Engine
 from bench.context_report import CHUNK_TOKENS, Plan, Point, table, write
 from bench.local import local_engine
@@ -33,7 +33,7 @@ from bench.machine import peak_memory
 from bench.report import stdout_console
 from bench.timing import Prompt, make_prompts
 from cluster.embedded import embedded_directory
-from model.batch import Batch
+from model.batch import Chunk, build_batch
 from model.cache import LatentCache
 from model.checkpoint import Checkpoint
 from model.decoder import Decoder
@@ -151,14 +151,21 @@ def drawn_past() -> Iterator[None]:
     """Within the block steps compute nothing: latents and index keys are drawn, as large as norms make it."""
     generator = torch.Generator().manual_seed(0)
 
-    def draw(decoder: Decoder, batch: Batch, cache: LatentCache, exchange: Exchange) -> Tensor:
+    def draw(
+        decoder: Decoder,
+        chunks: Sequence[Chunk],
+        cache: LatentCache,
+        exchange: Exchange,
+        micro_batches: int,
+    ) -> Tensor:
+        batch = build_batch(chunks, index_topk=decoder.index_topk)
         num_rows = len(batch.slots_T)
         for layer, (latent_SC, index_SI) in enumerate(zip(cache.latent_SC, cache.index_SI, strict=True)):
             drawn = [torch.randn(num_rows, of.shape[1], generator=generator) for of in (latent_SC, index_SI)]
             cache.write(layer, batch.slots_T, drawn[0].to(latent_SC.dtype), drawn[1].to(index_SI.dtype))
-        return torch.zeros(num_rows, decoder.config.hidden_size, dtype=decoder.dtype)
+        return torch.zeros(batch.num_tokens, decoder.config.hidden_size, dtype=decoder.dtype)
 
-    with mock.patch.object(actors.engine, "forward", draw):
+    with mock.patch.object(actors.runner, "forward", draw):
         yield
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from rich.table import Table
 
-from bench.machine import describe
+from bench.machine import command, describe
 from bench.plots import lines
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +110,7 @@ def write(points: Sequence[Point], plan: Plan) -> None:
     """The JSON and the curves that the documents quote."""
     run = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command("bench.context"),
         "machine": describe(),
         "load_after": round(psutil.getloadavg()[0], 1),
         "plan": asdict(plan),

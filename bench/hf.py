@@ -64,23 +64,27 @@ def _answer(model: Any, order: dict[str, Any]) -> list[dict[str, Any]]:
     prompts, batch = order["prompts"], order["batch"]
     answers = []
     for first in range(0, len(prompts), batch):
-        answers += _generate(model, torch.tensor(prompts[first : first + batch]), order["new_tokens"])
+        answers += _generate(model, prompts[first : first + batch], order["new_tokens"])
     return answers
 
 
 @torch.inference_mode()
-def _generate(model: Any, prompts: torch.Tensor, new_tokens: int) -> list[dict[str, Any]]:
+def _generate(model: Any, prompts: list[list[int]], new_tokens: int) -> list[dict[str, Any]]:
+    """Shorter prompts are padded on the left."""
     streamer = Arrivals()
+    width = max(map(len, prompts))
+    padded = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     sent_s = time.perf_counter()
     ids = model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
+        padded,
+        attention_mask=mask,
         max_new_tokens=new_tokens,
         do_sample=False,
         streamer=streamer,
     )
     arrivals_s = streamer.times_s[1:]
-    made = ids[:, prompts.shape[1] :].tolist()
+    made = ids[:, width:].tolist()
     return [{"token_ids": row, "sent_s": sent_s, "arrivals_s": arrivals_s} for row in made]
 
 

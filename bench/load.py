@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 
 from bench.timing import Answer, Prompt
+from cluster.api_client import DONE, events_in
 
 PATIENCE_S = 120.0  # between two events of a stream
-DONE = "[DONE]"
 
 
 class LoadError(RuntimeError):
@@ -36,15 +36,6 @@ def load(url: str, prompts: Sequence[Prompt], *, new_tokens: int, concurrency: i
         if other is not None or failed is None:
             raise
         raise failed.exceptions[0] from None
-
-
-def events_in(buffer: bytearray) -> Iterator[str]:
-    """Take the data of every whole server-sent event out of `buffer`; comments are skipped."""
-    while (end := buffer.find(b"\n\n")) >= 0:
-        event = bytes(buffer[:end]).decode()
-        del buffer[: end + 2]
-        if event.startswith("data: "):
-            yield event.removeprefix("data: ")
 
 
 async def _load(url: str, prompts: Sequence[Prompt], new_tokens: int, concurrency: int) -> list[Answer]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import platform
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import psutil
 
+PATH_OPTIONS = ("--json", "--checkpoint", "--against")
 PACKAGES = ("shoal", "torch", "transformers", "ray")
 
 
@@ -57,6 +59,18 @@ def describe() -> dict[str, Any]:
     }
 
 
+def command(module: str, arguments: Sequence[str] | None = None) -> str:
+    """How a run was asked for (default: this one), without the arguments whose value is a path."""
+    plain: list[str] = []
+    given = iter(sys.argv[1:] if arguments is None else arguments)
+    for argument in given:
+        if argument in PATH_OPTIONS:
+            next(given, None)
+        elif not argument.startswith(tuple(f"{option}=" for option in PATH_OPTIONS)):
+            plain.append(argument)
+    return " ".join([f"python -m {module}", *plain])
+
+
 @contextmanager
 def peak_memory() -> Iterator[list[int]]:
     """Bytes that this process held at most within the block beyond those at its start, put into the list.
@@ -73,9 +87,20 @@ def peak_memory() -> Iterator[list[int]]:
         peak[0] = max(0, _status_bytes("VmHWM") - peak[0])
 
 
-def _status_bytes(field: str) -> int:
-    """Of this process, as Linux tells it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
+def tree_peak_bytes(pid: int) -> int:
+    """Most memory that a process and all below it have held, each at its own moment; 0 if it is not told."""
+    peak = 0
+    with suppress(psutil.Error):
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            with suppress(OSError, KeyError):
+                peak += _status_bytes("VmHWM", process.pid)
+    return peak
+
+
+def _status_bytes(field: str, pid: int | str = "self") -> int:
+    """Of a process, as Linux tells it."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     fields = dict(line.split(":", 1) for line in status.splitlines())
     return int(fields[field].removesuffix("kB")) << 10
 

@@ -1,7 +1,7 @@
 """Shoal beside transformers: tokens/s, TTFT, TPOT.
 
-`python -m bench.serving`, or `make bench`. Every system is up for the whole run and suspended but for its
-turns: rounds go A B C A B C, so that a noisy minute of the machine hits all of them.
+`python -m bench.serving`, or `make bench-closed`. Every system is up for the whole run and suspended but for
+its turns: rounds go A B C A B C, so that a noisy minute of the machine hits all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.console import Console
 from bench.baseline import NAME as BASELINE
 from bench.baseline import BaselineError, Transformers, choose, find_best, probe_with, transformers
 from bench.load import LoadError, load
-from bench.machine import cpu_times, describe, foreign_cores
+from bench.machine import command, cpu_times, describe, foreign_cores
 from bench.report import LOCAL, LOCAL_TWO, TCP, Run, as_json, render, stdout_console
 from bench.server import Server, ServerError, serving
 from bench.timing import Answer, Prompt, Round, make_prompts
@@ -140,7 +140,7 @@ def main(
     machine = describe()
     shown = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["python -m bench.serving", *_plain_arguments(sys.argv[1:])]),
+        "command": command("bench.serving"),
         "load_before": load_before,
         "checkpoint": f"preset {PRESET}, seed 0" if checkpoint is None else "given by --checkpoint",
         **asdict(workload),
@@ -223,18 +223,6 @@ def _checkpoint(narrator: Narrator) -> Path:
         with narrator.doing("writing the checkpoint"):
             write_checkpoint(directory, PRESET, seed=0)
     return directory
-
-
-def _plain_arguments(arguments: Sequence[str]) -> list[str]:
-    """Without those whose value is a path."""
-    plain: list[str] = []
-    given = iter(arguments)
-    for argument in given:
-        if argument in ("--json", "--checkpoint"):
-            next(given, None)
-        elif not argument.startswith(("--json=", "--checkpoint=")):
-            plain.append(argument)
-    return plain
 
 
 if __name__ == "__main__":

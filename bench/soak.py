@@ -26,10 +26,10 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
-from bench.load import DONE, events_in
 from bench.report import stdout_console
 from bench.server import free_port
 from bench.timing import make_prompts
+from cluster.api_client import DONE, events_in
 from cluster.environment import ray_environment
 from cluster.spec import ShoalSpec
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import actors.engine
+import actors.step
 import model.mla
 from actors.engine import Engine
 from actors.scheduler import Scheduler
@@ -46,7 +47,7 @@ WARM_STEPS = 3
 STAGES: tuple[tuple[Any, str, str], ...] = (
     (Engine, "step", STEP),
     (Scheduler, "plan", "scheduler"),
-    (actors.engine, "build_batch", "batch"),
+    (actors.step, "build_batch", "batch"),
     (Mla, "attend", "attention"),
     (model.mla, "choose_slots", "indexer"),
     (model.mla, "rms_norm", "norms"),
@@ -122,7 +123,7 @@ def main(
     """Print how prefill and decode divide."""
     torch.set_num_threads(1)
     context_tokens = prompt_tokens + 2 * tokens + WARM_STEPS + 1
-    opened = Checkpoint.open(checkpoint or _preset())
+    opened = Checkpoint.open(checkpoint or preset_directory())
     engine = local_engine(
         opened, context_tokens=context_tokens, num_sequences=batch, dtype=getattr(torch, dtype)
     )
@@ -206,7 +207,7 @@ def _table(title: str, steps: int, shares: dict[str, Share]) -> Table:
     return table
 
 
-def _preset() -> Path:
+def preset_directory() -> Path:
     directory = cache_directory() / f"{PRESET}-1"
     if not (directory / "model.safetensors.index.json").exists():
         write_checkpoint(directory, PRESET, seed=0)

@@ -54,7 +54,7 @@ class Counting:
     """What an engine counts with, to be taken away and given back."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self._exchange = engine, engine._exchange
+        self._engine, self._exchange = engine, engine._runner.exchange
         load = self._exchange.load
         self._with = engine.counters.laps, load, dict(self._exchange.edges)
         edges = {actor: NoEdge() for actor in self._exchange.edges}

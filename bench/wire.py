@@ -8,12 +8,10 @@ medians in microseconds a layer, prefill included. Knows nothing of HTTP and of 
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,23 +22,17 @@ import torch
 import typer
 from rich.table import Table
 
-from actors.build import build_expert
 from actors.engine import Engine
-from actors.options import ActorOptions
 from bench.local import local_engine
+from bench.remote import built_expert, other_process, remote_engine
 from bench.report import stdout_console
 from bench.timing import make_prompts
 from cluster.preflight import write_checkpoint
 from cluster.spec import cache_directory
-from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
-from model.load import load_decoder
 from model.sampling import Sampling
-from router.exchange import Exchange
-from router.tcp import TcpTransport
-from router.view import ActorId, ExpertActor, make_view
 
-PRESET, TOKEN, ACTOR = "bench", b"a token for the bench", "expert-0"
+PRESET = "bench"
 PROMPT_TOKENS, CONTEXT_TOKENS = 64, 1024
 Marks = list[tuple[float, str]]
 # From mark to mark, what happens between them; the rest of a layer is the attention actor's own work.
@@ -79,9 +71,14 @@ def main(tokens: Annotated[int, typer.Option(min=8, help="new tokens of the one 
     engine = local_engine(checkpoint, context_tokens=CONTEXT_TOKENS, num_sequences=1)
     local = _milliseconds(engine, tokens)
     marks: Marks = []
-    with _expert_process(directory) as (port, answered):
-        remote = _milliseconds(_remote_engine(checkpoint, port, marks), tokens)
-        everything = sorted(marks + answered())
+    with other_process(_serve, directory) as pipe:
+        distant, wire = remote_engine(checkpoint, [pipe.recv()], context_tokens=CONTEXT_TOKENS)
+        transport: Any = wire
+        transport.post = marked(transport.post, marks, "post", "posted")
+        transport.poll = marked(transport.poll, marks, "", "returned")
+        remote = _milliseconds(distant, tokens)
+        pipe.send("end")
+        everything = sorted(marks + pipe.recv())
     console = stdout_console()
     table = Table("between", "median us", "of", title="One layer over TCP")
     for (before, after), name in STAGES.items():
@@ -113,66 +110,15 @@ def _milliseconds(engine: Engine, tokens: int) -> float:
     return seconds / tokens * 1e3
 
 
-def _remote_engine(checkpoint: Checkpoint, port: int, marks: Marks) -> Engine:
-    config = checkpoint.config_to_serve(draft_tokens=0)
-    actor = ExpertActor(actor_id=ActorId(ACTOR), incarnation=1, host="127.0.0.1", port=port)
-    view = make_view(
-        1,
-        [actor],
-        {actor.actor_id: range(config.num_experts)},
-        num_experts=config.num_experts,
-        first_layer=config.num_dense_layers,
-        num_layers=config.num_moe_layers,
-    )
-    transport: Any = TcpTransport(token=TOKEN, actor="attention-0", incarnation=1)
-    transport.post = marked(transport.post, marks, "post", "posted")
-    transport.poll = marked(transport.poll, marks, "", "returned")
-    decoder = load_decoder(checkpoint.reader(), config, torch.float32, CONTEXT_TOKENS)
-    num_pages = 2 + CONTEXT_TOKENS // PAGE_TOKENS
-    return Engine(decoder, Exchange(transport, view), num_pages=num_pages, context_tokens=CONTEXT_TOKENS)
-
-
-@contextmanager
-def _expert_process(directory: Path) -> Iterator[tuple[int, Callable[[], Marks]]]:
-    """Its port, and a way to end it that returns its marks."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(directory, theirs), daemon=True)
-    process.start()
-
-    def answered() -> Marks:
-        ours.send("end")
-        marks: Marks = ours.recv()
-        return marks
-
-    try:
-        yield ours.recv(), answered
-    finally:
-        process.kill()
-        process.join()
-
-
-def _serve(directory: Path, pipe: Connection) -> None:
+def _serve(pipe: Connection, directory: Path) -> None:
     """The expert process: every expert of the checkpoint until told to end."""
-    torch.set_num_threads(1)
-    num_experts = Checkpoint.open(directory).config.num_experts
-    options = ActorOptions(
-        actor_id=ACTOR,
-        incarnation=1,
-        directory=str(directory),
-        dtype="float32",
-        host="127.0.0.1",
-        token=TOKEN,
-        draft_tokens=0,
-    )
-    built, loaded = build_expert(options, range(num_experts), lambda progress: None)
-    server: Any = built
+    server, port = built_expert(directory, 0, of=1)
     marks: Marks = []
     server._listener.poll = marked(server._listener.poll, marks, "", "arrived")
     server._listener.send = marked(server._listener.send, marks, "reply", "replied")
     server._held.forward = marked(server._held.forward, marks, "compute", "computed")
     threading.Thread(target=server.run, daemon=True).start()
-    pipe.send(loaded.port)
+    pipe.send(port)
     pipe.recv()
     pipe.send(list(marks))
 

@@ -24,6 +24,7 @@ from starlette.responses import Response
 
 from actors.exposition import exposition
 from cluster.snapshot import Looker, Unavailable, controller_samples, targets
+from ingress.connection import BoundedProtocol
 
 PAGE = Path(__file__).with_name("page.html")
 TRACED_STEPS, MOST_STEPS = 20, 1000
@@ -73,12 +74,23 @@ def create_admin(looker: Looker, key: str, own: Callable[[], str] = lambda: "127
             return _json({"error": f"1 to {MOST_STEPS} steps, up to {LONGEST_S:g} seconds"}, 400)
         return _json(await run_in_threadpool(looker.trace, steps, seconds))
 
+    async def order(request: Request) -> Response:
+        try:
+            arguments = json.loads(await request.body() or b"{}")
+        except ValueError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            return _json({"error": "the body is no JSON object"}, 400)
+        done = await run_in_threadpool(looker.order, request.path_params["order"], arguments)
+        return _json(done, 400 if "error" in done else 200)
+
     for method, path, handler in (
         ("GET", "/snapshot", snapshot),
         ("GET", "/targets", discover),
         ("GET", "/metrics", metrics),
         ("POST", "/trace", trace),
         ("POST", "/actors/{actor_id}/kill", kill),
+        ("POST", "/orders/{order}", order),
     ):
         app.add_route(path, _guarded(handler, key), methods=[method])
     app.add_route("/health", alive, methods=["GET"])
@@ -95,7 +107,8 @@ class AdminServer:
         self.key = key
         self.host, self.port = host, int(self._socket.getsockname()[1])
         app = create_admin(looker, key, lambda: f"{self.host}:{self.port}")
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+        config = uvicorn.Config(app, http=BoundedProtocol, log_level="error", access_log=False)
+        self._server = uvicorn.Server(config)
         run = {"sockets": [self._socket]}
         self._thread = threading.Thread(target=self._server.run, kwargs=run, name="admin", daemon=True)
         self._thread.start()

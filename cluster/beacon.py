@@ -55,11 +55,6 @@ def newest() -> Beacon | None:
     return None
 
 
-def find(url: str | None, key: str | None) -> Beacon | None:
-    """What the flags name, or the newest."""
-    return Beacon(url=url.rstrip("/"), key=key or "") if url else newest()
-
-
 def _write(file: Path, text: str) -> None:
     """For this user's eyes only, from the first byte on."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -139,6 +139,15 @@ EXPERTS = Board(
                 ),
             ),
         ),
+        Panel(
+            "Imbalance of the expert actors at the last look",
+            (Query("max by (stage) (shoal_placement_imbalance)", "{{stage}}"),),
+        ),
+        Panel(
+            "Experts moved to even the load",
+            (Query("sum(increase(shoal_slots_written_total[1h]))", "in an hour"),),
+            kind="stat",
+        ),
         Panel("Experts held", (Query("sum by (actor) (shoal_experts_held)", "{{actor}}"),), kind="stat"),
     ),
 )
@@ -176,7 +185,15 @@ ENGINE = Board(
             "percentunit",
             is_stacked=True,
         ),
-        Panel("Steps", (Query(recent("shoal_steps_total"), "{{instance}}"),), "cps"),
+        Panel(
+            "Steps",
+            (
+                Query(recent("shoal_steps_total"), "{{instance}}"),
+                Query(recent("shoal_split_steps_total"), "{{instance}}, as two micro-batches"),
+                Query(recent("shoal_overlap_changes_total"), "{{instance}}, changes between one and two"),
+            ),
+            "cps",
+        ),
         Panel("Pages of the cache", (Query("sum by (state) (shoal_pages)", "{{state}}"),), is_stacked=False),
         Panel(
             "Prompt tokens found in the prefix cache",
@@ -233,6 +250,16 @@ FAULTS = Board(
             "percentunit",
         ),
         Panel("View in use", (Query("max by (actor) (shoal_epoch)", "{{actor}}"),)),
+        Panel(
+            "Decisions",
+            (
+                Query(
+                    "sum by (decision, source) (increase(shoal_decisions_total[1h]))",
+                    "{{decision}}: {{source}}",
+                ),
+            ),
+            kind="bargauge",
+        ),
         Panel("Memory", (Query("process_resident_memory_bytes", "{{actor}}"),), "bytes"),
         Panel("Open files", (Query("process_open_fds", "{{actor}}"),)),
     ),

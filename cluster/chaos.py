@@ -32,7 +32,7 @@ from cluster.streams import Question, Streams, ask, make_questions
 
 WARM_TOKENS = 8  # of each stream, before a fault comes
 AFTER_S = 2.0  # of load after all is replaced
-RECOVERY_S = 60.0
+RECOVERY_S = 120.0
 BASELINE_S = 30.0
 POLL_S = 0.05
 PAUSE_S = (0.2, 1.5)  # between kills in a row
@@ -192,8 +192,9 @@ def _hit(cluster: Cluster, fault: Fault, generator: random.Random) -> _Times:
     victims = fault.inject(cluster, before, generator)
     if not victims:
         return _Times(victims={}, detected_s=None, recovered_s=0.0)
-    is_replaced = _await(lambda: are_replaced(cluster, before, victims), RECOVERY_S)
-    recovered_s = time.monotonic() - at_s if is_replaced else None
+    is_over = fault.is_over or are_replaced
+    is_well = _await(lambda: is_over(cluster, before, victims), RECOVERY_S)
+    recovered_s = time.monotonic() - at_s if is_well else None
     events = cluster.events_after(at_s)
     detected_s = min((when_s - at_s for when_s, _ in events), default=None)
     return _Times(victims=victims, detected_s=detected_s, recovered_s=recovered_s)

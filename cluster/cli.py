@@ -10,14 +10,19 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli_ask import chat, complete
+from cluster.cli_bench import bench
 from cluster.cli_chaos import chaos
 from cluster.cli_console import console, fail
+from cluster.cli_doctor import doctor
+from cluster.cli_keys import keys
 from cluster.cli_leave import linger, stop
+from cluster.cli_orders import drain, restart, scale
 from cluster.cli_serve import serve
 from cluster.cli_trace import trace
-from cluster.cli_watch import dashboards, top
+from cluster.cli_watch import dashboards, status, top
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -43,9 +48,14 @@ def make_tiny(
     console.print(f"{directory}: {config.num_layers} layers, {config.num_experts} experts, {size_mb:.1f} MB")
 
 
-for command in (serve, stop, linger, make_tiny, chaos, top, trace):
+COMMANDS = (
+    *(serve, stop, linger, chat, complete, status, bench, doctor, make_tiny, chaos),
+    *(top, trace, scale, drain, restart),
+)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(dashboards, name="dashboards")
+app.add_typer(keys, name="keys")
 
 
 def main() -> None:

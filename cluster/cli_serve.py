@@ -24,6 +24,7 @@ from cluster.spec import ShoalSpec, SpecError, admin_key
 if TYPE_CHECKING:
     from cluster.launch import Cluster
     from cluster.preflight import Preflight
+    from ingress.keys import KeyRing
 
 STATUS_EVERY_S = 1.0
 
@@ -41,6 +42,16 @@ def serve(
     replicas_per_expert: Annotated[
         int | None, typer.Option(help="Copies of each expert [default: 1].")
     ] = None,
+    redundant_slots: Annotated[
+        int | None, typer.Option(help="More copies of each layer's hottest experts [default: 0].")
+    ] = None,
+    rebalance_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds between looks at the experts' balance; 0: never [default: 30]."),
+    ] = None,
+    autoscale: Annotated[
+        list[str] | None, typer.Option(help="experts=2-6 or attention=1-3: how many there may be.")
+    ] = None,
     standbys: Annotated[
         int | None, typer.Option(help="Processes that wait to take the place of what dies [default: 1].")
     ] = None,
@@ -49,6 +60,13 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8 [default: float32].")] = None,
     host: Annotated[str | None, typer.Option(help="HTTP address [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port [default: 8000].")] = None,
+    api_keys: Annotated[
+        str | None, typer.Option(help="File of API keys (`shoal keys add`); read again when it changes.")
+    ] = None,
+    serve_without_keys: Annotated[
+        bool | None,
+        typer.Option("--serve-without-keys", help="Let everybody ask, on a host that is not loopback."),
+    ] = None,
     admin_host: Annotated[
         str | None, typer.Option(help="Address of the live page and metrics [default: 127.0.0.1].")
     ] = None,
@@ -73,6 +91,9 @@ def serve(
         bool | None,
         typer.Option("--prefix-cache/--no-prefix-cache", help="Keep pages of past prompts [default: on]."),
     ] = None,
+    micro_batches: Annotated[
+        str | None, typer.Option(help="Of a step: 1, 2, or auto: whichever measures quicker [default: auto].")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON on stdout.")] = False,
 ) -> None:
     """Serve a model over the OpenAI API until Ctrl-C."""
@@ -82,12 +103,17 @@ def serve(
         "attention": attention,
         "experts": experts,
         "replicas_per_expert": replicas_per_expert,
+        "redundant_slots": redundant_slots,
+        "rebalance_s": rebalance_s,
+        "autoscale": dict(one.partition("=")[::2] for one in autoscale) if autoscale else None,
         "standbys": standbys,
         "ingress": ingress,
         "device": device,
         "dtype": dtype,
         "host": host,
         "port": port,
+        "api_keys": api_keys,
+        "serve_without_keys": serve_without_keys,
         "admin_host": admin_host,
         "admin_port": admin_port,
         "address": address,
@@ -96,6 +122,7 @@ def serve(
         "max_queue_s": max_queue_s,
         "draft_tokens": draft_tokens,
         "prefix_cache": prefix_cache,
+        "micro_batches": {"1": 1, "2": 2}.get(micro_batches or "", micro_batches),
     }
     try:
         spec = ShoalSpec.from_sources(config, flags)
@@ -114,6 +141,7 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
     try:
         from cluster.admin import AdminServer
         from cluster.beacon import lit
+        from cluster.front import key_ring
         from cluster.launch import LaunchError, begin, bring_up, shut_down
 
         with console.status("starting ..."):
@@ -136,7 +164,7 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
                 sys.stdout.flush()
             else:
                 console.print(ready_panel(cluster, admin, preflight, seconds))
-            _watch(cluster, stop)
+            _watch(cluster, stop, key_ring(spec.api_keys))
     except KeyboardInterrupt:
         left = f"interrupted before it was ready; what it began at {spec.address} goes on"
         failure = None if is_ready else left if spec.address else INTERRUPTED
@@ -157,10 +185,10 @@ def _examine(spec: ShoalSpec) -> Preflight:
     """Before Ray is imported: a taken port or a bad checkpoint should not wait for that."""
     try:
         with console.status("reading the checkpoint ..."):
-            if spec.address is None:
+            if spec.address is None:  # else the clients' address and the actors' are of other nodes
                 check_port(spec.host, spec.port)
-            if spec.admin_port:
-                check_port(spec.admin_host, spec.admin_port)
+                check_port(spec.data_host, 0, "data_port")
+            check_port(spec.admin_host, spec.admin_port, "admin_port")
             from cluster.preflight import examine
 
             return examine(spec)
@@ -180,10 +208,13 @@ def _interrupt(stop: threading.Event) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _watch(cluster: Cluster, stop: threading.Event) -> None:
+def _watch(cluster: Cluster, stop: threading.Event, keys: KeyRing | None) -> None:
     """Print what happens until told to stop."""
     shown_s = time.monotonic()
     while not stop.wait(STATUS_EVERY_S):
+        news = keys.refresh() if keys is not None else None  # as every ingress sees it
+        if news is not None:
+            console.print(f"[yellow]API keys[/] {news}", highlight=False)
         for when_s, event in cluster.events_after(shown_s):
             console.print(f"[yellow]event[/] {event}")
             shown_s = when_s

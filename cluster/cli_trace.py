@@ -22,14 +22,12 @@ def trace(
     key: Annotated[str | None, typer.Option(envvar="SHOAL_ADMIN_KEY", help="Its key.")] = None,
 ) -> None:
     """Record what happens when, in the next steps of every actor."""
-    from cluster.beacon import find
-    from cluster.top_app import NoAnswer, ask
+    from cluster.places import NoAnswer, admin_place, ask
 
-    beacon = find(url, key)
-    if beacon is None:
-        fail("no cluster runs here: start one with `shoal serve`, or name its admin listener with --url")
     try:
-        found = ask(beacon, f"/trace?steps={steps}&seconds={seconds}", "POST", timeout_s=seconds + 20.0)
+        found = ask(
+            admin_place(url, key), f"/trace?steps={steps}&seconds={seconds}", "POST", timeout_s=seconds + 20.0
+        )
         file.write_text(json.dumps(found), encoding="utf-8")
     except NoAnswer as error:
         fail(str(error))

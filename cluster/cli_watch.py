@@ -1,4 +1,4 @@
-"""`shoal top` and `shoal dashboards`: to see a cluster.
+"""`shoal top`, `shoal status` and `shoal dashboards`: to see a cluster.
 
 Knows nothing of Ray: it asks the admin listener, or writes files for others that watch.
 """
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.cli_console import console, fail
+from cluster.cli_console import EXIT_FAILED, console, fail
 
 LOOK_S = 1.0
 
@@ -28,14 +28,12 @@ def top(
     as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON on stdout.")] = False,
 ) -> None:
     """Watch actors, expert load and events of a running cluster."""
-    from cluster.beacon import find
+    from cluster.places import NoAnswer, admin_place, fetch
     from cluster.top import draw
-    from cluster.top_app import NoAnswer, TopApp, fetch
+    from cluster.top_app import TopApp
 
-    beacon = find(url, key)
-    if beacon is None:
-        fail("no cluster runs here: start one with `shoal serve`, or name its admin listener with --url")
     try:
+        beacon = admin_place(url, key)
         if as_json:
             sys.stdout.write(json.dumps(fetch(beacon)) + "\n")
         elif once or not sys.stdout.isatty():
@@ -46,6 +44,36 @@ def top(
             TopApp(beacon).run()
     except NoAnswer as error:
         fail(str(error))
+
+
+def status(
+    url: Annotated[str | None, typer.Option(help="Of the admin listener; default: the one here.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="SHOAL_ADMIN_KEY", help="Its key.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Say in a few lines whether all serve; exit code 1 if not."""
+    from cluster.places import NoAnswer, admin_place, fetch
+
+    try:
+        seen = fetch(admin_place(url, key))
+    except NoAnswer as error:
+        fail(str(error))
+    told = {name: seen[name] for name in ("model", "url", "ready", "epoch")}
+    actors = [
+        {name: one[name] for name in ("actor_id", "kind", "state", "pid", "deaths")} for one in seen["actors"]
+    ]
+    if as_json:
+        sys.stdout.write(json.dumps({**told, "actors": actors, "events": seen["events"]}) + "\n")
+    else:
+        sys.stdout.write(
+            f"{seen['model']} at {seen['url']}/v1: {'ready' if seen['ready'] else 'not ready'}\n"
+        )
+        for one in actors:
+            sys.stdout.write("{actor_id:<12} {state:<10} pid {pid}, {deaths} deaths\n".format(**one))
+        for event in seen["events"][-3:]:
+            sys.stdout.write(f"{seen['at_s'] - event['at_s']:.0f} s ago  {event['text']}\n")
+    if not seen["ready"]:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @dashboards.command()

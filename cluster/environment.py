@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.spec import ShoalSpec, SpecError
+from cluster.spec import CONNECTIONS, ShoalSpec, SpecError, connection_limits, connection_limits_of
 
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
@@ -24,14 +24,26 @@ SETTINGS = {
     "RAY_enable_metrics_collection": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.serve_bounds.bounded",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
     "OMP_NUM_THREADS": "1",
+}
+PRIVATE = {  # of one machine alone: pods are reached at their own addresses, each ingress by itself
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # a second HTTP listener in every replica, around the proxy
+    # Else Ray replaces a node's 127.0.0.1 by an outside address, and its servers listen on every one.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 
 
 @contextmanager
 def environment_for(spec: ShoalSpec) -> Iterator[None]:
-    """That of a private Ray, or of the one to join. Raises SpecError where its token is missing."""
+    """That of a private Ray, or of the one to join; raises SpecError if that one cannot be joined so."""
+    if spec.address is not None and connection_limits_of(spec) != connection_limits():
+        raise SpecError(
+            f"max_connections is {spec.max_connections}, per address {spec.max_connections_per_address}: the "
+            f"Ray cluster to join has its own; set {CONNECTIONS}='{spec.max_connections} "
+            f"{spec.max_connections_per_address}' for each of its nodes and for this command"
+        )
     with ray_environment() if spec.address is None else joined_environment():
         yield
 
@@ -44,7 +56,7 @@ def ray_environment() -> Iterator[None]:
         token_file = Path(directory) / "ray-token"
         token_file.touch(mode=0o600)
         token_file.write_text(secrets.token_hex(32))
-        os.environ.update(SETTINGS, RAY_AUTH_TOKEN_PATH=str(token_file))
+        os.environ.update(SETTINGS | PRIVATE, RAY_AUTH_TOKEN_PATH=str(token_file))
         os.environ.pop("RAY_AUTH_TOKEN", None)
         os.environ.pop("RAY_ADDRESS", None)
         yield

@@ -9,12 +9,15 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psutil
+
+from cluster.snapshot import Unavailable
 
 if TYPE_CHECKING:
     from cluster.launch import Cluster
@@ -23,9 +26,14 @@ CONTROLLER = "controller"
 INGRESS = "ingress"
 INGRESS_TITLE = "ray::ServeReplica:shoal:ingress"
 HICCUP_S = 3.0
+SLOW_S, MOMENT_S = 5.0, 0.1
+ORDER_S, POLL_S = 60.0, 0.1
+MOVING_S = 1.0  # after an order, experts are on their way
 
 Victims = dict[str, int]  # by name, the process id that was hit
 Inject = Callable[["Cluster", Victims, random.Random], Victims]  # who lives -> who was hit
+Order = tuple[str, Mapping[str, object]]
+IsOver = Callable[["Cluster", Victims, Victims], bool]  # who lived before, who was hit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +41,8 @@ class Fault:
     """What is done, and where.
 
     is_replicated: in a cluster of two attention actors, two ingress replicas and two copies of each expert.
-    may_cut: connections of clients may end with the process that was hit.
+    may_cut: connections of clients may end with the process that was hit. is_over: all is well again; none:
+    when everyone who was hit is replaced.
     """
 
     name: str
@@ -41,6 +50,7 @@ class Fault:
     is_replicated: bool
     inject: Inject
     may_cut: bool = False
+    is_over: IsOver | None = None
 
 
 def living(cluster: Cluster) -> Victims:
@@ -100,6 +110,20 @@ def hiccup(name: str) -> Inject:
     return inject
 
 
+def slow(name: str) -> Inject:
+    """A tenth of its speed, for SLOW_S: suspended for most of every moment. Nobody need be replaced."""
+
+    def inject(_: Cluster, alive: Victims, __: random.Random) -> Victims:
+        end_s = time.monotonic() + SLOW_S
+        while time.monotonic() < end_s:
+            for number, part in ((signal.SIGSTOP, 0.9), (signal.SIGCONT, 0.1)):
+                _signal(alive[name], number)
+                time.sleep(part * MOMENT_S)
+        return {}
+
+    return inject
+
+
 def spoil(name: str) -> Inject:
     """An expert actor whose weights are not numbers any more."""
 
@@ -108,6 +132,31 @@ def spoil(name: str) -> Inject:
         return {name: alive[name]}
 
     return inject
+
+
+def obey(*orders: Order, killing: str | None = None) -> Inject:
+    """Orders, each when the one before is carried out; killing: who dies while the first is."""
+
+    def inject(cluster: Cluster, alive: Victims, _: random.Random) -> Victims:
+        for number, (order, arguments) in enumerate(orders):
+            deadline_s = time.monotonic() + ORDER_S
+            while number and not is_settled(cluster) and time.monotonic() < deadline_s:
+                time.sleep(POLL_S)
+            cluster.order(order, arguments)
+            if killing is not None and not number:
+                time.sleep(MOVING_S)
+                _signal(alive[killing], signal.SIGKILL)
+        return {order: 0 for order, _ in orders}
+
+    return inject
+
+
+def is_settled(cluster: Cluster, *_: Victims) -> bool:
+    """Whether everything that was ordered is so."""
+    try:
+        return bool(cluster.snapshot()["settled"])
+    except Unavailable:
+        return False  # the controller is in between two lives
 
 
 def kill_any(_: Cluster, alive: Victims, generator: random.Random) -> Victims:
@@ -121,6 +170,11 @@ def _fault(
     name: str, about: str, inject: Inject, *, is_replicated: bool = True, may_cut: bool = False
 ) -> Fault:
     return Fault(name=name, about=about, is_replicated=is_replicated, inject=inject, may_cut=may_cut)
+
+
+def _ordered(name: str, about: str, *orders: Order, killing: str | None = None) -> Fault:
+    inject = obey(*orders, killing=killing)
+    return Fault(name=name, about=about, is_replicated=True, inject=inject, is_over=is_settled)
 
 
 def _nothing(_: Cluster, __: Victims, ___: random.Random) -> Victims:
@@ -157,6 +211,7 @@ FAULTS: Sequence[Fault] = (
     _fault("attention-kill", "SIGKILL of one of two attention actors", send(KILL, "attention-0")),
     _fault("expert-hiccup", "SIGSTOP of an expert for 3 s", hiccup("expert-1")),
     _fault("expert-stop", "SIGSTOP of an expert for ever", send(STOP, "expert-0")),
+    _fault("expert-slow", "an expert at a tenth of its speed for 5 s", slow("expert-0")),
     _fault("attention-hiccup", "SIGSTOP of an attention actor for 3 s", hiccup("attention-1")),
     _fault("attention-stop", "SIGSTOP of an attention actor for ever", send(STOP, "attention-0")),
     _fault("controller-kill", "SIGKILL of the controller", send(KILL, CONTROLLER)),
@@ -164,6 +219,28 @@ FAULTS: Sequence[Fault] = (
     _fault(
         "ingress-kill", "SIGKILL of one of two ingress replicas", send(KILL, f"{INGRESS}-0"), may_cut=True
     ),
+    _ordered(
+        "scale-experts", "2 to 4 expert actors and back", ("scale", {"experts": 4}), ("scale", {"experts": 2})
+    ),
+    _ordered(
+        "scale-experts-kill",
+        "the same, and a SIGKILL while experts move",
+        *(("scale", {"experts": 4}), ("scale", {"experts": 2})),
+        killing="expert-0",
+    ),
+    _ordered(
+        "scale-attention",
+        "2 to 3 attention actors and back",
+        ("scale", {"attention": 3}),
+        ("scale", {"attention": 2}),
+    ),
+    _ordered(
+        "drain",
+        "an attention actor drained, another begun",
+        ("drain", {"name": "attention-0"}),
+        ("scale", {"attention": 2}),
+    ),
+    _ordered("restart", "every actor and the controller replaced, one after another", ("restart", {})),
 )
 BY_NAME = {fault.name: fault for fault in FAULTS}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,11 +23,14 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from actors.exposition import MetricsServer
-from cluster.places import seat_for
+from cluster.hosts import HERE, seat_for
+from cluster.processes import Greeting
+from cluster.ray_processes import NAMESPACE, node_address
+from cluster.serve_bounds import without_grpc
 from cluster.spec import wants_spans
-from cluster.workers import NAMESPACE, Greeting, host_here
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
+from ingress.keys import KeyRing
 from ingress.limits import Limits
 from ingress.link import Endpoint
 from ingress.tokens import Tokenizer
@@ -49,12 +53,14 @@ class FrontOptions:
     model_name: str
     context_tokens: int
     max_queue_s: float
+    max_body_bytes: int
     token: bytes
     replicas: int
     host: str
     port: int
     prefix_cache: bool
     metrics_host: str
+    api_keys: str | None
     has_seat: bool
 
 
@@ -88,10 +94,15 @@ def _is_deployed() -> bool:
     return application is not None and application.status in ("RUNNING", "DEPLOYING")
 
 
+def key_ring(file: str | None) -> KeyRing | None:
+    return None if file is None else KeyRing(Path(file), time.monotonic)
+
+
 def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
     """Serve calls the result inside each replica."""
 
     def build() -> FastAPI:
+        without_grpc()
         directory = Path(options.directory)
         identity = f"ingress-{secrets.token_hex(4)}"
         engine = EngineClient(
@@ -100,7 +111,7 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
             identity=identity,
             prefix_cache=options.prefix_cache,
         )
-        host = host_here(options.metrics_host)
+        host = node_address() if options.metrics_host == HERE else options.metrics_host
         if wants_spans():
             from ingress.spans import otlp_processor, teller
 
@@ -111,7 +122,9 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
             tokenizer=Tokenizer.from_file(directory / "tokenizer.json"),
             model_name=options.model_name,
             context_tokens=options.context_tokens,
-            limits=Limits(max_queue_s=options.max_queue_s),
+            limits=Limits(max_queue_s=options.max_queue_s, body_bytes=options.max_body_bytes),
+            keys=key_ring(options.api_keys),
+            replicas=options.replicas,
         )
         app.router.lifespan_context = _following(
             engine, Greeting(identity, host, metrics.port), app.router.lifespan_context
@@ -138,7 +151,7 @@ def _following(engine: EngineClient, greeting: Greeting, inner: Any) -> Any:
 
 async def _follow(engine: EngineClient, greeting: Greeting) -> None:
     """Keep the engine's endpoints as the controller has them; a dead controller leaves them as they were."""
-    known: list[tuple[str, str, int]] = []
+    known: list[tuple[str, str, int, bool]] = []
     while True:
         try:
             controller = ray.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
@@ -146,7 +159,12 @@ async def _follow(engine: EngineClient, greeting: Greeting) -> None:
                 endpoints = await controller.endpoints.remote(greeting)
             if endpoints != known:
                 known = endpoints
-                engine.update([Endpoint(actor_id=i, host=host, port=port) for i, host, port in endpoints])
+                engine.update(
+                    [
+                        Endpoint(actor_id=actor_id, host=host, port=port, draining=is_leaving)
+                        for actor_id, host, port, is_leaving in endpoints
+                    ]
+                )
         except (ValueError, TimeoutError, ray.exceptions.RayError) as error:
             logger.warning("controller unreachable, keeping %d endpoints: %s", len(known), error)
         await asyncio.sleep(FOLLOW_S)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,17 +21,25 @@ import ray
 from ray import serve
 
 from actors.options import AttentionOptions
-from cluster.controller import Controller, Plan
+from cluster.controller import Controller
 from cluster.environment import data_token
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
-from cluster.life import kill_here
+from cluster.hosts import pid_here
 from cluster.look import take
-from cluster.places import pid_here
+from cluster.plan import Plan
 from cluster.preflight import Preflight
+from cluster.processes import Answer, AnswerLost
+from cluster.ray_processes import (
+    NAMESPACE,
+    RayMemory,
+    RayProcesses,
+    kill_here,
+    kill_there,
+    remote_class,
+)
 from cluster.snapshot import Snapshot, Unavailable
-from cluster.spec import ShoalSpec
+from cluster.spec import ShoalSpec, tell_connection_limits
 from cluster.trace import timeline
-from cluster.workers import NAME, NAMESPACE, living, remote_class
 
 POLL_S = 0.1
 READY_TIMEOUT_S = 600.0
@@ -38,6 +47,7 @@ JOIN_TIMEOUT_S = 300.0
 JOIN_AGAIN_S = 2.0
 TRACE_SLACK_S = 5.0
 STATUS_TIMEOUT_S = 10.0
+ORDER_TIMEOUT_S = 60.0  # to place thousands of experts takes seconds
 KILL_AFTER_S = 5.0
 STARTED_TOGETHER = 2  # Ray starts as many processes at a time as it has CPUs; our actors ask for none
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # nothing of ours passes through it
@@ -90,16 +100,27 @@ class Cluster:
         for actor in self.snapshot()["actors"]:
             if actor["actor_id"] == actor_id and actor["pid"]:
                 pid = pid_here(actor["host"], actor["pid"])
-                return kill_here(pid) if pid else _kill_there(actor["incarnation"])
+                return kill_here(pid) if pid else kill_there(actor["incarnation"])
         return False
 
     def trace(self, steps: int, seconds: float) -> dict[str, Any]:
         """The timeline of the next steps; who does not answer in time is left out."""
-        asked = [handle.trace.remote(steps, seconds) for _, handle in living()]
-        done, _ = (
-            ray.wait(asked, num_returns=len(asked), timeout=seconds + TRACE_SLACK_S) if asked else ([], 0)
-        )
-        return timeline(dict(found for found in map(_or_none, done) if found))
+        processes = RayProcesses()
+        asked = [process.ask("trace", steps, seconds) for _, process in processes.living()]
+        if asked:
+            processes.wait(asked, seconds + TRACE_SLACK_S, for_all=True)
+        found = [_or_none(answer) for answer in asked if answer.is_done()]
+        return timeline(dict(one for one in found if one))
+
+    def order(self, order: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Of cluster/orders.py: what is `done`, or the `error`; raises Unavailable."""
+        try:
+            answer: dict[str, str] = ray.get(
+                self.controller.order.remote(order, dict(arguments)), timeout=ORDER_TIMEOUT_S
+            )
+        except ray.exceptions.RayError as error:
+            raise Unavailable(f"the controller does not answer: {type(error).__name__}") from None
+        return answer
 
     def stats(self) -> dict[str, dict[str, float]]:
         """By actor id, its counters since birth. Raises ray.exceptions.RayError if one cannot tell."""
@@ -124,6 +145,7 @@ def begin(spec: ShoalSpec, preflight: Preflight) -> Cluster:
     """Ray and the controller: from here on there is something to see. Raises LaunchError, all of it ended."""
     try:
         if spec.address is None:
+            tell_connection_limits(spec)
             _start_ray()
         else:
             _join_ray(spec.address)
@@ -145,16 +167,23 @@ def bring_up(
             model_name=preflight.model_name,
             context_tokens=preflight.context_tokens,
             max_queue_s=spec.max_queue_s,
+            max_body_bytes=spec.max_body_bytes,
             token=data_token(),
             replicas=spec.ingress,
             host=spec.host,
             port=spec.port,
             prefix_cache=spec.prefix_cache,
             metrics_host=spec.data_host,
+            api_keys=key_file(spec),
             has_seat=spec.address is not None,
         )
     )
     _await_ready(cluster, on_status)
+
+
+def key_file(spec: ShoalSpec) -> str | None:
+    """For processes whose working directory is another. A link stays one: what it leads to may change."""
+    return None if spec.api_keys is None else str(Path(spec.api_keys).absolute())
 
 
 def shut_down(cluster: Cluster) -> None:
@@ -180,7 +209,7 @@ def stop_joined(address: str) -> None:
         end_serve()
         ray.get(controller.stop.remote(), timeout=STATUS_TIMEOUT_S)
         deadline_s = time.monotonic() + STATUS_TIMEOUT_S
-        while living() and time.monotonic() < deadline_s:
+        while RayProcesses().living() and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
         ray.kill(controller)
     except ValueError:
@@ -231,15 +260,6 @@ def _join_ray(address: str) -> None:
             time.sleep(JOIN_AGAIN_S)
 
 
-def _kill_there(number: int) -> bool:
-    """The actor of another machine that has this incarnation."""
-    try:
-        ray.kill(ray.get_actor(f"{NAME}/{number}", namespace=NAMESPACE))
-    except ValueError:
-        return False  # gone already
-    return True
-
-
 def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
     """Or the one that is there: of a cluster that was joined again."""
     plan = Plan(
@@ -249,7 +269,10 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
         num_attention=spec.attention,
         num_experts=spec.experts,
         replicas_per_expert=spec.replicas_per_expert,
+        redundant_slots=spec.redundant_slots,
         standbys=spec.standbys,
+        rebalance_s=spec.rebalance_s,
+        autoscale=spec.bounds,
         draft_tokens=preflight.draft_tokens,
         has_seats=spec.address is not None,
         attention=AttentionOptions(
@@ -260,6 +283,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
             max_sequences=spec.max_sequences,
             prefix_cache=spec.prefix_cache,
             max_queue=spec.max_queue,
+            micro_batches=spec.micro_batches,
             answer_timeout_s=spec.answer_timeout_s,
         ),
     )
@@ -279,7 +303,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
             max_restarts=-1,  # no data passes through it, so nobody waits for the seconds that Ray takes
             max_task_retries=-1,
         )
-        .remote(plan, preflight.config, data_token())
+        .remote(plan, preflight.config, data_token(), RayProcesses(), RayMemory())
     )
     controller.run.remote()
     return controller
@@ -314,10 +338,10 @@ def _await_ready(cluster: Cluster, on_status: Callable[[Mapping[str, Any]], None
     raise LaunchError(f"not ready within {READY_TIMEOUT_S:g} s")
 
 
-def _or_none(answer: Any) -> Any:
+def _or_none(answer: Answer) -> Any:
     try:
-        return ray.get(answer)
-    except ray.exceptions.RayError:
+        return answer.get()
+    except AnswerLost:
         return None  # it died: the events say so
 
 

@@ -1,20 +1,13 @@
 """The life of one actor process, from spawn to end.
 
-A call of its `pulse` is always pending: Ray fails it within milliseconds of a death, and no answer in time is
-a hang. What hangs is killed, so that it becomes a death, which everybody can tell. Knows nothing of what the
-process serves.
+A question after its `pulse` is always pending: it fails within milliseconds of a death, and no answer in time
+is a hang. What hangs is killed, so that it becomes a death, which everybody can tell. Knows nothing of what
+the process serves.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-from typing import Any
-
-import psutil
-import ray
-
-from cluster.workers import Pulse
+from cluster.processes import Answer, AnswerLost, Process, Pulse
 from router.heartbeat import Silence
 
 LATE_S = 1.0  # twice the time that a pulse takes
@@ -28,18 +21,23 @@ class Life:
     waits: for a node that has room; until it is there, a silence is no hang, however long.
     """
 
-    def __init__(self, number: int, handle: Any, *, waits: bool = False) -> None:
-        self.number, self.handle = number, handle
+    def __init__(self, number: int, process: Process, *, waits: bool = False) -> None:
+        self.number = number
         self.pid: int | None = None  # once it is known
-        self.pulse = handle.pulse.remote()
-        self._busy = self.pulse  # until this is done, a silence is no hang: the process starts
+        self.epoch = 0  # of the view that it computes with, as far as it has said
+        self._process = process
+        self.pulse = process.ask("pulse")
+        self._busy: Answer | None = self.pulse  # until this is done, a silence is no hang: it starts
         self._silence = Silence()
         self._waits = waits
 
-    def do(self, work: Any) -> Any:
-        """Note a call that may keep the process from its pulse; returns it."""
-        self._busy = work
-        return work
+    def ask(self, question: str, *arguments: object) -> Answer:
+        return self._process.ask(question, *arguments)
+
+    def do(self, work: str, *arguments: object) -> Answer:
+        """Ask for something that may keep the process from its pulse."""
+        self._busy = self.ask(work, *arguments)
+        return self._busy
 
     @property
     def is_late(self) -> bool:
@@ -47,7 +45,7 @@ class Life:
 
     def check(self, listened_s: float, hang_s: float) -> Pulse | str | None:
         """Its pulse if one has come; why it is over, if it is. hang_s: a longer silence is a hang."""
-        if not is_done(self.pulse):
+        if not self.pulse.is_done():
             if self._waits:
                 return None
             self._silence.listened(listened_s)
@@ -55,47 +53,28 @@ class Life:
             return "hangs" if self._silence.quiet_s >= patience_s else None
         self._silence.heard()
         try:
-            pulse: Pulse = ray.get(self.pulse)
-        except ray.exceptions.RayError:
+            pulse: Pulse = self.pulse.get()
+        except AnswerLost:
             return "died"
         if pulse.has_ended:
             return "ended by itself"
         self._waits = False
-        self.pulse = self.handle.pulse.remote()
+        self.epoch = max(self.epoch, pulse.epoch)
+        self.pulse = self.ask("pulse")
         return pulse
 
     def is_busy(self) -> bool:
         """Whether it starts, warms up or loads."""
-        if self._busy is not None and is_done(self._busy):
+        if self._busy is not None and self._busy.is_done():
             self._busy = None
             self._silence.heard()
         return self._busy is not None
 
     def end(self) -> None:
-        """Whatever state its process is in, nothing comes from it any more.
-
-        Ray asks the process; one that is suspended does not hear that, but hears SIGKILL.
-        """
-        if self.pid is not None:
-            kill_here(self.pid)
-        ray.kill(self.handle)
+        """Whatever state its process is in, nothing comes from it any more."""
+        self._process.end(self.pid)
 
 
 def hang_s(num_late: int) -> float:
     """How long a silence is a hang. Where many are late at once, the machine is slow: be slow to kill."""
     return HANG_S * max(1, num_late)
-
-
-def is_done(reference: Any) -> bool:
-    return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
-
-
-def kill_here(pid: int) -> bool:
-    """SIGKILL, if it is an actor of this machine; whether it was."""
-    try:
-        if not psutil.Process(pid).cmdline()[0].startswith("ray::"):
-            return False
-        os.kill(pid, signal.SIGKILL)
-    except (psutil.Error, ProcessLookupError, IndexError):
-        return False  # gone already
-    return True

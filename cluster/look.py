@@ -46,6 +46,9 @@ def take(controller: Any, model: str, url: str) -> Snapshot:
         "url": url,
         "epoch": status["epoch"],
         "ready": status["ready"],
+        "settled": status["settled"],
+        "balance": status["balance"],
+        "decisions": status["decisions"],
         "actors": members,
         "ingresses": status["ingresses"],
         "experts": {"first_layer": status["first_layer"], "held": held_masks(View.from_bytes(view))},
@@ -54,7 +57,8 @@ def take(controller: Any, model: str, url: str) -> Snapshot:
 
 
 def _public(member: Mapping[str, Any]) -> dict[str, Any]:
-    state = "given up" if member["gave_up"] else "serves" if member["active"] else "loads"
+    serving = "leaves" if member["leaving"] else "serves"
+    state = "given up" if member["gave_up"] else serving if member["active"] else "loads"
     return {"state": state, **{name: member[name] for name in SHOWN}}
 
 

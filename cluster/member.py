@@ -1,4 +1,4 @@
-"""One seat of the data plane over all the lives that take it.
+"""One seat of the data plane, over all its terms.
 
 Sees a life load and serve, notes how it ended and says when the next may begin. Knows nothing of views, nor
 of other members.
@@ -11,30 +11,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-
-from actors.options import Loaded
-from cluster.life import Life, is_done
-from cluster.places import pid_here
-from cluster.workers import Pulse
+from cluster.processes import ProcessDied, Pulse, WorkFailed
+from cluster.term import Term
+from router.view import Pair
 
 MAX_DEATHS = 5  # within DEATH_WINDOW_S: from then on the next life waits, or never begins if none has served
 DEATH_WINDOW_S = 60.0
 LONGEST_PAUSE_S = 30.0
+HEIR_PAUSE_S = 5.0
+DRAIN_S = 2.0  # in which an attention actor that is to leave ends what it can
 
 Note = Callable[[str], None]
 
 
 @dataclass(slots=True)
 class Member:
-    """experts: None for an attention actor. `life` without `loaded` is still loading."""
+    """wanted: the experts that it should hold; None for an attention actor. heir: of the term that serves."""
 
     actor_id: str
-    experts: tuple[int, ...] | None
-    life: Life | None = None
-    loading: Any = None
-    loaded: Loaded | None = None
+    wanted: frozenset[Pair] | None
+    term: Term | None = None
+    heir: Term | None = None
     has_served: bool = False
+    leaves_s: float | None = None  # it is to leave, since then
     deaths_s: deque[float] = field(default_factory=deque)
     begin_s: float = 0.0  # the next life, not before
     gave_up: str | None = None
@@ -43,73 +42,111 @@ class Member:
     recovery_s: float | None = None  # of the last death: until the next life served
 
     @property
+    def is_expert(self) -> bool:
+        return self.wanted is not None
+
+    @property
+    def serving(self) -> Term | None:
+        return self.term if self.term is not None and self.term.is_active else None
+
+    @property
     def is_active(self) -> bool:
-        return self.life is not None and self.loaded is not None
+        return self.serving is not None
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.leaves_s is not None
 
     @property
     def kind(self) -> str:
-        return "attention" if self.experts is None else "expert"
+        return "expert" if self.is_expert else "attention"
 
     @property
     def incarnation(self) -> int:
-        return self.life.number if self.life else 0
+        return self.term.life.number if self.term else 0
+
+    @property
+    def terms(self) -> list[Term]:
+        return [term for term in (self.term, self.heir) if term is not None]
 
     def is_due(self, now_s: float) -> bool:
         """Whether it is time for a next life."""
-        return self.life is None and self.gave_up is None and now_s >= self.begin_s
+        return self.term is None and self.gave_up is None and not self.is_leaving and now_s >= self.begin_s
 
-    def adopt(self, life: Life, loaded: Loaded) -> None:
-        """A life that an earlier controller began, and that serves."""
-        life.pid = pid_here(loaded.host, loaded.pid)
-        self.life, self.loaded, self.has_served = life, loaded, True
+    def may_go(self, now_s: float) -> bool:
+        """Whether it is to leave, and nobody is told of it any more; an attention actor, after DRAIN_S."""
+        if self.leaves_s is None:
+            return False
+        if self.serving is None:
+            return True
+        return not self.serving.shown if self.is_expert else now_s >= self.leaves_s + DRAIN_S
 
     def check_load(self, now_s: float, note: Note) -> bool:
         """Whether it has just begun to serve."""
-        if self.life is None or self.loading is None or not is_done(self.loading):
+        term = self.term
+        if term is None or term.loading is None or not term.loading.is_done():
             return False
-        loading, self.loading = self.loading, None
         try:
-            loaded: Loaded = ray.get(loading)
-        except ray.exceptions.RayTaskError as error:
+            term.take_up(term.loading.get())
+        except ProcessDied:
+            self.end(now_s, note, "died while it loaded")
+            return False
+        except WorkFailed as error:
             if self.has_served:  # it could be read before: another life may again
-                self.end(now_s, note, f"cannot load: {error.cause}")
+                self.end(now_s, note, f"cannot load: {error}")
                 return False
-            self.gave_up = str(error.cause)  # the checkpoint cannot be read: another try would end the same
-            note(f"{self.actor_id} cannot load: {error.cause}")
-            self.life.end()
-            self.life = None
+            self.gave_up = str(error)  # the checkpoint cannot be read: another try would end the same
+            note(f"{self.actor_id} cannot load: {error}")
+            term.life.end()
+            self.term = None
             return False
-        except ray.exceptions.RayActorError:
-            self.bury(now_s, note, "died while it loaded")
-            return False
-        self.loaded, self.has_served = loaded, True
+        self.has_served = True
         if self.gone_since_s is not None:
             self.recovery_s, self.gone_since_s = now_s - self.gone_since_s, None
-        self.life.pid = pid_here(loaded.host, loaded.pid)
-        self.life.handle.run.remote()
-        note(f"{self.actor_id} serves (incarnation {self.life.number})")
+        note(f"{self.actor_id} serves (incarnation {self.incarnation})")
         return True
 
     def check_life(self, now_s: float, listened_s: float, hang_s: float, note: Note) -> Pulse | None:
         """Its pulse if one has come; ends and buries it if there is reason to."""
-        if self.life is None or self.gave_up is not None:
+        if self.term is None:
             return None
-        found = self.life.check(listened_s, hang_s)
+        found = self.term.life.check(listened_s, hang_s)
         if isinstance(found, str):
             self.end(now_s, note, found)
             return None
         return found
 
-    def end(self, now_s: float, note: Note, why: str) -> None:
-        """Fence it: its peers must never hear from it again."""
-        assert self.life is not None, f"{self.actor_id} has no life to end"
-        self.life.end()
-        self.bury(now_s, note, why)
+    def check_heir(self, now_s: float, listened_s: float, hang_s: float, note: Note) -> Term | None:
+        """The term that is over because its heir has just begun to serve."""
+        heir = self.heir
+        if heir is None:
+            return None
+        found = heir.life.check(listened_s, hang_s)
+        if heir.loading is not None and heir.loading.is_done():
+            try:
+                heir.take_up(heir.loading.get())
+            except (ProcessDied, WorkFailed) as error:
+                found = f"cannot load: {error}"
+        if isinstance(found, str):
+            note(f"{self.actor_id} keeps its life, the next one {found}")
+            heir.life.end()
+            self.heir, self.begin_s = None, now_s + HEIR_PAUSE_S
+            return None
+        if not heir.is_active:
+            return None
+        before, self.term, self.heir, self.has_served = self.term, heir, None, True
+        note(f"{self.actor_id} serves in its next life (incarnation {self.incarnation})")
+        return before
 
-    def bury(self, now_s: float, note: Note, why: str) -> None:
-        """This life is over; says when the next may begin."""
+    def end(self, now_s: float, note: Note, why: str) -> None:
+        """Fence it: its peers must never hear from it again. Says when the next life may begin.
+
+        An heir, if there is one, is the next life.
+        """
+        assert self.term is not None, f"{self.actor_id} has no life to end"
+        self.term.life.end()
         note(f"{self.actor_id} {why} (incarnation {self.incarnation})")
-        self.life = self.loading = self.loaded = None
+        self.term, self.heir = self.heir, None
         self.num_deaths += 1
         self.gone_since_s = now_s if self.gone_since_s is None else self.gone_since_s
         self.deaths_s.append(now_s)
@@ -126,20 +163,29 @@ class Member:
 
     def describe(self) -> dict[str, Any]:
         """What the command line shows; `progress` is still to be awaited."""
-        is_loading = self.life is not None and not self.is_active and self.gave_up is None
+        loaded = self.term.loaded if self.term else None
+        is_loading = self.term is not None and not self.is_active
         return {
             "actor_id": self.actor_id,
             "kind": self.kind,
             "incarnation": self.incarnation,
             "active": self.is_active,
-            "pid": self.loaded.pid if self.loaded else None,
-            "host": self.loaded.host if self.loaded else None,
-            "metrics_port": self.loaded.metrics_port if self.loaded else None,
+            "leaving": self.is_leaving,
+            "pid": loaded.pid if loaded else None,
+            "host": loaded.host if loaded else None,
+            "metrics_port": loaded.metrics_port if loaded else None,
             "gave_up": self.gave_up,
             "deaths": self.num_deaths,
             "recovery_s": self.recovery_s,
-            "experts": None if self.experts is None else len(self.experts),
-            "bytes_read": self.loaded.bytes_read if self.loaded else None,
-            "checksum": self.loaded.checksum if self.loaded else None,
-            "progress": self.life.handle.progress.remote() if is_loading and self.life else None,
+            "experts": self._experts_per_layer(),
+            "bytes_read": loaded.bytes_read if loaded else None,
+            "checksum": loaded.checksum if loaded else None,
+            "progress": self.term.life.ask("progress").reference if is_loading and self.term else None,
         }
+
+    def _experts_per_layer(self) -> int | None:
+        """Most of a layer's experts that it should hold."""
+        if self.wanted is None:
+            return None
+        layers = [layer for layer, _ in self.wanted]
+        return max((layers.count(layer) for layer in set(layers)), default=0)

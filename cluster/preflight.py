@@ -14,6 +14,7 @@ import psutil
 from cluster.embedded import NAME as EMBEDDED_NAME
 from cluster.embedded import check_embedded, embedded_directory
 from cluster.spec import ShoalSpec, SpecError
+from ingress.keys import read_keys
 from ingress.specials import TEMPLATE_SPECIALS
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
@@ -39,7 +40,9 @@ class Preflight:
 
 
 def examine(spec: ShoalSpec) -> Preflight:
-    """Raises SpecError, ConfigError, CheckpointError or TokenizerError, each one line with its remedy."""
+    """Raises SpecError, KeysError, ConfigError, CheckpointError or TokenizerError, each with its remedy."""
+    if spec.api_keys is not None and not read_keys(Path(spec.api_keys)):
+        raise SpecError(f"{spec.api_keys} holds no key: make one with `shoal keys add {spec.api_keys} NAME`")
     directory = _find(spec)
     checkpoint = Checkpoint.open(directory)
     draft_tokens = 1 if spec.draft_tokens is None else spec.draft_tokens
@@ -85,9 +88,9 @@ def needed_bytes(spec: ShoalSpec, config: ModelConfig) -> int:
     copies = spec.attention if spec.experts == 0 else spec.replicas_per_expert
     cache = cache_values_per_token(config) * spec.cache_tokens
     values = spec.attention * (attention + cache) * spec.value_bytes
-    experts = copies * routed * spec.expert_value_bytes
+    experts = (copies + spec.redundant_slots / config.num_experts) * routed * spec.expert_value_bytes
     processes = (spec.attention + spec.experts + spec.standbys) * PROCESS_BYTES
-    return values + experts + processes
+    return values + int(experts) + processes
 
 
 def write_checkpoint(directory: Path, preset: str, seed: int) -> ModelConfig:

@@ -6,7 +6,7 @@ HTTP or of terminals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from actors.metrics import Sample
@@ -14,13 +14,18 @@ from router.view import View
 
 Snapshot = dict[str, Any]
 
+DECISIONS = (
+    *(("scale", "operator"), ("drain", "operator"), ("restart", "operator")),
+    *(("scale", "autoscaler"), ("rebalance", "controller")),
+)
+
 
 class Unavailable(RuntimeError):  # noqa: N818 - named for what is, as the rest of the tree
     """Nobody can say how the cluster is, at the moment."""
 
 
 class Looker(Protocol):
-    """Where snapshots come from, and what can be done from the page."""
+    """Where snapshots come from, and who does what an operator asks for."""
 
     def snapshot(self) -> Snapshot:
         """Raises Unavailable."""
@@ -30,6 +35,10 @@ class Looker(Protocol):
 
     def trace(self, steps: int, seconds: float) -> dict[str, Any]:
         """The timeline of the next steps (cluster/trace.py)."""
+        ...
+
+    def order(self, order: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Of cluster/orders.py: what is `done`, or the `error`; raises Unavailable."""
         ...
 
 
@@ -51,7 +60,7 @@ def controller_samples(snapshot: Snapshot) -> Iterator[Sample]:
     """The metrics of the cluster as a whole."""
     states: dict[tuple[str, str], int] = {}
     for actor in snapshot["actors"]:
-        for state in ("serves", "loads", "given up"):
+        for state in ("serves", "loads", "leaves", "given up"):
             states.setdefault((actor["kind"], state), 0)
         states[actor["kind"], actor["state"]] += 1
         yield Sample("shoal_deaths_total", actor["deaths"], (actor["actor_id"],))
@@ -60,6 +69,11 @@ def controller_samples(snapshot: Snapshot) -> Iterator[Sample]:
     for labels, count in states.items():
         yield Sample("shoal_actors", count, labels)
     yield Sample("shoal_epoch", snapshot["epoch"])
+    for stage in ("before", "after"):
+        yield Sample("shoal_placement_imbalance", snapshot["balance"][stage], (stage,))
+    yield Sample("shoal_slots_written_total", snapshot["balance"]["slots_written"])
+    for decision, by in DECISIONS:
+        yield Sample("shoal_decisions_total", _times(snapshot, decision, by), (decision, by))
 
 
 def held_masks(view: View) -> dict[str, list[str]]:
@@ -72,3 +86,7 @@ def held_masks(view: View) -> dict[str, list[str]]:
         own = [f"{sum(1 << expert for expert in experts):x}" for experts in layers]
         masks[str(actor.actor_id)] = own[:1] if len(set(own)) == 1 else own
     return masks
+
+
+def _times(snapshot: Snapshot, decision: str, by: str) -> int:
+    return sum(times for *what, times in snapshot["decisions"] if what == [decision, by])

@@ -6,6 +6,7 @@ only place that reads the environment. Knows nothing of Ray.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 from collections.abc import Mapping
@@ -15,6 +16,11 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from actors.options import MicroBatches
+from cluster.autoscale import Bounds
+from ingress.limits import ConnectionLimits
+
+CONNECTIONS = "SHOAL_CONNECTIONS"
 JOINED = {"standbys": 0, "data_host": "node", "host": "0.0.0.0"}  # defaults where a Ray cluster is joined
 
 
@@ -33,9 +39,20 @@ class ShoalSpec(BaseModel):
     experts: int = Field(
         2, ge=0, le=1024, description="expert actors; 0: experts live in the attention actors"
     )
-    replicas_per_expert: int = Field(1, ge=1, le=16, description="copies of each expert, on distinct actors")
+    replicas_per_expert: int = Field(
+        1, ge=1, le=16, description="copies of each expert at least, on distinct actors"
+    )
+    redundant_slots: int = Field(
+        0, ge=0, le=65536, description="more copies, of the experts with most load, in each layer"
+    )
     standbys: int = Field(
         1, ge=0, le=64, description="processes that wait, warm, to take the place of what dies"
+    )
+    rebalance_s: float = Field(
+        30.0, ge=0, le=86400, description="seconds between looks at the balance of the experts; 0: never"
+    )
+    autoscale: dict[Literal["experts", "attention"], str] = Field(
+        {}, description="how many actors there may be, as {experts: 2-6}; none: as many as ordered"
     )
     ingress: int = Field(1, ge=1, le=64, description="ingress replicas")
     device: Literal["cpu"] = Field("cpu", description="where the model runs")
@@ -47,6 +64,17 @@ class ShoalSpec(BaseModel):
     port: int = Field(8000, ge=1, le=65535, description="port of the HTTP listener")
     address: str | None = Field(
         None, description="Ray cluster to join, HOST:PORT of its GCS; none: a private one on this machine"
+    )
+    api_keys: str | None = Field(
+        None, description="file of API keys, made with `shoal keys add`; none: everybody may ask"
+    )
+    serve_without_keys: bool = Field(
+        False, description="let everybody ask who reaches a host that is not loopback"
+    )
+    max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="longest request body")
+    max_connections: int = Field(4096, ge=1, le=65536, description="clients' connections at once, per proxy")
+    max_connections_per_address: int = Field(
+        1024, ge=1, le=65536, description="of one client address; behind a reverse proxy: of everybody"
     )
     admin_host: str = Field("127.0.0.1", description="address of the admin listener")
     admin_port: int = Field(
@@ -68,6 +96,9 @@ class ShoalSpec(BaseModel):
         None, ge=0, le=8, description="tokens drafted ahead by the MTP layer; none: 1 if the model has one"
     )
     prefix_cache: bool = Field(True, description="keep the pages of past prompts for those that begin alike")
+    micro_batches: MicroBatches = Field(
+        "auto", description="of a step, one hiding the experts of the other; auto: 2 where it is quicker"
+    )
     answer_timeout_s: float = Field(
         10.0,
         gt=0,
@@ -89,10 +120,24 @@ class ShoalSpec(BaseModel):
             )
         if self.experts == 0 and self.replicas_per_expert > 1:
             raise ValueError("replicas_per_expert needs expert actors: set experts to at least 2")
+        if self.experts == 0 and self.redundant_slots:
+            raise ValueError("redundant_slots needs expert actors: set experts to at least 2")
+        for kind, bounds in self.bounds.items():
+            least = max(1, self.replicas_per_expert) if kind == "expert" else 1
+            if not least <= bounds.least <= bounds.most <= 1024 or (kind == "expert" and not self.experts):
+                raise ValueError(
+                    f"autoscale of {kind} actors is {bounds.least}-{bounds.most}: must be LEAST-MOST, from "
+                    f"{least} to 1024, and experts needs expert actors"
+                )
         if self.experts and self.replicas_per_expert > self.experts:
             raise ValueError(
                 f"replicas_per_expert is {self.replicas_per_expert}: replicas live on distinct actors, "
                 f"so raise experts from {self.experts}"
+            )
+        if self.api_keys is None and not self.serve_without_keys and not _is_loopback(self.host):
+            raise ValueError(
+                f"host is {self.host}: everybody who reaches it could use the model; make a key with "
+                "`shoal keys add FILE NAME` and give --api-keys FILE, or say --serve-without-keys"
             )
         return self
 
@@ -105,6 +150,17 @@ class ShoalSpec(BaseModel):
         except ValidationError as error:
             where = f"{file}: " if file else ""
             raise SpecError("\n".join(where + _explain(problem) for problem in error.errors())) from None
+
+    @property
+    def bounds(self) -> dict[str, Bounds]:
+        """Of the autoscaler, by kind of actor."""
+        found: dict[str, Bounds] = {}
+        for name, text in self.autoscale.items():
+            least, dash, most = text.partition("-")
+            if not (dash and least.isdecimal() and most.isdecimal()):
+                raise ValueError(f"autoscale of {name} is {text[:40]!r}: must be LEAST-MOST, as 2-6")
+            found["expert" if name == "experts" else name] = Bounds(least=int(least), most=int(most))
+        return found
 
     @property
     def value_bytes(self) -> int:
@@ -128,10 +184,36 @@ def wants_spans() -> bool:
     return any(os.environ.get(name) for name in names)
 
 
+def tell_connection_limits(spec: ShoalSpec) -> None:
+    """To processes that Ray starts, and nobody hands arguments: before it starts."""
+    os.environ[CONNECTIONS] = f"{spec.max_connections} {spec.max_connections_per_address}"
+
+
+def connection_limits_of(spec: ShoalSpec) -> ConnectionLimits:
+    return ConnectionLimits(connections=spec.max_connections, per_address=spec.max_connections_per_address)
+
+
+def connection_limits() -> ConnectionLimits:
+    """As told in this process's environment."""
+    told = os.environ.get(CONNECTIONS)
+    if told is None:
+        return ConnectionLimits()
+    connections, per_address = map(int, told.split())
+    return ConnectionLimits(connections=connections, per_address=per_address)
+
+
 def cache_directory() -> Path:
     """Where checkpoints made to be measured are kept between runs (XDG_CACHE_HOME, or ~/.cache)."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "shoal"
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; of a name other than localhost nobody knows."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -5,9 +5,6 @@ Asks for a snapshot every second on a thread and draws what came. Knows nothing 
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from collections import deque
 from typing import Any
 
@@ -18,35 +15,11 @@ from textual.containers import VerticalScroll
 from textual.widgets import Footer, Static
 
 from cluster.beacon import Beacon
+from cluster.places import NoAnswer, fetch
 from cluster.top import draw
 
 PERIOD_S = 1.0
 WINDOW = 10  # snapshots that rates are taken over
-TIMEOUT_S = 5.0
-
-
-class NoAnswer(Exception):  # noqa: N818 - named for what happened, as the rest of the tree
-    """The admin listener did not give a snapshot; the text says why and what to do."""
-
-
-def fetch(beacon: Beacon) -> dict[str, Any]:
-    """A snapshot; raises NoAnswer."""
-    return ask(beacon, "/snapshot")
-
-
-def ask(beacon: Beacon, path: str, method: str = "GET", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """What the admin listener answers; raises NoAnswer."""
-    headers = {"authorization": f"Bearer {beacon.key}"}
-    try:
-        request = urllib.request.Request(beacon.url + path, headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            found: dict[str, Any] = json.load(answer)
-    except urllib.error.HTTPError as error:
-        remedy = "give its key with --key" if error.code == 401 else "look at the output of `shoal serve`"
-        raise NoAnswer(f"{beacon.url} answers HTTP {error.code}: {remedy}") from None
-    except (OSError, ValueError) as error:
-        raise NoAnswer(f"{beacon.url} does not answer: {error}; is `shoal serve` running?") from None
-    return found
 
 
 class TopApp(App[None]):

@@ -24,14 +24,18 @@ from actors.messages import Terms
 from ingress.answer import Answer, Heading
 from ingress.body import read_body
 from ingress.chat_answer import ChatAnswer
+from ingress.compiler import GrammarCompiler
 from ingress.engine_client import Call, EngineClient
 from ingress.errors import Overloaded, install_handlers
 from ingress.generation import Generation
 from ingress.guard import RequestGuard
+from ingress.key_guard import KEY, METER, KeyGuard, given_key
+from ingress.keys import KeyRing
 from ingress.limits import Limits
 from ingress.messages_answer import MessagesAnswer
 from ingress.order import Order, OrderDesk
 from ingress.probe import one_token
+from ingress.quota import Grant
 from ingress.responses_answer import ResponsesAnswer
 from ingress.stream import AnswerResponse, Delivery
 from ingress.text_answer import TextAnswer
@@ -51,22 +55,32 @@ def create_app(
     context_tokens: int,
     add_bos: bool = False,
     limits: Limits | None = None,
+    keys: KeyRing | None = None,
+    replicas: int = 1,
+    compiler: GrammarCompiler | None = None,
 ) -> FastAPI:
-    """The application; the engine lives and ends with it. add_bos: as in tokenizer_config.json."""
+    """The application; engine and compiler live and end with it. add_bos: as in tokenizer_config.json.
+
+    keys: None lets everybody in. replicas: how many such applications share the limits of a key.
+    """
     desk = OrderDesk(
         tokenizer=tokenizer, model_name=model_name, context_tokens=context_tokens, add_bos=add_bos
     )
-    door = Door(engine, desk, limits or Limits(), created=int(time.time()))
+    compiler = compiler or GrammarCompiler(tokenizer.directory)
+    door = Door(engine, desk, compiler, limits or Limits(), created=int(time.time()))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
+        compiler.close()
         await engine.close()
 
     app = FastAPI(title="Shoal", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     install_handlers(app)
-    app.add_middleware(RequestGuard)
+    if keys is not None:
+        app.add_middleware(KeyGuard, ring=keys, replicas=replicas)
+    app.add_middleware(RequestGuard)  # outermost
     for method, path, handler in _routes(door):
         app.add_api_route(path, handler, methods=[method], response_class=Response)
     return app
@@ -94,9 +108,18 @@ def _routes(door: Door) -> Iterator[tuple[str, str, Callable[..., Awaitable[Resp
 class Door:
     """The handlers of the routes."""
 
-    def __init__(self, engine: EngineClient, desk: OrderDesk, limits: Limits, *, created: int) -> None:
+    def __init__(
+        self,
+        engine: EngineClient,
+        desk: OrderDesk,
+        compiler: GrammarCompiler,
+        limits: Limits,
+        *,
+        created: int,
+    ) -> None:
         self._engine = engine
         self._desk = desk
+        self._compiler = compiler
         self._limits = limits
         self._created = created
 
@@ -180,13 +203,17 @@ class Door:
                 retry_after_s=self._engine.wait_s,
             )
         call = self._call(request, order)
-        generation = Generation(self._engine, order, self._desk.tokenizer, heading.answer_id, call)
+        generation = Generation(
+            self._engine, order, self._desk.tokenizer, heading.answer_id, call, self._compiler
+        )
+        meter = request.scope["state"].get(METER)
         return AnswerResponse(
             Delivery(
                 order=order,
                 generation=generation,
                 answer=answer,
                 limits=self._limits,
+                grant=meter.admit(order.num_prompt_tokens, len(order.samplings)) if meter else Grant(),
                 request_id=request.scope["state"]["request_id"],
             )
         )
@@ -222,17 +249,17 @@ class Door:
 
 
 def _tenant(request: Request) -> str:
-    """A mark of the API key, which itself goes no further; all without a key are one tenant.
+    """The name of the API key, where keys are checked. Else a mark of what came as one, which itself goes no
+    further; all without a key are one tenant.
 
     The `user` field makes no tenant: it costs nothing to change, so whoever changes it would overtake those
     who do not.
     """
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        key = request.headers.get("x-api-key", "")  # where clients of Anthropic's API put it
-    if not key.strip():
-        return ""
-    return hashlib.sha256(key.strip().encode("latin-1")).hexdigest()[:TENANT_CHARS]
+    key = request.scope["state"].get(KEY)
+    if key is not None:
+        return str(key.name)
+    given = given_key(request.headers)
+    return hashlib.sha256(given.encode("latin-1")).hexdigest()[:TENANT_CHARS] if given else ""
 
 
 def _json(value: dict[str, Any]) -> Response:

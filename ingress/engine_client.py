@@ -29,7 +29,7 @@ from ingress.affinity import Affinity, Mark, marks_of
 from ingress.errors import EngineError, Overloaded
 from ingress.journal import Journal, JournalError
 from ingress.link import AttentionLink, Credentials, Endpoint, Feed, LinkLost
-from ingress.metrics import RequestMetrics
+from ingress.metrics import RequestMetrics, Watch
 from model.sampling import Sampling
 from router.wire import WireError
 
@@ -124,18 +124,24 @@ class EngineClient:
         await asyncio.gather(*stopped, return_exceptions=True)
 
     async def generate(
-        self, request_id: str, prompt_ids: Sequence[int], sampling: Sampling, call: Call | None = None
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        call: Call | None = None,
+        watch: Watch | None = None,
     ) -> AsyncGenerator[TokenEvent, None]:
         """The events of one sequence, the last one with `finish`; closing the generator cancels the sequence.
 
         A deadline that passes is a finish, also before the first token. Raises Overloaded if no actor can be
-        reached or the actor refuses, EngineError if actor after actor is lost.
+        reached or the actor refuses, EngineError if actor after actor is lost. watch: where the consumer may
+        end a sequence before the engine does.
         """
         self.start()
         call = call or Call()
         journal = Journal(request_id, prompt_ids, sampling, call.terms)
         self._open_sequences += 1
-        watch = self.metrics.watch(len(prompt_ids))
+        watch = watch or self.metrics.watch(len(prompt_ids))
         finish = None
         try:
             async with aclosing(self._resumed(journal, call.deadline_s)) as events:

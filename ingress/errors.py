@@ -6,13 +6,16 @@ raise.
     RequestError
         InvalidRequest          400 invalid_request_error
             ContextTooLong      400 context_length_exceeded
+        Unauthorized            401 invalid_api_key
         NotFound                404
             ModelNotFound       404 model_not_found
         MethodNotAllowed        405
         RequestTimeout          408
         BodyTooLarge            413
         UnsupportedMediaType    415
+        HeadTooLarge            431
         Overloaded              429 rate_limit_exceeded or 503 overloaded, says when to try again
+            RateLimited         429 rate_limit_exceeded, of the key's own limits
             DeadlineExceeded    504 deadline_exceeded
         EngineError             500 server_error
 """
@@ -38,6 +41,7 @@ MAX_FAULT_CHARS = 140
 MESSAGE_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
 MESSAGE_KINDS = {
     400: "invalid_request_error",
+    401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
@@ -81,6 +85,18 @@ class ContextTooLong(InvalidRequest):
     default_code = "context_length_exceeded"
 
 
+class Unauthorized(RequestError):  # noqa: N818
+    """No key, or none that is known. The type is DeepSeek's and Anthropic's, the code OpenAI's."""
+
+    status = 401
+    kind = "authentication_error"
+    default_code = "invalid_api_key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
+
+
 class NotFound(RequestError):  # noqa: N818
     status = 404
     default_code = "not_found"
@@ -112,6 +128,11 @@ class UnsupportedMediaType(RequestError):  # noqa: N818
     default_code = "unsupported_media_type"
 
 
+class HeadTooLarge(RequestError):  # noqa: N818
+    status = 431
+    default_code = "request_header_fields_too_large"
+
+
 class Overloaded(RequestError):  # noqa: N818
     """Nobody can take the request now. 503: ours to mend; 429: this client sends too much.
 
@@ -136,6 +157,15 @@ class Overloaded(RequestError):  # noqa: N818
     @property
     def headers(self) -> dict[str, str]:
         return {"retry-after": str(self.retry_after_s)}
+
+
+class RateLimited(Overloaded):
+    """The key has used what its entry allows."""
+
+    kind = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, status=429)
 
 
 class DeadlineExceeded(Overloaded):

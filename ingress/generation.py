@@ -3,7 +3,7 @@
 Runs one sequence per choice and merges what they add. Knows nothing of JSON or HTTP.
 
 Errors: whatever a sequence raises, DeadlineExceeded where no choice has spoken in time, EngineError where one
-ends badly.
+ends badly, InvalidRequest where a grammar cannot be served.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from actors.messages import FINISH_DEADLINE, FINISH_LENGTH, FINISH_STOP, Terms, TokenEvent
+from actors.messages import FINISH_DEADLINE, FINISH_GRAMMAR, FINISH_LENGTH, FINISH_STOP, Terms, TokenEvent
+from ingress.compiler import GrammarCompiler
 from ingress.engine_client import Call, EngineClient
-from ingress.errors import DeadlineExceeded, EngineError, Overloaded
+from ingress.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded
 from ingress.order import Order
 from ingress.output import Delta, Output
 from ingress.tokens import Tokenizer
@@ -29,9 +30,16 @@ class Generation:
     """An async context: leaving it, for whatever reason, cancels every sequence that has not ended."""
 
     def __init__(
-        self, engine: EngineClient, order: Order, tokenizer: Tokenizer, answer_id: str, call: Call
+        self,
+        engine: EngineClient,
+        order: Order,
+        tokenizer: Tokenizer,
+        answer_id: str,
+        call: Call,
+        compiler: GrammarCompiler,
     ) -> None:
         self._engine = engine
+        self._compiler = compiler
         self._call = call
         self._order = order
         self._tokenizer = tokenizer
@@ -43,6 +51,9 @@ class Generation:
         self._has_begun = False  # choice 0: it cannot be refused any more, what ends it now is a failure
 
     async def __aenter__(self) -> Self:
+        constraint = self._order.constraint
+        if constraint is not None:
+            await self._compiler.check(constraint.grammar, constraint.param)
         self._tasks = [asyncio.create_task(self._make(choice)) for choice in range(self._num_open)]
         return self
 
@@ -90,14 +101,15 @@ class Generation:
         output = Output(choice, self._tokenizer, self._order.output)
         sequence_id = f"{self._answer_id}-{choice}"
         prompt_ids, sampling = self._order.prompt_of(choice), self._order.samplings[choice]
-        call = replace(self._call, terms=terms)
-        async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling, call)) as events:
+        call, watch = replace(self._call, terms=terms), self._engine.metrics.watch(len(prompt_ids))
+        async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling, call, watch)) as events:
             async for event in events:
                 self._check(event)
                 self._has_begun |= choice == 0 and bool(event.token_ids)
                 delta = output.push(event)
                 self._added.put_nowait(delta)
                 if delta.finish is not None:
+                    watch.stop(FINISH_STOP)
                     return
         raise AssertionError(f"the engine left {sequence_id} without an end")
 
@@ -108,6 +120,10 @@ class Generation:
             raise DeadlineExceeded(
                 "the deadline passed before the first token", retry_after_s=self._engine.wait_s
             )
+        if event.finish == FINISH_GRAMMAR:
+            assert self._order.constraint is not None, "only a grammar ends so"
+            why = f"cannot be enforced any further: {event.error}"
+            raise InvalidRequest(why, param=self._order.constraint.param)
         if event.finish not in (None, FINISH_STOP, FINISH_LENGTH, FINISH_DEADLINE):
             logger.error("sequence %s ended with %s: %s", event.request_id, event.finish, event.error)
             raise EngineError("the engine could not finish this request")

@@ -86,6 +86,7 @@ class Watch:
         self._first_s: float | None = None
         self._start_s = self._last_s = time.monotonic()
         self._has_spoken = False
+        self._stopped: str | None = None
 
     def delivered(self, num_tokens: int) -> None:
         """So many tokens have come at once."""
@@ -99,10 +100,14 @@ class Watch:
         self._first_s = self._first_s or now_s
         self._last_s, self._has_spoken = now_s, True
 
+    def stop(self, finish: str) -> None:
+        """Its text ends it here, whatever the engine would still make: a stop string, a first call."""
+        self._stopped = finish
+
     def end(self, finish: str | None) -> None:
-        """None: cut by its client or by a failure."""
+        """None: by its text, or cut by its client or by a failure."""
         self._metrics.open -= 1
-        self._metrics.ended[finish or CUT] += 1
+        self._metrics.ended[finish or self._stopped or CUT] += 1
         self._metrics.whole_s.observe(time.monotonic() - self._start_s)
         if self._metrics.on_end is not None:
             took = Took(

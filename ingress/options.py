@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ingress.constraints import Choices, GrammarText, Regex, Schema, StructuredOutputs
 from ingress.errors import InvalidRequest
 
 MAX_STOPS = 4
@@ -37,18 +38,14 @@ NOT_SERVED = frozenset(
         "documents",
         "function_call",
         "functions",
-        "guided_choice",
-        "guided_grammar",
-        "guided_json",
-        "guided_regex",
         "prompt_embeds",
         "prompt_logprobs",
-        "structured_outputs",
         "use_beam_search",
     )
 )
 SHOWN_FIELD = re.compile(r"[^A-Za-z0-9_.-]")
 MAX_SHOWN_FIELDS = 16
+MAX_SHOWN_CHARS = 64
 TOKEN_KEY = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
@@ -77,6 +74,11 @@ def _biases(value: Any) -> dict[int, float] | None:
     return {int(key): float(bias) for key, bias in value.items()}
 
 
+def header_name(name: str) -> str:
+    """A client's name for something, fit for a header."""
+    return SHOWN_FIELD.sub("_", name)[-MAX_SHOWN_CHARS:]
+
+
 def _off(value: Any) -> bool:
     """Whether `value` asks for nothing."""
     return value is None or value is False or value in ("", [], {})
@@ -98,7 +100,7 @@ class Body(BaseModel):
     def ignored_fields(self) -> str:
         """The names of the unknown fields, fit for a header: bounded, plain characters."""
         names = sorted((self.model_extra or {}).keys() - NOT_SERVED)
-        shown = [SHOWN_FIELD.sub("_", name)[:64] for name in names[:MAX_SHOWN_FIELDS]]
+        shown = [header_name(name) for name in names[:MAX_SHOWN_FIELDS]]
         return ", ".join(shown + (["..."] if len(names) > MAX_SHOWN_FIELDS else []))
 
 
@@ -134,6 +136,11 @@ class Options(Body):
     cache_salt: Annotated[str, Field(max_length=MAX_SALT_CHARS)] | None = None
     priority: Annotated[int, Field(ge=-MAX_INT32, le=MAX_INT32)] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | Schema | None = None
+    guided_regex: Regex | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: GrammarText | None = None
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S, allow_inf_nan=False)] | None = None
 
     @property
@@ -149,6 +156,12 @@ class Options(Body):
     def continuous_usage(self) -> bool:
         """Usage so far in every chunk; as in vLLM, only where usage is wanted at all."""
         return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def guided(self) -> dict[str, Any]:
+        """What vLLM's older names ask for."""
+        names = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @property
     def wanted_tokens(self) -> int | None:

@@ -15,13 +15,14 @@ from typing import Any
 
 from actors.messages import Sampling
 from ingress.body import parse_object
+from ingress.constraints import Constraint, ToolTerms, content_constraint, with_calls
 from ingress.dsml import schemas_of
 from ingress.encoding import encode_messages, opens_reasoning
 from ingress.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from ingress.messages_request import CountRequest, MessagesRequest
-from ingress.options import Options
+from ingress.options import MAX_SHOWN_FIELDS, Options, header_name
 from ingress.output import OutputOptions
-from ingress.responses_request import ResponsesRequest
+from ingress.responses_request import ResponsesRequest, own_name
 from ingress.schema import (
     ChatRequest,
     CompletionRequest,
@@ -30,7 +31,7 @@ from ingress.schema import (
     TokenizeRequest,
     parse_body,
 )
-from ingress.specials import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE, Segment
+from ingress.specials import BOS, DSML, END_THINK, EOS, FIM_BEGIN, FIM_END, FIM_HOLE, Segment
 from ingress.tokens import Tokenizer, TokenizerError
 from ingress.values import PromptError
 
@@ -43,7 +44,7 @@ class Order:
     """Prompt i makes the choices i * n to i * n + n - 1; `samplings` has one entry per choice.
 
     echoes: the text of each prompt, where it is to be repeated. deadline_s: from when the whole request is
-    here.
+    here. constraint: what the answers are held to, already in the samplings.
     """
 
     prompts: tuple[list[int], ...]
@@ -58,6 +59,7 @@ class Order:
     is_batch: bool
     deadline_s: float | None
     ignored_fields: str
+    constraint: Constraint | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -87,13 +89,21 @@ class OrderDesk:
         """Of a request to Anthropic's Messages API."""
         request = parse_body(parse_object(body), MessagesRequest)
         order = self._chat(parse_body(request.as_chat(), ChatRequest))
-        return replace(order, ignored_fields=request.ignored_fields)
+        return replace(order, ignored_fields=_listed(request.ignored_fields, order.ignored_fields))
 
     def responses(self, body: bytes) -> tuple[Order, dict[str, Any]]:
         """Of a request to OpenAI's Responses API, with what the answer repeats of it."""
         request = parse_body(parse_object(body), ResponsesRequest)
-        order = self._chat(parse_body(request.as_chat(), ChatRequest))
-        return replace(order, ignored_fields=request.ignored_fields), request.told()
+        try:
+            order = self._chat(parse_body(request.as_chat(), ChatRequest))
+        except InvalidRequest as error:
+            error.param = own_name(error.param)
+            raise
+        constraint = order.constraint
+        if constraint is not None:
+            constraint = replace(constraint, param=own_name(constraint.param))
+        ignored = _listed(request.ignored_fields, order.ignored_fields)
+        return replace(order, ignored_fields=ignored, constraint=constraint), request.told()
 
     def count_tokens(self, body: bytes) -> int:
         """Of the prompt that `messages` would make."""
@@ -104,15 +114,24 @@ class OrderDesk:
     def _chat(self, request: ChatRequest) -> Order:
         self.check_model(request.model)
         segments = _segments(request)
+        is_one_call = request.parallel_tool_calls is False
+        tools = ToolTerms(
+            functions=request.functions,
+            required=request.required_functions,
+            is_one=is_one_call,
+            mark_id=self.tokenizer.special_id(DSML.text),
+        )
+        content = content_constraint(request.response_format, request.structured_outputs, request.guided)
         return self._order(
             request,
             [self._prompt_ids(segments)],
             num_logprobs=request.num_logprobs,
+            constraint=with_calls(content, tools),
             output=OutputOptions(
                 **_output_fields(request),
                 starts_in_reasoning=opens_reasoning(segments),
                 schemas=schemas_of(request.functions) if request.functions else None,
-                is_one_call=request.parallel_tool_calls is False,
+                is_one_call=is_one_call,
             ),
         )
 
@@ -123,6 +142,9 @@ class OrderDesk:
             request,
             [self._completion_ids(prompt, request.suffix) for prompt in request.prompt],
             num_logprobs=request.logprobs,
+            constraint=content_constraint(
+                request.response_format, request.structured_outputs, request.guided
+            ),
             output=OutputOptions(**_output_fields(request)),
             echoes=tuple(map(self._as_text, request.prompt)) if request.echo else (),
         )
@@ -168,6 +190,7 @@ class OrderDesk:
         prompts: list[list[int]],
         *,
         num_logprobs: int | None,
+        constraint: Constraint | None,
         output: OutputOptions,
         echoes: tuple[str, ...] = (),
     ) -> Order:
@@ -180,12 +203,17 @@ class OrderDesk:
             )
         if any(token_id >= self.tokenizer.vocab_size for token_id in request.logit_bias or {}):
             raise InvalidRequest(f"a token id is not below {self.tokenizer.vocab_size}", param="logit_bias")
+        if constraint is not None and request.ignore_eos:
+            raise InvalidRequest("what is held to a grammar cannot ignore its end", param="ignore_eos")
+        end_think = self.tokenizer.special_id(END_THINK.text) if output.starts_in_reasoning else None
         samplings = [
             _sampling(
                 request,
                 max_tokens=self._max_tokens(request, len(prompts[choice // n])),
                 seed=_seed(request.seed, choice % n),
                 num_logprobs=num_logprobs,
+                grammar=constraint.grammar if constraint else "",
+                grammar_after=end_think if constraint else None,
             )
             for choice in range(len(prompts) * n)
         ]
@@ -201,7 +229,8 @@ class OrderDesk:
             cache_salt=request.cache_salt or "",
             is_batch=request.is_batch,
             deadline_s=request.deadline_s,
-            ignored_fields=request.ignored_fields,
+            ignored_fields=_ignored(request, constraint),
+            constraint=constraint,
         )
 
     def _max_tokens(self, request: Options, num_prompt: int) -> int:
@@ -247,7 +276,10 @@ class OrderDesk:
 def _segments(request: Conversation) -> list[Segment]:
     try:
         return encode_messages(
-            request.prompt_messages, thinking=request.wants_thinking, tools=request.prompt_tools
+            request.prompt_messages,
+            thinking=request.wants_thinking,
+            tools=request.prompt_tools,
+            response_format=None if request.response_format is None else request.response_format.as_sent,
         )
     except PromptError as error:
         raise InvalidRequest(str(error), param=error.param) from None
@@ -262,7 +294,25 @@ def _output_fields(request: Options) -> dict[str, Any]:
     }
 
 
-def _sampling(request: Options, *, max_tokens: int, seed: int, num_logprobs: int | None) -> Sampling:
+def _ignored(request: Options, constraint: Constraint | None) -> str:
+    """For the header, bounded: the unknown fields, and what of a schema is not enforced."""
+    ignored = constraint.ignored if constraint else ()
+    return _listed(request.ignored_fields, *map(header_name, ignored[:MAX_SHOWN_FIELDS]))
+
+
+def _listed(*names: str) -> str:
+    return ", ".join(filter(None, names))
+
+
+def _sampling(
+    request: Options,
+    *,
+    max_tokens: int,
+    seed: int,
+    num_logprobs: int | None,
+    grammar: str,
+    grammar_after: int | None,
+) -> Sampling:
     return Sampling(
         max_tokens=max_tokens,
         seed=seed,
@@ -278,6 +328,8 @@ def _sampling(request: Options, *, max_tokens: int, seed: int, num_logprobs: int
         ignore_eos=bool(request.ignore_eos),
         logit_bias=tuple(sorted((request.logit_bias or {}).items())),
         logprobs=num_logprobs,
+        grammar=grammar,
+        grammar_after=grammar_after,
     )
 
 

@@ -63,7 +63,7 @@ class ResponsesRequest(Body):
             "tool_choice": _choice(self.tool_choice) if self.tools else None,
             "parallel_tool_calls": self.parallel_tool_calls,
             "reasoning_effort": (self.reasoning or {}).get("effort"),
-            "response_format": (self.text or {}).get("format"),
+            "response_format": _format((self.text or {}).get("format")),
             "stream": self.stream,
         }
         if self.tools:
@@ -81,7 +81,7 @@ class ResponsesRequest(Body):
             "tool_choice": self.tool_choice or "auto",
             "parallel_tool_calls": self.parallel_tool_calls is not False,
             "reasoning": {"effort": (self.reasoning or {}).get("effort"), "summary": None},
-            "text": {"format": {"type": "text"}},
+            "text": {"format": (self.text or {}).get("format") or {"type": "text"}},
             "metadata": (self.model_extra or {}).get("metadata") or {},
             "previous_response_id": None,
             "store": False,
@@ -153,6 +153,22 @@ def _tool(tool: Any, where: str) -> Json:
         raise InvalidRequest("only tools of type function are served", param=f"{where}.type")
     known = {name: tool[name] for name in ("name", "description", "parameters") if tool.get(name) is not None}
     return {"type": "function", "function": known}
+
+
+def _format(told: Any) -> Any:
+    """A schema stands beside its type here, one level further down there."""
+    if not isinstance(told, dict) or told.get("type") != "json_schema":
+        return told
+    known = {name: told[name] for name in ("name", "description", "schema", "strict") if name in told}
+    return {"type": "json_schema", "json_schema": known}
+
+
+def own_name(param: str | None) -> str | None:
+    """What a field of the chat is called here."""
+    for theirs in ("response_format.json_schema", "response_format"):
+        if param is not None and param.startswith(theirs):
+            return "text.format" + param.removeprefix(theirs)
+    return param
 
 
 def _choice(choice: str | Json | None) -> str | Json | None:

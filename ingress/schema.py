@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ingress.constraints import ResponseFormat
 from ingress.errors import InvalidRequest, from_validation
 from ingress.options import Body, Count, Options, TokenId
 from ingress.tools import check_tool_choice, check_tools
@@ -60,10 +61,6 @@ class Thinking(BaseModel):
     type: Literal["enabled", "disabled"]
 
 
-class ResponseFormat(Body):
-    type: Literal["text", "json_object", "json_schema"]
-
-
 class Conversation(Body):
     """What makes a chat's prompt."""
 
@@ -74,6 +71,7 @@ class Conversation(Body):
     thinking: Thinking | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     continue_final_message: bool | None = None
+    response_format: ResponseFormat | None = None
 
     @property
     def prompt_messages(self) -> list[dict[str, Any]]:
@@ -87,6 +85,13 @@ class Conversation(Body):
     def prompt_tools(self) -> list[dict[str, Any]] | None:
         """The tools that the model is to see: none where none may be called."""
         return None if self.tool_choice == "none" else self.tools
+
+    @property
+    def required_functions(self) -> list[str] | None:
+        """Those of which one must be called; None where none has to be."""
+        if isinstance(self.tool_choice, dict):
+            return [self.tool_choice["function"]["name"]]
+        return [one["name"] for one in self.functions] if self.tool_choice == "required" else None
 
     @property
     def functions(self) -> list[dict[str, Any]]:
@@ -138,7 +143,6 @@ class ChatRequest(Conversation, Options):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -152,12 +156,6 @@ class ChatRequest(Conversation, Options):
     def _check_chat(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs is only allowed with logprobs: true", param="top_logprobs")
-        if self.response_format is not None and self.response_format.type != "text":
-            raise InvalidRequest(
-                f"response_format {self.response_format.type} is not supported yet: only text",
-                param="response_format",
-                code="unsupported_parameter",
-            )
         return self
 
 
@@ -167,6 +165,7 @@ class CompletionRequest(Options):
     best_of: int | None = None
     echo: bool | None = None
     suffix: str | None = None
+    response_format: ResponseFormat | None = None
 
     @property
     def wanted_tokens(self) -> int | None:

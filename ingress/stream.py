@@ -25,6 +25,7 @@ from ingress.generation import Generation
 from ingress.limits import Limits
 from ingress.order import Order
 from ingress.output import Delta
+from ingress.quota import Grant
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Delivery:
     generation: Generation
     answer: Answer
     limits: Limits
+    grant: Grant
     request_id: str
 
 
@@ -61,7 +63,10 @@ class AnswerResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         deliver = _deliver_stream if self._delivery.order.is_stream else _deliver_whole
-        await _while_connected(receive, deliver(self._delivery, _Sender(self._delivery, send)))
+        try:
+            await _while_connected(receive, deliver(self._delivery, _Sender(self._delivery, send)))
+        finally:
+            self._delivery.grant.end()
 
 
 async def _deliver_whole(delivery: Delivery, sender: _Sender) -> None:
@@ -72,7 +77,9 @@ async def _deliver_whole(delivery: Delivery, sender: _Sender) -> None:
         while not generation.is_done:
             delta = await generation.next_delta()
             usage.add(delta)
+            delivery.grant.spend(len(delta.token_ids))
             made[delta.index].append(delta)
+    delivery.grant.end()  # before its last byte: who has read that may ask again
 
     def write() -> bytes:
         return _json(delivery.answer.whole([joined(deltas) for deltas in made], usage))
@@ -87,6 +94,7 @@ async def _deliver_stream(delivery: Delivery, sender: _Sender) -> None:
     try:
         await _stream_deltas(delivery, sender)
     except RequestError as error:
+        delivery.grant.end()
         await _end_with_error(delivery, sender, error)
     except ClientGone:
         raise
@@ -116,6 +124,9 @@ async def _stream_deltas(delivery: Delivery, sender: _Sender) -> None:
                 await sender.send(KEEP_ALIVE)
                 continue
             usage.add(delta)
+            delivery.grant.spend(len(delta.token_ids))
+            if generation.is_done:
+                delivery.grant.end()  # before its last byte: who has read that may ask again
             await send(answer.chunks(delta))
     await send(answer.closing(usage))
 

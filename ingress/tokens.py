@@ -33,10 +33,12 @@ class UnencodableText(TokenizerError):  # noqa: N818 - named for what happened, 
 class Tokenizer:
     """One checkpoint's tokenizer.
 
-    Ids that the file does not know (a model's vocabulary may be padded) decode to nothing.
+    Ids that the file does not know (a model's vocabulary may be padded) decode to nothing. directory: of the
+    file.
     """
 
-    def __init__(self, vocabulary: _Vocabulary, plain: tokenizers.Tokenizer) -> None:
+    def __init__(self, vocabulary: _Vocabulary, plain: tokenizers.Tokenizer, directory: Path) -> None:
+        self.directory = directory
         self._vocabulary = vocabulary
         self._plain = plain  # knows the ordinary tokens alone, so it cannot emit any other
 
@@ -46,7 +48,7 @@ class Tokenizer:
         raw = _read(path)
         try:
             vocabulary = _vocabulary(raw)
-            tokenizer = Tokenizer(vocabulary, _plain_tokenizer(raw, vocabulary.added))
+            tokenizer = Tokenizer(vocabulary, _plain_tokenizer(raw, vocabulary.added), path.parent)
             tokenizer._check_byte_level()
             return tokenizer
         except TokenizerError as error:

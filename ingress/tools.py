@@ -38,25 +38,18 @@ def check_tools(tools: Any, where: str = "tools") -> None:
 
 
 def check_tool_choice(choice: str | dict[str, Any] | None, tools: list[Any] | None) -> None:
-    """Raises InvalidRequest; `required` and a named function need constrained decoding, not served yet."""
+    """Raises InvalidRequest."""
     if choice is None or choice == "none":
         return
     if tools is None:
         raise InvalidRequest("tool_choice is only allowed with tools", param="tool_choice")
-    if choice == "auto":
-        return
     if isinstance(choice, dict):
         function = choice.get("function")
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str) or name not in {tool["function"]["name"] for tool in tools}:
             raise InvalidRequest("tool_choice names none of the tools", param="tool_choice")
-    elif choice != "required":
+    elif choice not in ("auto", "required"):
         raise InvalidRequest("tool_choice must be none, auto, required or a function", param="tool_choice")
-    raise InvalidRequest(
-        "tool_choice is not supported yet beyond none and auto",
-        param="tool_choice",
-        code="unsupported_parameter",
-    )
 
 
 def check_schema(schema: Any, where: str) -> None:

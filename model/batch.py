@@ -8,14 +8,14 @@ Promise 1 rests here: the shape of a query's reduction depends on that query's o
 grouped by padded key count (`padded_keys`), so that a query at position p meets the same shapes in prefill,
 chunked prefill, decode and re-prefill, whoever shares the step.
 
-Letters: T rows of the step (padded)  Q queries of a group  L padded keys of a group
+Letters: T rows of the step (padded)  N tokens as given  D hidden  Q queries of a group  L padded keys
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 
 import numpy as np
 import torch
@@ -67,8 +67,7 @@ class QueryGroup:
 class Batch:
     """One step.
 
-    logit_rows: the last row of each chunk that wants logits; chunk_rows: every row of every chunk; both in
-    the order of the chunks given.
+    rows_N: where the tokens of the chunks lie, in the order in which they were given.
     """
 
     token_ids_T: Tensor
@@ -76,8 +75,12 @@ class Batch:
     slots_T: Tensor
     num_tokens: int
     groups: tuple[QueryGroup, ...]
-    logit_rows: Tensor
-    chunk_rows: tuple[range, ...]
+    rows_N: Tensor
+
+    def in_rows(self, values_ND: Tensor) -> Tensor:
+        """[T, D]: what is given per token, laid out as the batch is; padding is 0."""
+        placed_TD = values_ND.new_zeros(len(self.token_ids_T), values_ND.shape[1])
+        return placed_TD.index_copy_(0, self.rows_N, values_ND)
 
 
 def padded_keys(num_keys: int) -> int:
@@ -119,11 +122,38 @@ def build_batch(chunks: Sequence[Chunk], *, index_topk: int | None) -> Batch:
         slots_T=torch.from_numpy(np.concatenate(slots)),
         num_tokens=num_tokens,
         groups=tuple(groups),
-        logit_rows=torch.tensor(
-            [rows[i][-1] for i, c in enumerate(chunks) if c.wants_logits], dtype=torch.int64
-        ),
-        chunk_rows=tuple(rows),
+        rows_N=torch.tensor([row for own in rows for row in own]),
     )
+
+
+def logit_places(chunks: Sequence[Chunk]) -> Tensor:
+    """The place of the last token of each chunk that wants logits, among the tokens of all; int64."""
+    ends = accumulate(len(chunk.token_ids) for chunk in chunks)
+    return torch.tensor(
+        [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.wants_logits], dtype=torch.int64
+    )
+
+
+def halve(chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """Two parts of about as many tokens, in the order given; the chunk in the middle may be cut.
+
+    So a sequence may lie in both: the first part must be computed first, layer by layer.
+    """
+    num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
+    left = padded_rows(num_tokens // 2)
+    first, second = [], []
+    for chunk in chunks:
+        count = min(left, len(chunk.token_ids))
+        left -= count
+        if count == len(chunk.token_ids):
+            first.append(chunk)
+        elif not count:
+            second.append(chunk)
+        else:
+            head, tail = chunk.token_ids[:count], chunk.token_ids[count:]
+            first.append(replace(chunk, token_ids=head, wants_logits=False))
+            second.append(replace(chunk, token_ids=tail, start=chunk.start + count))
+    return first, second
 
 
 def _group_key(place: int, chunk: Chunk, index_topk: int | None) -> tuple[int, int, int]:

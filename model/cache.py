@@ -34,6 +34,14 @@ class LatentCache:
         """Of one token over all layers; model/memory.py has the formula."""
         return sum(slots.shape[1] * slots.itemsize for slots in (*self.latent_SC, *self.index_SI))
 
+    def clear(self, pages: list[int]) -> None:
+        """Zero pages before use: a NaN of their last owner would pass through the mask of unused slots."""
+        if not pages:
+            return
+        index = torch.tensor(pages)
+        for slots in (*self.latent_SC, *self.index_SI):
+            slots.view(self.num_pages, PAGE_TOKENS, slots.shape[1]).index_fill_(0, index, 0.0)
+
     def write(self, layer: int, slots_T: Tensor, latent_TC: Tensor, index_TI: Tensor | None) -> None:
         """Store the step's tokens; slots_T: int64, distinct."""
         self.latent_SC[layer].index_copy_(0, slots_T, latent_TC)

@@ -74,6 +74,7 @@ class Decoder:
         self.layers = layers
         self.mtp = mtp
         self.dtype = head.embedding_VD.dtype
+        self.index_topk = config.indexer.topk if config.indexer else None
         self._head = head
         self._cos, self._sin = rope_tables(config.rope, config.qk_rope_head_dim, context_tokens)
 

@@ -47,15 +47,19 @@ class ExpertShard:
         self.num_slots = num_slots
         self.dtype = dtype
         self._first_layer = config.num_dense_layers
-        empty = Mlp(
+        self._empty = Mlp(
             gate_up_DF=torch.zeros(hidden, 2 * width, dtype=dtype),
             down_FD=torch.zeros(width, hidden, dtype=dtype),
         )
-        self._slots = [[empty] * num_slots for _ in config.routed_layers]
+        self._slots = [[self._empty] * num_slots for _ in config.routed_layers]
 
     def fill(self, layer: int, slot: int, expert: Mlp) -> None:
         """Take an expert's weights into a slot; the slot must not be in any live view."""
         self._slots[layer - self._first_layer][slot] = expert
+
+    def clear(self, layer: int, slot: int) -> None:
+        """Give a slot's weights up."""
+        self.fill(layer, slot, self._empty)
 
     def forward(
         self, layer: int, x_RD: Tensor, row_P: NDArray[np.int32], slot_P: NDArray[np.int32]

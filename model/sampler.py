@@ -26,7 +26,8 @@ LEAST_TEMPERATURE = 2.0**-100  # still a normal fp32 number; below it division w
 class Draw:
     """What the sampler must know of one sequence. position: how many tokens come before the one to draw.
 
-    prompt_ids and emitted_ids matter, and need be given, only if the sampling is_penalised.
+    prompt_ids and emitted_ids matter, and need be given, only if the sampling is_penalised. allowed_V: the
+    tokens that may come, bool; None: any.
     """
 
     sampling: Sampling
@@ -34,13 +35,15 @@ class Draw:
     prompt_ids: Sequence[int]
     emitted_ids: Sequence[int]
     forbidden_ids: tuple[int, ...] = ()
+    allowed_V: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """The token.
 
-    Logprobs of the unmodified distribution when wanted; `finite` is false if the logits were not.
+    Logprobs of the unmodified distribution when wanted; `finite` is false if the logits were not, or no token
+    is allowed.
     """
 
     token_id: int
@@ -53,6 +56,13 @@ def sample(logits_BV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     """One token per row; logits_BV: fp32."""
     finite = torch.isfinite(logits_BV).all(-1).tolist()
     greedy = logits_BV.argmax(-1).tolist()
+    masked = [row for row, draw in enumerate(draws) if draw.allowed_V is not None]
+    if masked:
+        allowed_RV = torch.stack([mask_V for draw in draws if (mask_V := draw.allowed_V) is not None])
+        best_R = logits_BV[masked].masked_fill_(~allowed_RV, float("-inf")).argmax(-1).tolist()
+        for row, best, is_any in zip(masked, best_R, allowed_RV.any(-1).tolist(), strict=True):
+            greedy[row] = best
+            finite[row] &= is_any
     return [
         _sample_row(logits_BV[row], draw, greedy[row]) if finite[row] else Drawn(0, finite=False)
         for row, draw in enumerate(draws)
@@ -70,17 +80,28 @@ def _sample_row(logits_V: Tensor, draw: Draw, greedy: int) -> Drawn:
     if _is_plain_greedy(draw):
         token_id = greedy
     else:
-        adjusted_V = _penalise(logits_V, draw)
-        if sampling.temperature == 0.0:
-            token_id = int(adjusted_V.argmax())
-        else:
-            # The largest becomes 0 first: a tiny temperature may then send the rest to -inf, never to +inf.
-            scaled_V = (adjusted_V - adjusted_V.max()) / max(sampling.temperature, LEAST_TEMPERATURE)
-            token_id = _choose(scaled_V, sampling, uniform(sampling.seed, draw.position))
+        token_id = _pick_allowed(_penalise(logits_V, draw), draw)
     if sampling.logprobs is None:
         return Drawn(token_id)
     logprobs_V = torch.log_softmax(logits_V, -1)
     return Drawn(token_id, float(logprobs_V[token_id]), _top(logprobs_V, sampling.logprobs))
+
+
+def _pick_allowed(adjusted_V: Tensor, draw: Draw) -> int:
+    """As if there were no other tokens than those allowed."""
+    if draw.allowed_V is None:
+        return _pick(adjusted_V, draw)
+    ids = draw.allowed_V.nonzero().squeeze(-1)
+    return int(ids[_pick(adjusted_V[ids], draw)])
+
+
+def _pick(adjusted_V: Tensor, draw: Draw) -> int:
+    sampling = draw.sampling
+    if sampling.temperature == 0.0:
+        return int(adjusted_V.argmax())
+    # The largest becomes 0 first: a tiny temperature may then send the rest to -inf, never to +inf.
+    scaled_V = (adjusted_V - adjusted_V.max()) / max(sampling.temperature, LEAST_TEMPERATURE)
+    return _choose(scaled_V, sampling, uniform(sampling.seed, draw.position))
 
 
 def _is_plain_greedy(draw: Draw) -> bool:
@@ -96,7 +117,7 @@ def _is_plain_greedy(draw: Draw) -> bool:
 def _penalise(logits_V: Tensor, draw: Draw) -> Tensor:
     """Penalties as OpenAI (presence, frequency: emitted tokens) and HF (repetition: prompt too) define them.
 
-    Then the bias, then what is forbidden, whatever its bias.
+    Then the bias, then what is forbidden, whatever its bias, unless nothing else is allowed.
     """
     sampling = draw.sampling
     adjusted_V = logits_V.clone()
@@ -113,8 +134,9 @@ def _penalise(logits_V: Tensor, draw: Draw) -> Tensor:
     if sampling.logit_bias:
         ids, bias = zip(*sampling.logit_bias, strict=True)
         adjusted_V[list(ids)] += torch.tensor(bias, dtype=torch.float32)
-    if draw.forbidden_ids:
-        adjusted_V[list(draw.forbidden_ids)] = float("-inf")
+    forbidden = list(draw.forbidden_ids)
+    if forbidden and (draw.allowed_V is None or draw.allowed_V.sum() > draw.allowed_V[forbidden].sum()):
+        adjusted_V[forbidden] = float("-inf")
     return adjusted_V
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+FOREIGN = "// a client's own\n"  # before a grammar that we did not make
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
@@ -15,8 +17,9 @@ class Sampling:
 
     temperature 0 is greedy. top_k 0 and min_p 0 and top_p 1 are off. `seed` is always set: the ingress draws
     one where the client gave none, so that a sequence can be resumed elsewhere with the same noise.
-    logit_bias: (token id, what is added to its logit), each id once.
-    logprobs: None = not wanted, 0 = of the chosen token, n = and of the n likeliest.
+    logit_bias: (token id, what is added to its logit), each id once. logprobs: None = not wanted, 0 = of the
+    chosen token, n = and of the n likeliest. grammar: what the text must match (model/grammar.py), empty for
+    none; grammar_after: the token after which that begins, None: at once.
     """
 
     KIND: ClassVar[str] = "sampling"
@@ -34,6 +37,8 @@ class Sampling:
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    grammar: str = ""
+    grammar_after: int | None = None
 
     @property
     def is_penalised(self) -> bool:

@@ -3,7 +3,7 @@
 No collective: every parcel is a request that any replica may answer, any number of times. A lost actor costs
 its missing rows a second dispatch; an expert that nobody holds parks the step until a newer view brings it
 back. No sum is ever formed from fewer experts than the gate chose, nor from rows that one answer alone says
-are not finite. Knows nothing of attention.
+are not finite. Who can be asked is router/roster.py. Knows nothing of attention.
 
 Letters: T tokens  K experts per token  D hidden  P = T * K pairs
 """
@@ -14,22 +14,19 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from router.assign import assign
 from router.heartbeat import SILENCE_S
-from router.load import Edge, ExpertLoad
+from router.load import Edge, ExchangeCounters, ExpertLoad
+from router.roster import Roster
 from router.ticket import Pairs, Ticket
 from router.transport import (
     Alive,
     DispatchKey,
     Event,
     Lost,
-    Parcel,
     Refused,
     Returned,
     RouterError,
@@ -42,26 +39,14 @@ logger = logging.getLogger(__name__)
 PARKED_POLL_S = 0.02
 LISTEN_S = 0.1  # of one poll: silence is counted in steps like this
 FORGIVE_S = 5.0  # a step parked for so long tries the lost actors of its view again
-FORGET_S = 30.0  # and one that has others to ask, after so long
 
 
 class StepAbandoned(RouterError):  # noqa: N818
     """The exchange was told to stop while a step was waiting for experts."""
 
 
-@dataclass(slots=True)
-class ExchangeCounters:
-    """What an operator wants to know; plain numbers, read by other threads. waited_s: in combine, in all."""
-
-    retried_pairs: int = 0
-    waited_s: float = 0.0
-    parked_s: float = 0.0
-    lost_actors: int = 0
-    doubted_pairs: int = 0
-
-
 class Exchange:
-    """One attention actor's side of the data plane; one ticket is open at a time.
+    """One attention actor's side of the data plane; a micro-batch whose rows are away has an open ticket.
 
     next_view: asks for a newer view without waiting (None: there is none). answer_timeout_s: an actor that
     owes an answer for longer is taken for lost, whatever signs of life it gives. One that gives none for
@@ -86,8 +71,8 @@ class Exchange:
         self._step = 0
         self._attempt = 0
         self._forgive_s = 0.0
-        self._forget_s = 0.0
-        self.convicted: frozenset[ExpertActor] = frozenset()  # lives that sent rubbish where another did not
+        self._open: list[Ticket] = []
+        self._roster = Roster(view, clock)
         self.counters = ExchangeCounters()
         self.edges: dict[ActorId, Edge] = {}
         self.load = ExpertLoad(0, view.num_experts)
@@ -95,17 +80,23 @@ class Exchange:
 
     @property
     def view(self) -> View:
-        return self._view
+        return self._roster.view
+
+    @property
+    def convicted(self) -> frozenset[ExpertActor]:
+        """Lives that sent rubbish where another did not."""
+        return self._roster.convicted
 
     def begin_step(self) -> None:
         """Between steps: adopt the newest view, number the step."""
+        self._open.clear()  # of a step that was abandoned
         self._step += 1
         self._attempt = 0
         self.load.mark()
         if (view := self._newer_view()) is not None:
             self._adopt(view)
-        elif self._lost and self._clock() >= self._forget_s:
-            self._adopt(self._view)
+        elif self._roster.is_stale:
+            self._adopt(self.view)
 
     def hear(self) -> None:
         """While idle: adopt the newest view, take what no step waits for so that it does not pile up."""
@@ -115,18 +106,12 @@ class Exchange:
             if isinstance(event, Lost):
                 self._count_out(event)
 
-    def dispatch(self, layer: int, rows_TD: Tensor, experts_TK: Tensor) -> Ticket:
+    def dispatch(self, layer: int, rows_TD: Tensor, experts_TK: Tensor, micro_batch: int = 0) -> Ticket:
         """Send each token to the actors of its experts; returns at once."""
-        expert_P = experts_TK.reshape(-1).numpy().astype(np.int32)
-        ticket = Ticket(
-            layer=layer,
-            num_tokens=rows_TD.shape[0],
-            rows_TD=rows_TD,
-            expert_P=expert_P,
-            returned_PD=rows_TD.new_empty(len(expert_P), rows_TD.shape[1]),
-            deadline_s=self._clock() + self._answer_timeout_s,
-        )
-        self._send(ticket, np.arange(len(expert_P)))
+        deadline_s = self._clock() + self._answer_timeout_s
+        ticket = Ticket.of(layer, micro_batch, rows_TD, experts_TK, deadline_s)
+        self._open.append(ticket)
+        self._send(ticket, np.arange(len(ticket.expert_P)))
         return ticket
 
     def combine(self, ticket: Ticket, weights_TK: Tensor) -> Tensor:
@@ -141,29 +126,25 @@ class Exchange:
             else:
                 self._receive(ticket)
         self.counters.waited_s += self._clock() - start_s
-        self.load.count(ticket.layer - self._view.first_layer, ticket.expert_P)
-        returned_TKD = ticket.returned_PD.view(ticket.num_tokens, -1, ticket.returned_PD.shape[1])
-        summed_T1D = torch.bmm(weights_TK[:, None], returned_TKD.float())
-        return summed_T1D[:, 0].to(ticket.rows_TD.dtype)
+        self._open.remove(ticket)
+        self.load.count(ticket.layer - self.view.first_layer, ticket.expert_P)
+        return ticket.summed(weights_TK)
 
     def _adopt(self, view: View) -> None:
-        self._view = view
         if not len(self.load.pairs_LE):  # a view without actors has no layers
             self.load = ExpertLoad(view.num_layers, view.num_experts)
         for actor in view.actors:
             self.edges.setdefault(actor.actor_id, Edge())
-        self._index = {actor.actor_id: i for i, actor in enumerate(view.actors)}
-        self._lost = {i for i, actor in enumerate(view.actors) if actor in self.convicted}
-        self._forget_s = self._clock() + FORGET_S
+        self._roster.adopt(view)
         self._transport.set_view(view)
 
     def _newer_view(self) -> View | None:
         view = self._next_view()
-        return view if view is not None and view.epoch > self._view.epoch else None
+        return view if view is not None and view.epoch > self.view.epoch else None
 
     def _send(self, ticket: Ticket, pairs: Pairs) -> None:
         """Dispatch the given pairs; those whose expert nobody holds are parked."""
-        actor_of_pair = assign(ticket.expert_P[pairs], self._view.replicas_of(ticket.layer), self._lost)
+        actor_of_pair = self._roster.assign(ticket.layer, ticket.expert_P[pairs])
         for actor in np.flatnonzero(np.bincount(actor_of_pair - NO_ACTOR)) + NO_ACTOR:
             own = pairs[actor_of_pair == actor]
             if actor == NO_ACTOR:
@@ -171,50 +152,50 @@ class Exchange:
                     self._forgive_s = self._clock() + FORGIVE_S
                 ticket.park(own)
                 continue
-            tokens, row_P = _distinct(ticket.tokens_of(own), ticket.num_tokens)
-            all_rows = len(tokens) == ticket.num_tokens
             key = DispatchKey(
-                epoch=self._view.epoch,
+                epoch=self.view.epoch,
                 step=self._step,
                 layer=ticket.layer,
-                micro_batch=0,
+                micro_batch=ticket.micro_batch,
                 attempt=self._attempt,
             )
             self._attempt += 1
-            actor_id = self._view.actors[actor].actor_id
-            ticket.waiting[key] = (actor_id, own)
-            ticket.sent_s[key] = self._clock()
-            rows_TD = ticket.rows_TD
-            parcel = Parcel(
-                key=key,
-                rows_RD=rows_TD if all_rows else rows_TD.index_select(0, torch.from_numpy(tokens)),
-                row_P=row_P.astype(np.int32),
-                expert_P=ticket.expert_P[own],
-            )
+            actor_id = self.view.actors[actor].actor_id
+            parcel = ticket.send(key, actor_id, own, self._clock())
             self.edges[actor_id].note_sent(len(own), parcel.rows_RD.nbytes)
             self._transport.post(actor_id, parcel)
 
     def _receive(self, ticket: Ticket) -> None:
-        """Take what arrives; on a loss, send the rows that are still missing elsewhere."""
+        """Take what arrives, for whichever ticket; on a loss, send the rows that are still missing elsewhere.
+
+        Time is up for those alone that this ticket waits for.
+        """
         start_s = self._clock()
         patience_s = PARKED_POLL_S if len(ticket.parked_P) else max(0.0, ticket.deadline_s - start_s)
         events = self._transport.poll(min(patience_s, LISTEN_S))
         for event in events:
-            self._take(ticket, event)
+            self._take(event)
         if self._should_stop():
             raise StepAbandoned("the actor is stopping while experts owe rows")
         if all(isinstance(event, Alive) for event in events) and self._clock() >= ticket.deadline_s:
             for actor in sorted(ticket.owing):
-                self._lose(ticket, Lost(actor=actor, reason=f"no answer within {self._answer_timeout_s:g} s"))
+                self._lose(Lost(actor=actor, reason=f"no answer within {self._answer_timeout_s:g} s"))
         self._mind_silence(ticket, {event.actor for event in events}, self._clock() - start_s)
 
-    def _take(self, ticket: Ticket, event: Event) -> None:
-        if isinstance(event, Returned):
-            self._place(ticket, event)
+    def _take(self, event: Event) -> None:
+        """Answers to attempts that were given up fit no ticket: those rows come from elsewhere."""
+        if isinstance(event, Lost):
+            self._lose(event)
+        elif isinstance(event, Returned):
+            for ticket in self._waiting_for(event.key):
+                self._place(ticket, event)
         elif isinstance(event, Refused):
-            self._refused(ticket, event)
-        elif isinstance(event, Lost):
-            self._lose(ticket, event)
+            for ticket in self._waiting_for(event.key):
+                self._refused(ticket, event)
+
+    def _waiting_for(self, key: DispatchKey) -> list[Ticket]:
+        """The one, if any."""
+        return [ticket for ticket in self._open if key in ticket.waiting]
 
     def _mind_silence(self, ticket: Ticket, heard: set[ActorId], listened_s: float) -> None:
         """Leave who owes rows and gives no sign of life; if nobody else has them, look for a newer view."""
@@ -228,24 +209,21 @@ class Exchange:
             silence.listened(listened_s)
             if silence.quiet_s < SILENCE_S:
                 continue
-            if self._is_replaceable(ticket, actor):
-                self._lose(ticket, Lost(actor=actor, reason=f"silent for {SILENCE_S:g} s"))
+            if all(self._is_replaceable(other, actor) for other in self._open):
+                self._lose(Lost(actor=actor, reason=f"silent for {SILENCE_S:g} s"))
             elif (view := self._newer_view()) is not None:
-                self._move(ticket, view)
+                self._move(view)
                 return
 
     def _is_replaceable(self, ticket: Ticket, actor: ActorId) -> bool:
         """Whether others hold all that `actor` owes."""
-        owed = np.concatenate([pairs for _, pairs in ticket.owed_by(actor)])
-        without = {*self._lost, self._index[actor]}
-        others = assign(ticket.expert_P[owed], self._view.replicas_of(ticket.layer), without)
-        return not bool((others == NO_ACTOR).any())
+        owed = [pairs for _, pairs in ticket.owed_by(actor)]
+        return not owed or self._roster.can_do_without(
+            actor, ticket.layer, ticket.expert_P[np.concatenate(owed)]
+        )
 
     def _place(self, ticket: Ticket, event: Returned) -> None:
-        known = ticket.waiting.get(event.key)
-        if known is None:
-            return  # an answer to an attempt that was given up: its rows came from elsewhere
-        _, pairs = known
+        _, pairs = ticket.waiting[event.key]
         expected, rows_PD = ticket.returned_PD, event.rows_PD
         if rows_PD.dtype != expected.dtype or rows_PD.shape != (len(pairs), expected.shape[1]):
             reason = f"{tuple(rows_PD.shape)} {rows_PD.dtype} came for {len(pairs)} pairs"
@@ -257,7 +235,7 @@ class Exchange:
             return
         self.edges[event.actor].note_answer(self._clock() - ticket.sent_s[event.key], rows_PD.nbytes)
         if ticket.accused:
-            self._judge(ticket.verdicts(event.actor, pairs, rows_PD))
+            self._roster.judge(ticket.verdicts(event.actor, pairs, rows_PD))
         ticket.place(event.key, rows_PD)
 
     def _doubt(self, ticket: Ticket, event: Returned, doubted: list[int]) -> None:
@@ -265,40 +243,27 @@ class Exchange:
         self.counters.doubted_pairs += len(doubted)
         ticket.accused.update(dict.fromkeys(doubted, event.actor))
         if self._is_replaceable(ticket, event.actor):
-            self._lose(ticket, Lost(actor=event.actor, reason=f"{len(doubted)} rows that are not finite"))
+            self._lose(Lost(actor=event.actor, reason=f"{len(doubted)} rows that are not finite"))
         else:
             logger.warning("%s sent rows that are not finite: asked again", event.actor)
             self._retry(ticket, ticket.waiting.pop(event.key)[1])
 
-    def _judge(self, verdicts: dict[ActorId, bool]) -> None:
-        """Convict those whose rows another finds finite; those whom another confirms, take back."""
-        for actor, is_guilty in verdicts.items():
-            life = self._view.actors[self._index[actor]]
-            if is_guilty:
-                self.convicted |= {life}
-            elif life not in self.convicted:
-                self._lost.discard(self._index[actor])
-
     def _refused(self, ticket: Ticket, event: Refused) -> None:
-        known = ticket.waiting.pop(event.key, None)
-        if known is None:
-            return
-        self._lose(ticket, Lost(actor=event.actor, reason=f"refused: {event.reason}"))
-        self._retry(ticket, known[1])
+        _, pairs = ticket.waiting.pop(event.key)
+        self._lose(Lost(actor=event.actor, reason=f"refused: {event.reason}"))
+        self._retry(ticket, pairs)
 
-    def _lose(self, ticket: Ticket, event: Lost) -> None:
+    def _lose(self, event: Lost) -> None:
         """Count the actor out of this view and re-send what it owed."""
         self._count_out(event)
-        for key, pairs in ticket.owed_by(event.actor):
-            self._transport.cancel(key)
-            del ticket.waiting[key]
-            self._retry(ticket, pairs)
+        for ticket in self._open:
+            for key, pairs in ticket.owed_by(event.actor):
+                self._transport.cancel(key)
+                del ticket.waiting[key]
+                self._retry(ticket, pairs)
 
     def _count_out(self, event: Lost) -> None:
-        index = self._index.get(event.actor)
-        if index is not None and index not in self._lost:
-            self._lost.add(index)
-            self._forget_s = self._clock() + FORGET_S
+        if self._roster.lose(event.actor):
             self.counters.lost_actors += 1
             logger.warning("expert actor %s lost: %s", event.actor, event.reason)
 
@@ -316,29 +281,23 @@ class Exchange:
         start_s = self._clock()
         view = self._newer_view()
         if view is not None:
-            self._move(ticket, view)
+            self._move(view)
         elif start_s >= self._forgive_s:
-            self.convicted = frozenset()
-            self._move(ticket, self._view)
+            self._roster.pardon()
+            self._move(self.view)
         else:
             self._receive(ticket)
             self.counters.parked_s += self._clock() - start_s
 
-    def _move(self, ticket: Ticket, view: View) -> None:
+    def _move(self, view: View) -> None:
         """Adopt a view in mid-step: ask those that it names for all that is missing."""
-        still_open = list(ticket.waiting.items())
-        ticket.forget_doubts()
         self._adopt(view)
-        for key, (_, pairs) in still_open:  # the new view may have dropped those connections: ask again
-            self._transport.cancel(key)
-            del ticket.waiting[key]
-            self._retry(ticket, pairs)
-        parked, ticket.parked_P = ticket.parked_P, np.empty(0, dtype=np.int64)
-        self._retry(ticket, parked)
-
-
-def _distinct(values: Pairs, limit: int) -> tuple[Pairs, Pairs]:
-    """np.unique(values, return_inverse=True) for values below limit, without its sort: it runs per layer."""
-    present = np.zeros(limit, dtype=bool)
-    present[values] = True
-    return np.flatnonzero(present), (np.cumsum(present) - 1)[values]
+        for ticket in self._open:
+            still_open = list(ticket.waiting.items())
+            ticket.forget_doubts()
+            for key, (_, pairs) in still_open:  # the new view may have dropped those connections: ask again
+                self._transport.cancel(key)
+                del ticket.waiting[key]
+                self._retry(ticket, pairs)
+            parked, ticket.parked_P = ticket.parked_P, np.empty(0, dtype=np.int64)
+            self._retry(ticket, parked)

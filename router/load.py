@@ -51,10 +51,12 @@ class ExpertLoad:
 
     def recent(self) -> Counts:
         """[L, E] pairs of about the last WINDOW_S; none if no step was in it."""
-        if self._clock() > self._slices[-1][0] + WINDOW_S:
+        start_s = self._clock() - WINDOW_S
+        slices = tuple(self._slices)  # at once: the step loop may move it on
+        if slices[-1][0] < start_s:
             return np.zeros_like(self.pairs_LE)
-        _, before_LE = self._slices[0]
-        return self.pairs_LE - before_LE
+        past = [before_LE for at_s, before_LE in slices if at_s <= start_s]
+        return self.pairs_LE - (past[-1] if past else slices[0][1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,3 +114,14 @@ class Edge:
         self.bytes_back += num_bytes
         self.answer_s += seconds
         self.answers[bisect_left(ANSWER_BUCKETS_S, seconds)] += 1
+
+
+@dataclass(slots=True)
+class ExchangeCounters:
+    """What an operator wants to know; plain numbers, read by other threads. waited_s: in combine, in all."""
+
+    retried_pairs: int = 0
+    waited_s: float = 0.0
+    parked_s: float = 0.0
+    lost_actors: int = 0
+    doubted_pairs: int = 0

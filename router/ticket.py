@@ -1,7 +1,7 @@
 """What one dispatch has sent out and what has come back.
 
-Pairs are kept in order, each either owed by an actor, parked, or placed. Also who said that a row is not
-finite: one answer alone is not believed. Knows nothing of transports or views.
+Pairs are kept in order, each either owed by an actor, parked, or placed; the sum is of all. Also who said
+that a row is not finite: one answer alone is not believed. Knows nothing of transports or views.
 
 Letters: T tokens  K experts per token  D hidden  P = T * K pairs
 """
@@ -18,21 +18,22 @@ from torch import Tensor
 
 from router.assign import Ints
 from router.heartbeat import Silence
-from router.transport import DispatchKey
+from router.transport import DispatchKey, Parcel
 from router.view import ActorId
 
 Pairs = NDArray[np.int64]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
-    """What dispatch hands to combine; used once.
+    """What dispatch hands to combine, for one layer of one micro-batch; used once.
 
     waiting: by open key, the actor and its pairs. sent_s: when. accused: by pair, who said first that its
     row is not finite.
     """
 
     layer: int
+    micro_batch: int
     num_tokens: int
     rows_TD: Tensor
     expert_P: Ints
@@ -43,6 +44,20 @@ class Ticket:
     parked_P: Pairs = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     silences: defaultdict[ActorId, Silence] = field(default_factory=lambda: defaultdict(Silence))
     accused: dict[int, ActorId] = field(default_factory=dict)
+
+    @staticmethod
+    def of(layer: int, micro_batch: int, rows_TD: Tensor, experts_TK: Tensor, deadline_s: float) -> Ticket:
+        """Nothing is sent yet."""
+        expert_P = experts_TK.reshape(-1).numpy().astype(np.int32)
+        return Ticket(
+            layer=layer,
+            micro_batch=micro_batch,
+            num_tokens=rows_TD.shape[0],
+            rows_TD=rows_TD,
+            expert_P=expert_P,
+            returned_PD=rows_TD.new_empty(len(expert_P), rows_TD.shape[1]),
+            deadline_s=deadline_s,
+        )
 
     @property
     def is_complete(self) -> bool:
@@ -59,6 +74,18 @@ class Ticket:
         """Which token each pair belongs to."""
         return pairs // (len(self.expert_P) // self.num_tokens)
 
+    def send(self, key: DispatchKey, actor: ActorId, pairs: Pairs, now_s: float) -> Parcel:
+        """What the actor is to compute under this key, which it owes from now on."""
+        self.waiting[key] = (actor, pairs)
+        self.sent_s[key] = now_s
+        rows_RD, row_P = self.rows_TD, self.tokens_of(pairs)
+        if len(pairs) < len(self.expert_P):
+            tokens, row_P = _distinct(row_P, self.num_tokens)
+            if len(tokens) < self.num_tokens:
+                rows_RD = rows_RD.index_select(0, torch.from_numpy(tokens))
+        expert_P = self.expert_P[pairs]
+        return Parcel(key=key, rows_RD=rows_RD, row_P=row_P.astype(np.int32), expert_P=expert_P)
+
     def park(self, pairs: Pairs) -> None:
         """Nobody holds their experts now. In order, as all pairs are kept: see place."""
         self.parked_P = np.sort(np.concatenate([self.parked_P, pairs]))
@@ -67,9 +94,15 @@ class Ticket:
         """Take the answer to an open key."""
         _, pairs = self.waiting.pop(key)
         if len(pairs) == len(self.expert_P):  # all, in order
-            self.returned_PD.copy_(rows_PD)
+            self.returned_PD = rows_PD
         else:
             self.returned_PD.index_copy_(0, torch.from_numpy(pairs), rows_PD)
+
+    def summed(self, weights_TK: Tensor) -> Tensor:
+        """Each token's rows in the order of K, weighted, in fp32; [T, D] in the rows' dtype."""
+        returned_TKD = self.returned_PD.view(self.num_tokens, -1, self.returned_PD.shape[1])
+        summed_T1D = torch.bmm(weights_TK[:, None], returned_TKD.float())
+        return summed_T1D[:, 0].to(self.rows_TD.dtype)
 
     def doubted(self, pairs: Pairs, rows_PD: Tensor) -> list[int]:
         """Pairs whose row is not finite, though what was sent was and nobody else has said so."""
@@ -95,3 +128,10 @@ class Ticket:
 def _finite(rows_PD: Tensor) -> Tensor:
     """[P]: whether a row is finite."""
     return torch.isfinite(rows_PD).all(-1)
+
+
+def _distinct(values: Pairs, limit: int) -> tuple[Pairs, Pairs]:
+    """np.unique(values, return_inverse=True) for values below limit, without its sort: it runs per layer."""
+    present = np.zeros(limit, dtype=bool)
+    present[values] = True
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[values]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 ActorId = NewType("ActorId", str)
 Epoch = NewType("Epoch", int)
+Pair = tuple[int, int]  # (layer, expert)
 NO_ACTOR = -1
 MAX_EXPERTS = 1 << 16  # of a layer; the table is as wide as this number says
 

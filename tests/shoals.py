@@ -16,12 +16,15 @@ import torch
 
 from actors.build import local_exchange
 from actors.engine import Engine
-from actors.expert import ExpertServer, HeldExperts, load_held_experts
+from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
+from actors.matchers import matcher_of
 from actors.messages import ANY_TERMS, Terms
+from actors.options import MicroBatches
 from actors.scheduler import SchedulerLimits
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.decoder import Decoder
+from model.grammar import Grammars
 from model.load import load_decoder
 from model.sampling import Sampling
 from router.exchange import Exchange
@@ -42,12 +45,15 @@ class Generated:
 
 
 def load(
-    directory: Path, dtype: torch.dtype = torch.float32, draft_tokens: int = 0
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    draft_tokens: int = 0,
+    context_tokens: int = CONTEXT,
 ) -> tuple[ModelConfig, Decoder, Checkpoint]:
     """The config is without the MTP layer unless something is drafted."""
     checkpoint = Checkpoint.open(directory)
     config = checkpoint.config_to_serve(draft_tokens)
-    return config, load_decoder(checkpoint.reader(), config, dtype, CONTEXT), checkpoint
+    return config, load_decoder(checkpoint.reader(), config, dtype, context_tokens), checkpoint
 
 
 def experts_of(
@@ -57,7 +63,9 @@ def experts_of(
     draft_tokens: int = 0,
 ) -> HeldExperts:
     config = checkpoint.config_to_serve(draft_tokens)
-    return load_held_experts(checkpoint.reader(), config, experts, dtype)
+    held = HeldExperts(config, dtype)
+    load_experts(checkpoint.reader(), held, in_every_layer(config, experts), dtype)
+    return held
 
 
 def view_of(
@@ -80,16 +88,20 @@ def local_engine(
     num_pages: int = 128,
     draft_tokens: int = 0,
     prefix_cache: bool = True,
+    micro_batches: MicroBatches = 1,
 ) -> Engine:
     parts = local_parts(directory, dtype, draft_tokens)
-    return engine_of(parts, limits, num_pages, draft_tokens, prefix_cache)
+    return engine_of(parts, limits, num_pages, draft_tokens, prefix_cache, micro_batches)
 
 
 def local_parts(
-    directory: Path, dtype: torch.dtype = torch.float32, draft_tokens: int = 0
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    draft_tokens: int = 0,
+    context_tokens: int = CONTEXT,
 ) -> tuple[Decoder, Exchange]:
     """What engines that work one after another may share."""
-    config, decoder, checkpoint = load(directory, dtype, draft_tokens)
+    config, decoder, checkpoint = load(directory, dtype, draft_tokens, context_tokens)
     return decoder, local_exchange(checkpoint.reader(), config, dtype, "local")
 
 
@@ -99,14 +111,17 @@ def engine_of(
     num_pages: int = 128,
     draft_tokens: int = 0,
     prefix_cache: bool = True,
+    micro_batches: MicroBatches = 1,
+    context_tokens: int = CONTEXT,
 ) -> Engine:
     return Engine(
         *parts,
         num_pages=num_pages,
-        context_tokens=CONTEXT,
+        context_tokens=context_tokens,
         limits=limits,
         draft_tokens=draft_tokens,
         prefix_cache=prefix_cache,
+        micro_batches=micro_batches,
     )
 
 
@@ -130,6 +145,7 @@ def tcp_engine(
     dtype: torch.dtype = torch.float32,
     limits: SchedulerLimits | None = None,
     draft_tokens: int = 0,
+    micro_batches: MicroBatches = 1,
 ) -> Iterator[Engine]:
     config, decoder, checkpoint = load(directory, dtype, draft_tokens)
     placement = even_placement(config.num_experts, num_experts, replicas)
@@ -160,6 +176,7 @@ def tcp_engine(
             context_tokens=CONTEXT,
             limits=limits,
             draft_tokens=draft_tokens,
+            micro_batches=micro_batches,
         )
     finally:
         transport.close()
@@ -173,21 +190,30 @@ def generate(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling | Sequence[Sampling],
     terms: Sequence[Terms] = (),
+    grammars: Grammars | None = None,
+    emitted: Sequence[Sequence[int]] = (),
 ) -> list[Generated]:
     """Run the prompts together to their ends, all with the same sampling or each with its own.
 
-    terms: of one after another, and again from the first.
+    terms: of one after another, and again from the first. grammars: needed where a sampling has one. emitted:
+    what each has said before, elsewhere.
     """
     told = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
     for i, (prompt, own) in enumerate(zip(prompts, told, strict=True)):
         on = terms[i % len(terms)] if terms else ANY_TERMS
-        assert engine.submit("test", str(i), prompt, [], own, on) is None
+        before = emitted[i] if emitted else []
+        matcher = None
+        if own.grammar:
+            assert grammars is not None
+            matcher = matcher_of(grammars, grammars.compile(own.grammar), own, before)
+        assert engine.submit("test", str(i), prompt, before, own, on, matcher=matcher) is None
     results = {str(i): Generated([], [], None) for i in range(len(prompts))}
     while engine.has_work:
         for events in engine.step().values():
             for event in events:
                 had = results[event.request_id]
-                assert event.first == len(had.token_ids)
+                before = emitted[int(event.request_id)] if emitted else []
+                assert event.first == len(before) + len(had.token_ids)
                 results[event.request_id] = Generated(
                     had.token_ids + list(event.token_ids), had.logprobs + list(event.logprobs), event.finish
                 )

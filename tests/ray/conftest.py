@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,9 +37,24 @@ class Served:
     def url(self) -> str:
         return str(self.ready["url"])
 
+    def admin(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
+        """What its admin listener answers; raises OSError."""
+        place = self.ready["admin"]
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(place["url"] + path, data=data, method=method)
+        request.add_header("authorization", f"Bearer {place['key']}")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
     def pid_of(self, actor_id: str) -> int:
-        """The process id that the actor had when the cluster became ready."""
-        return next(int(m["pid"]) for m in self.ready["members"] if m["actor_id"] == actor_id)
+        """The process id that the actor has now, once it serves."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            for actor in self.admin("/snapshot")["actors"]:
+                if actor["actor_id"] == actor_id and actor["pid"]:
+                    return int(actor["pid"])
+            time.sleep(0.2)
+        raise AssertionError(f"{actor_id} does not serve")
 
     def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -90,8 +107,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(checkpoint: Path) -> Iterator[Served]:
-    """One attention actor, two expert actors, one copy of each expert."""
+    """One attention actor, two expert actors, one copy of each expert: for every file that leaves them so."""
     with served(checkpoint, "--attention", "1", "--experts", "2") as running:
         yield running

@@ -20,6 +20,7 @@ import pytest
 
 from cluster.embedded import NAME as EMBEDDED
 from cluster.embedded import embedded_directory
+from ingress.keys import add_key
 from tests.pods import (
     Container,
     Pod,
@@ -33,7 +34,7 @@ from tests.pods import (
 from tests.ray.hosts import Hosts, are_possible
 from tests.ray.test_serving import oracle, prompt, stream_tokens
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.pods, pytest.mark.timeout(540)]  # two minutes: make pods
 PATIENCE_S = 120.0
 TOKEN, KEY = "0" * 64, "a key for tests"
 SECRETS = {"shoal-ray-token": {"auth_token": TOKEN}, "shoal-admin": {"key": KEY}}
@@ -60,6 +61,9 @@ class Cluster:
         self._manifests = rendered("laptop")
         [self._cluster] = of_kind(self._manifests, "RayCluster")
         self._image = self._make_image()
+        keys = directory / "keys.json"
+        self._key = add_key(keys, "me")
+        self._secrets = {**SECRETS, "shoal-api-keys": {keys.name: keys.read_text()}}
         self.running: dict[str, Running] = {}
         host, address = hosts.add()
         self._pods = {pod.group: pod for pod in pods_of(self._cluster, address)}
@@ -78,7 +82,7 @@ class Cluster:
     def start(self, name: str, container: Container, command: tuple[str, ...] | None = None) -> Popen[bytes]:
         """command: another one in that container, as a hook is."""
         at = self.running[name]
-        own = environment_of(container, self._manifests, SECRETS, at.address)
+        own = environment_of(container, self._manifests, self._secrets, at.address)
         environment = {**self._image, **own}
         if container is at.pod.ray:  # as spec.authOptions makes KubeRay do
             assert self._cluster["spec"]["authOptions"]["secretName"] == "shoal-ray-token"
@@ -129,7 +133,9 @@ class Cluster:
 
     def tokens(self, prompt_ids: list[int], on_first: Callable[[], object] = lambda: None) -> list[int]:
         url = f"http://{self.running['ingress-0'].address}:8000"
-        return self.hosts.visit(lambda: stream_tokens(url, prompt_ids, on_first, model=EMBEDDED))
+        return self.hosts.visit(
+            lambda: stream_tokens(url, prompt_ids, on_first, key=self._key, model=EMBEDDED)
+        )
 
     def _run(self, name: str, running: Running) -> None:
         self.running[name] = running
@@ -148,9 +154,13 @@ class Cluster:
         directory.mkdir(parents=True, exist_ok=True)
         maps = {m["metadata"]["name"]: m["data"] for m in of_kind(self._manifests, "ConfigMap")}
         for found in self.running[name].pod.spec["volumes"]:
+            files: Mapping[str, str] = {}
             if found["name"] == volume and "configMap" in found:
-                for file, text in maps[found["configMap"]["name"]].items():
-                    (directory / file).write_text(text)
+                files = maps[found["configMap"]["name"]]
+            elif found["name"] == volume and "secret" in found:
+                files = self._secrets[found["secret"]["secretName"]]
+            for file, text in files.items():
+                (directory / file).write_text(text)
         return directory
 
     def _make_image(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -49,12 +50,15 @@ def complete(url: str, prompt_ids: list[int], **extra: Any) -> dict[str, Any]:
     return choice
 
 
-def stream_tokens(url: str, prompt_ids: list[int], on_first: Any = None, **extra: Any) -> list[int]:
+def stream_tokens(
+    url: str, prompt_ids: list[int], on_first: Any = None, *, key: str = "none", **extra: Any
+) -> list[int]:
     """The token ids of a streamed completion; on_first is called after the first chunk with tokens."""
     tokens: list[int] = []
     finished = False
     request = body(prompt_ids, stream=True, **extra)
-    with httpx.stream("POST", f"{url}/v1/completions", json=request, timeout=RECOVERY_TIMEOUT_S) as answer:
+    told: dict[str, Any] = {"headers": {"authorization": f"Bearer {key}"}, "timeout": RECOVERY_TIMEOUT_S}
+    with httpx.stream("POST", f"{url}/v1/completions", json=request, **told) as answer:
         assert answer.status_code == 200
         for line in answer.iter_lines():
             if line == "data: [DONE]":
@@ -74,6 +78,14 @@ def oracle(checkpoint: Path, prompt_ids: list[int]) -> list[int]:
     """What one local engine in this process makes of the prompt."""
     greedy = Sampling(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
     return generate(local_engine(checkpoint), [prompt_ids], greedy)[0].token_ids
+
+
+def test_a_text_is_held_to_what_was_asked_for(cluster: Served) -> None:
+    """By a helper of the ingress that is gone with it (tests that end clusters count what is left)."""
+    told = {"structured_outputs": {"regex": "[0-9]{3}(-[a-z]{2})?"}, "ignore_eos": False}
+    choice = complete(cluster.url, prompt(20), **told)
+    assert re.fullmatch("[0-9]{3}(-[a-z]{2})?", choice["text"])
+    assert choice["finish_reason"] == "stop"
 
 
 def test_a_chat_is_answered_in_stream_and_whole_alike(cluster: Served) -> None:

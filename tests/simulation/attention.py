@@ -6,6 +6,8 @@ time after the last thing went wrong. Knows nothing of the faults.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from actors.attention import ViewInbox
+from actors.step import in_turns
 from router.exchange import Exchange, StepAbandoned, Ticket
 from router.transport import Returned
 from tests.simulation.experts import FIRST_LAYER, HIDDEN, NUM_EXPERTS, answers
@@ -38,9 +41,9 @@ class Work:
 
 
 @cache
-def work(step: int, layer: int) -> Work:
-    generator = torch.Generator().manual_seed(100 * step + layer)
-    num_tokens = 1 + (step + layer) % 4
+def work(step: int, layer: int, micro_batch: int) -> Work:
+    generator = torch.Generator().manual_seed(1000 * micro_batch + 100 * step + layer)
+    num_tokens = 1 + (step + layer + micro_batch) % 4
     rows_TD = torch.randint(-8, 9, (num_tokens, HIDDEN), generator=generator).float()
     chosen = torch.rand(num_tokens, NUM_EXPERTS, generator=generator).topk(TOP).indices
     experts_TK = chosen.sort(-1).values
@@ -73,7 +76,7 @@ class Attention:
             answer_timeout_s=ANSWER_S,
             clock=lambda: world.now_s,
         )
-        self._placed_P = np.zeros(0, dtype=int)
+        self._placed: defaultdict[int, Counter[int]] = defaultdict(Counter)  # by ticket, pair
         self._watch_places()
 
     def step(self) -> None:
@@ -85,23 +88,27 @@ class Attention:
         newest = self._views.newest()
         self.exchange.begin_step()
         assert newest is None or self.exchange.view.epoch >= newest.epoch, "an old view is gone on with"
-        for layer in range(FIRST_LAYER, FIRST_LAYER + world.shape.layers):
-            self._compute(layer)
+        in_turns([self._walk(micro_batch) for micro_batch in range(world.shape.micro_batches)])
         self.longest_s = max(self.longest_s, world.now_s - self._started_s)
         self.is_at_rest = True
 
-    def _compute(self, layer: int) -> None:
-        todo = work(self.num_steps, layer)
+    def _walk(self, micro_batch: int) -> Generator[None, None, None]:
+        """Through the layers, as actors/step.py goes."""
         exchange = self.exchange
-        self._placed_P = np.zeros(todo.experts_TK.numel(), dtype=int)
-        ticket = exchange.dispatch(layer, todo.rows_TD, todo.experts_TK)
-        ticket.returned_PD.fill_(torch.nan)  # what nobody answers cannot pass for an answer
-        try:
-            summed_TD = exchange.combine(ticket, todo.weights_TK)
-        except StepAbandoned:
-            raise AssertionError(f"step {self.num_steps} hangs") from None
-        assert torch.equal(summed_TD, todo.expected_TD), "another sum"
-        assert (self._placed_P == 1).all(), "a pair was answered more or less often than once"
+        for layer in range(FIRST_LAYER, FIRST_LAYER + self._world.shape.layers):
+            if seconds := self._world.shape.attention_s / self._world.shape.micro_batches:
+                self._world.let_pass(seconds, lambda: False)
+            todo = work(self.num_steps, layer, micro_batch)
+            ticket = exchange.dispatch(layer, todo.rows_TD, todo.experts_TK, micro_batch)
+            ticket.returned_PD.fill_(torch.nan)  # what nobody answers cannot pass for an answer
+            yield
+            try:
+                summed_TD = exchange.combine(ticket, todo.weights_TK)
+            except StepAbandoned:
+                raise AssertionError(f"step {self.num_steps} hangs") from None
+            assert torch.equal(summed_TD, todo.expected_TD), "another sum"
+            placed, asked = self._placed.pop(id(ticket)), range(todo.experts_TK.numel())
+            assert placed == Counter(asked), "a pair was answered more or less often than once"
 
     def _watch_places(self) -> None:
         """Count how often the exchange takes an answer for each pair."""
@@ -112,7 +119,7 @@ class Attention:
             place(ticket, event)
             is_fit = event.rows_PD.shape[1] == HIDDEN  # else it is refused
             if is_fit and asked is not None and event.key not in ticket.waiting:
-                self._placed_P[asked[1]] += 1
+                self._placed[id(ticket)].update(asked[1].tolist())
 
         self.exchange._place = watched
 

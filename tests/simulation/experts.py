@@ -44,7 +44,7 @@ class MadeUpExperts:
     def forward(self, layer: int, rows_RD: Tensor, row_P: Ints, expert_P: Ints) -> Tensor:
         return answers(layer, rows_RD, row_P, expert_P).repeat(1, self.times_as_wide)
 
-    def holds(self, expert_P: Ints) -> bool:
+    def holds(self, layer: int, expert_P: Ints) -> bool:
         return self.held.issuperset(expert_P.tolist())
 
 

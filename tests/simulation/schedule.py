@@ -23,12 +23,17 @@ KINDS = (DIE, DOUBT, CUT, HOLD, REFUSE, SPOIL, AWAY, OTHERS)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """expert actors; copies: of each expert. anchor: the last one holds everything and nothing befalls it."""
+    """expert actors; copies: of each expert. anchor: the last one holds everything and nothing befalls it.
+
+    attention_s: of a layer of a whole step.
+    """
 
     experts: int
     copies: int = 1
     anchor: bool = False
     layers: int = 1
+    micro_batches: int = 1
+    attention_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from hypothesis import Phase, find, given, settings
 from numpy.typing import NDArray
 
 from router.exchange import FORGIVE_S, Exchange, Ticket
-from router.transport import Lost, Returned
+from router.transport import Event, Lost, Returned
 from tests.simulation.attention import simulate
 from tests.simulation.experts import without_sockets
 from tests.simulation.schedule import CUT, DIE, Delivery, Fault, Schedule, Shape, schedules
@@ -24,9 +24,11 @@ SHAPES = [
     Shape(experts=2, layers=2),
     Shape(experts=3, copies=2),
     Shape(experts=4, copies=3),
+    Shape(experts=2, layers=2, micro_batches=2),
+    Shape(experts=3, copies=2, layers=2, micro_batches=2),
 ]
-ANCHORED = Shape(experts=2, anchor=True)
-SHARE = settings(max_examples=settings().max_examples // (len(SHAPES) + 1))
+ANCHORED = [Shape(experts=2, anchor=True, micro_batches=number) for number in (1, 2)]
+SHARE = settings(max_examples=settings().max_examples // (len(SHAPES) + len(ANCHORED)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,8 +49,9 @@ def test_every_row_is_answered_once_and_rightly_and_every_step_ends(shape: Shape
 
 @SHARE
 @given(schedule=schedules())
-def test_while_one_holder_lives_that_can_be_reached_nothing_is_parked(schedule: Schedule):
-    for actor in simulate(ANCHORED, schedule):
+@pytest.mark.parametrize("shape", ANCHORED, ids=str)
+def test_while_one_holder_lives_that_can_be_reached_nothing_is_parked(shape: Shape, schedule: Schedule):
+    for actor in simulate(shape, schedule):
         assert actor.exchange.counters.parked_s == 0.0
 
 
@@ -57,7 +60,7 @@ def test_a_schedule_is_the_same_every_time():
         (Delivery(50, 2), Delivery(0, 0), Delivery(7)),
         (Fault(3, DIE, 1, 0.5), Fault(12, CUT), Fault(15, DIE)),
     )
-    shape = Shape(experts=3, copies=2, layers=2)
+    shape = SHAPES[-1]
     first, again = (
         [[(life, parcel.key) for life, parcel in actor.wire.posted] for actor in simulate(shape, schedule)]
         for _ in range(2)
@@ -78,19 +81,32 @@ def test_parked_rows_go_on_although_no_newer_view_comes():
     assert FORGIVE_S <= longest_s < FORGIVE_S + 0.05
 
 
+def test_what_one_half_waits_for_is_hidden_behind_the_other():
+    far = Schedule(deliveries=(Delivery(5),) * 500)
+    one, two = (
+        simulate(Shape(experts=2, layers=4, attention_s=0.01, micro_batches=number), far)[0].longest_s
+        for number in (1, 2)
+    )
+    assert one == pytest.approx(4 * (0.01 + 0.011), rel=0.02)  # attention, there and back
+    assert two == pytest.approx(4 * (0.005 + 0.011) + 0.005, rel=0.05)
+
+
 # Whether it would notice
 
 
 class TakesAnyAnswer(Exchange):
-    def _place(self, ticket: Ticket, event: Returned) -> None:
-        keys = [key for key, (actor, _) in ticket.waiting.items() if actor == event.actor]
-        super()._place(ticket, Returned(actor=event.actor, key=(*keys, event.key)[0], rows_PD=event.rows_PD))
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Returned):
+            keys = [key for ticket in self._open for key, _ in ticket.owed_by(event.actor)]
+            event = Returned(actor=event.actor, key=(*keys, event.key)[0], rows_PD=event.rows_PD)
+        super()._take(event)
 
 
 class LosesRows(Exchange):
-    def _lose(self, ticket: Ticket, event: Lost) -> None:
-        for key in [key for key, (actor, _) in ticket.waiting.items() if actor == event.actor]:
-            del ticket.waiting[key]
+    def _lose(self, event: Lost) -> None:
+        for ticket in self._open:
+            for key, _ in ticket.owed_by(event.actor):
+                del ticket.waiting[key]
 
 
 class NeverForgives(Exchange):
@@ -108,12 +124,20 @@ class GoesOnWithAnOldView(Exchange):
 
 
 @pytest.mark.parametrize(
-    "exchange_type", [TakesAnyAnswer, LosesRows, NeverForgives, NamesTwice, GoesOnWithAnOldView]
+    ("exchange_type", "shape"),
+    [
+        (TakesAnyAnswer, SHAPES[0]),
+        (LosesRows, SHAPES[0]),
+        (NeverForgives, SHAPES[0]),
+        (NamesTwice, SHAPES[0]),
+        (GoesOnWithAnOldView, SHAPES[0]),
+        (TakesAnyAnswer, SHAPES[-2]),
+    ],
 )
-def test_an_exchange_with_a_fault_is_found_out(exchange_type: type[Exchange]):
+def test_an_exchange_with_a_fault_is_found_out(exchange_type: type[Exchange], shape: Shape):
     def is_found_out(schedule: Schedule) -> bool:
         try:
-            simulate(SHAPES[0], schedule, exchange_type)
+            simulate(shape, schedule, exchange_type)
         except AssertionError:
             return True
         return False

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 
-from actors.expert import ExpertServer, load_held_experts
+from actors.expert import ExpertServer
 from model.checkpoint import Checkpoint
+from tests.shoals import experts_of
 
 
 def main(directory: str, actor_id: str, token: str, *experts: str) -> None:
     torch.set_num_threads(1)
     checkpoint = Checkpoint.open(Path(directory))
-    held = load_held_experts(checkpoint.reader(), checkpoint.config, [int(e) for e in experts], torch.float32)
+    held = experts_of(checkpoint, [int(e) for e in experts])
     server = ExpertServer(checkpoint.config, held, actor_id=actor_id, incarnation=1, token=token.encode())
     sys.stdout.write(f"{server.port}\n")
     sys.stdout.flush()

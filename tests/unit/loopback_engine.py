@@ -34,6 +34,7 @@ from actors.messages import (
     pack_events,
     taken_event,
 )
+from ingress.connection import BoundedProtocol
 from ingress.link import Endpoint
 from model.sampling import Sampling
 from router import handshake, wire
@@ -277,14 +278,20 @@ class Background:
 
 
 @contextmanager
-def http_server(background: Background, app: FastAPI, send_bytes: int | None = None) -> Iterator[str]:
-    """`app` under uvicorn on a free port; yields its URL. send_bytes: the kernel's buffer per client."""
+def http_server(
+    background: Background,
+    app: FastAPI,
+    send_bytes: int | None = None,
+    protocol: type[BoundedProtocol] = BoundedProtocol,
+) -> Iterator[str]:
+    """`app` as Serve's proxy listens, on a free port; yields its URL. send_bytes: the kernel's buffer."""
     listener = socket.create_server(("127.0.0.1", 0))
     # asyncio does this only for sockets that name their protocol; without it a body waits 40 ms for an ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if send_bytes is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    config = uvicorn.Config(app, http=protocol, log_level="error", access_log=False)
+    server = uvicorn.Server(config)
 
     async def start() -> asyncio.Task[None]:
         serving = asyncio.create_task(server.serve([listener]))

@@ -8,7 +8,7 @@ import re
 import stat
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,8 @@ from router.view import ActorId, ExpertActor, make_view
 
 KEY = "a key for tests"
 ROUTES = (
-    ("GET", "/snapshot"),
-    ("GET", "/targets"),
-    ("GET", "/metrics"),
-    ("POST", "/trace"),
-    ("POST", "/actors/expert-0/kill"),
+    *(("GET", "/snapshot"), ("GET", "/targets"), ("GET", "/metrics"), ("POST", "/trace")),
+    *(("POST", "/actors/expert-0/kill"), ("POST", "/orders/scale")),
 )
 
 
@@ -58,6 +55,9 @@ def snapshot(at_s: float, pairs: list[list[int]], decoded: float = 0.0) -> dict[
         "url": "http://127.0.0.1:8000",
         "epoch": 3,
         "ready": True,
+        "settled": True,
+        "balance": {"before": 1.5, "after": 1.1, "slots_written": 7},
+        "decisions": [["scale", "operator", 2]],
         "actors": [
             actor("expert-0", "expert", pairs=10.0),
             {
@@ -88,6 +88,9 @@ class Still:
         name = f"{steps} steps, {seconds:g} s"
         span = {"ph": "X", "name": name, "cat": "compute", "pid": 1, "tid": 1, "ts": 0, "dur": 1}
         return {"traceEvents": [{**span, "args": {"step": 1}}]}
+
+    def order(self, order: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        return {"done": f"{order} {dict(arguments)}"} if order == "scale" else {"error": "no order"}
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +274,28 @@ def test_a_beacon_of_a_dead_process_is_not_followed(tmp_path: Path, monkeypatch:
         [file] = tmp_path.rglob("*.json")
         file.rename(file.with_name("4194305.json"))  # above any process number
         assert beacon.newest() is None
+
+
+def test_an_order_is_passed_on_and_its_answer_or_refusal_told(admin: AdminServer) -> None:
+    def order(name: str, body: bytes) -> tuple[int, Any]:
+        request = urllib.request.Request(f"{admin.url}/orders/{name}", data=body)
+        request.add_header("authorization", f"Bearer {KEY}")
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    assert order("scale", b'{"experts": 3}') == (200, {"done": "scale {'experts': 3}"})
+    assert order("dance", b"") == (400, {"error": "no order"})
+    for wrong in (b"[1]", b"{", b"\xff"):
+        assert order("scale", wrong) == (400, {"error": "the body is no JSON object"})
+
+
+def test_the_commands_order_and_wait_until_all_is_so(admin: AdminServer) -> None:
+    place = ["--url", admin.url, "--key", KEY]
+    done = CliRunner().invoke(app, ["scale", "experts=3", "attention=2", *place])
+    assert done.exit_code == 0, done.output
+    assert "scale {'experts': 3, 'attention': 2}" in done.output and "done in" in done.output
+    for wrong in (["scale", "experts", *place], ["drain", "expert-9", *place]):
+        assert CliRunner().invoke(app, wrong).exit_code == 1

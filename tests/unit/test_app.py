@@ -413,6 +413,17 @@ def test_a_stop_string_cancels_the_sequence(served: Served):
     served.until(lambda: sum(len(actor.cancelled) for actor in served.actors) == 1)
 
 
+def test_a_stop_string_is_a_normal_end_and_a_client_that_leaves_is_not(served: Served):
+    ended = served.engine.metrics.ended
+    stopped, cut = ended["stop"], ended["cut"]
+    says(served, "abc STOP" + "x" * 3000, pause_s=0.001)
+    served.answer("/v1/completions", {**TEXT, "max_tokens": 3000, "stop": "STOP"})
+    served.until(lambda: ended["stop"] == stopped + 1)
+    with open_request(served.http, {**TEXT, "max_tokens": 3000, "stream": True}):
+        served.until(lambda: served.engine.open_sequences == 1)
+    served.until(lambda: ended["cut"] == cut + 1)
+
+
 def test_reasoning_and_content_are_told_apart(served: Served):
     end_think = served.tokenizer.special_id("</think>")
     ids = [*served.tokenizer.encode_text("let me see"), end_think, *served.tokenizer.encode_text("yes")]

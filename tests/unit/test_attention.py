@@ -410,7 +410,7 @@ def test_what_earlier_owners_left_in_their_pages_reaches_nobody(
     expected = generate(engine_of(parts), [PROMPT], GREEDY)[0]
     for left_behind in (float("nan"), float("inf"), 1e30):
         engine = engine_of(parts, num_pages=NUM_PAGES)
-        for slots in (*engine._cache.latent_SC, *engine._cache.index_SI):
+        for slots in (*engine._runner.cache.latent_SC, *engine._runner.cache.index_SI):
             slots[PAGE_TOKENS:] = left_behind  # every page but the null page
         assert generate(engine, [PROMPT, [50] * 200], GREEDY)[0] == expected
 

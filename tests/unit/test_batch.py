@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.rows import ROW_MULTIPLE
-from model.batch import MOST_PADDING, NULL_PAGE, Batch, Chunk, build_batch, padded_keys
+from model.batch import (
+    MOST_PADDING,
+    NULL_PAGE,
+    Batch,
+    Chunk,
+    build_batch,
+    halve,
+    logit_places,
+    padded_keys,
+)
 from model.cache import PAGE_TOKENS
 
 
@@ -121,11 +130,34 @@ def test_a_query_sees_its_own_sequence_up_to_itself_and_nothing_else(chunks, top
 @settings(max_examples=30, deadline=None)
 @given(steps(), st.sampled_from([None, 32]))
 def test_logits_come_for_the_last_token_of_those_who_want_them_in_the_order_given(chunks, topk):
-    batch = build_batch(chunks, index_topk=topk)
-    rows = rows_of(batch)
+    batch, places = build_batch(chunks, index_topk=topk), logit_places(chunks)
     wanted = [chunk.token_ids[-1] for chunk in chunks if chunk.wants_logits]
-    assert batch.logit_rows.tolist() == [rows[token] for token in wanted]
-    assert batch.logit_rows.dtype == torch.int64
+    given = batch.token_ids_T[batch.rows_N]
+    assert given.tolist() == [token for chunk in chunks for token in chunk.token_ids]
+    assert given[places].tolist() == wanted
+    assert places.dtype == torch.int64
+
+
+@settings(max_examples=50, deadline=None)
+@given(steps())
+def test_halves_hold_every_token_once_in_order_where_it_was_and_logits_are_wanted_once(chunks):
+    first, second = halve(chunks)
+    sizes = [sum(len(chunk.token_ids) for chunk in half) for half in (first, second)]
+    assert abs(sizes[0] - sizes[1]) <= 2 * ROW_MULTIPLE
+
+    def tokens_of(some: list[Chunk]) -> list[tuple[int, int, tuple[int, ...]]]:
+        return [
+            (token, position, tuple(chunk.pages))
+            for chunk in some
+            for position, token in enumerate(chunk.token_ids, chunk.start)
+        ]
+
+    assert tokens_of([*first, *second]) == tokens_of(chunks)
+    wanting = [
+        [chunk.token_ids[-1] for chunk in some if chunk.wants_logits] for some in (chunks, [*first, *second])
+    ]
+    assert wanting[0] == wanting[1]
+    assert all(chunk.token_ids for chunk in (*first, *second))
 
 
 @pytest.mark.parametrize("start", [0, 63, 64, 127, 1000])

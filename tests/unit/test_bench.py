@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bench.baseline import ATTENTION, DTYPES, EXPERTS, Probe, Variant, choose, find_best, scaled
-from bench.load import LoadError, events_in, load
-from bench.machine import CpuTimes, cpu_times, describe, foreign_cores
+from bench.load import LoadError, load
+from bench.machine import CpuTimes, command, cpu_times, describe, foreign_cores
 from bench.report import LOCAL, TCP, Run, agreement_lines, as_json, goal_lines, render
 from bench.server import ServerError, serving
-from bench.serving import _plain_arguments
 from bench.soak import Outcome, request
 from bench.step import MARK, STAGES, marked, shares_of
 from bench.timing import Answer, Round, common_prefix, figures, make_prompts
+from cluster.api_client import events_in
 from ingress.app import create_app
 from ingress.engine_client import EngineClient
 from ingress.errors import DeadlineExceeded, Overloaded, error_fields, install_handlers
@@ -306,7 +306,7 @@ def test_the_json_names_no_host_and_holds_no_nan() -> None:
 
 def test_arguments_that_hold_paths_are_left_out_of_the_record() -> None:
     given_arguments = ["--quick", "--json", "/a/b", "--seed", "3", "--checkpoint=/c", "--json=/d"]
-    assert _plain_arguments(given_arguments) == ["--quick", "--seed", "3"]
+    assert command("bench.serving", given_arguments) == "python -m bench.serving --quick --seed 3"
 
 
 def test_foreign_cores_are_what_the_machine_did_beyond_us() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-import actors.engine
+import actors.runner
 from actors.engine import Engine
 from bench.context import DENSE, DSA, drawn_past, make_engines, measure
 from bench.context_report import CHUNK_TOKENS, Plan, Point, table
@@ -74,11 +74,10 @@ def test_the_table_shows_every_context(points: list[Point]) -> None:
 def test_a_drawn_past_is_as_large_as_norms_make_it_and_only_where_the_tokens_are(tiny_v32: Path) -> None:
     decoder, exchange = local_parts(tiny_v32)
     cache = LatentCache(decoder.config, 8, torch.float32)
-    batch = build_batch(
-        [Chunk(token_ids=[1] * 200, start=0, pages=[5, 2, 7, 3], wants_logits=False)], index_topk=32
-    )
+    chunks = [Chunk(token_ids=[1] * 200, start=0, pages=[5, 2, 7, 3], wants_logits=False)]
+    batch = build_batch(chunks, index_topk=32)
     with drawn_past():
-        hidden_TD = actors.engine.forward(decoder, batch, cache, exchange)
+        hidden_TD = actors.runner.forward(decoder, chunks, cache, exchange, 1)
     assert hidden_TD.shape == (200, decoder.config.hidden_size)
     for slots_SX in (*cache.latent_SC, *cache.index_SI):
         assert slots_SX[batch.slots_T].std() == pytest.approx(1.0, abs=0.1)

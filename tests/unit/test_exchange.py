@@ -20,10 +20,12 @@ from torch import Tensor
 from actors.build import local_exchange
 from actors.engine import Engine
 from actors.expert import ExpertServer
+from actors.options import MicroBatches
 from model.sampling import Sampling
 from router import exchange as exchange_module
 from router.exchange import Exchange, StepAbandoned
 from router.heartbeat import SILENCE_S
+from router.roster import FORGET_S
 from router.tcp import TcpTransport
 from router.transport import Alive, DispatchKey, Event, Lost, Parcel, Refused, Returned
 from router.view import ActorId, ExpertActor, View, even_placement, make_view
@@ -415,7 +417,7 @@ def test_who_was_lost_is_tried_again_after_a_while():
     exchange = Exchange(transport, view(1, COPIES), clock=clock)
     for _ in range(2):
         step.run(exchange)
-    clock.now_s += exchange_module.FORGET_S
+    clock.now_s += FORGET_S
     assert torch.equal(step.run(exchange), step.undisturbed())
     assert {name for name, parcel in transport.posted if parcel.key.step == 2} == {"b"}
     assert {name for name, parcel in transport.posted if parcel.key.step == 3} == {"a", "b"}
@@ -598,7 +600,7 @@ def test_a_waiting_or_parked_step_is_abandoned_when_told_to_stop(placement: dict
 # From here on the real thing: TcpTransport, ExpertServer, the tiny model.
 
 GREEDY = Sampling(max_tokens=16, temperature=0.0, ignore_eos=True, logprobs=0)
-PROMPTS = [[20, 30, 40], list(range(16, 116)), [99] * 40]
+PROMPTS = [[20, 30, 40], list(range(16, 116)), [99] * 40, *([50 + n] * 3 for n in range(6))]
 
 
 @pytest.fixture(scope="module")
@@ -620,13 +622,25 @@ class Fleet:
         (life or self._stack).enter_context(running(server))
         return actor(name, incarnation, server.port)
 
-    def engine(self, view: View, answer_timeout_s: float = 10.0, token: bytes = TOKEN) -> Engine:
+    def engine(
+        self,
+        view: View,
+        answer_timeout_s: float = 10.0,
+        token: bytes = TOKEN,
+        micro_batches: MicroBatches = 1,
+    ) -> Engine:
         transport = TcpTransport(token=token, actor="attention-0", incarnation=1)
         self._stack.callback(transport.close)
         self.exchange = Exchange(
             transport, view, next_view=lambda: self.news, answer_timeout_s=answer_timeout_s
         )
-        return Engine(self.decoder, self.exchange, num_pages=64, context_tokens=CONTEXT)
+        return Engine(
+            self.decoder,
+            self.exchange,
+            num_pages=64,
+            context_tokens=CONTEXT,
+            micro_batches=micro_batches,
+        )
 
 
 @pytest.fixture(name="fleet")
@@ -697,14 +711,17 @@ def test_a_process_frozen_then_thawed_then_killed_while_it_owes_rows_changes_no_
     assert fleet.exchange.counters.retried_pairs > 0
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
 def test_the_loss_of_the_only_holder_parks_the_step_until_its_successor_serves(
-    fleet: Fleet, undisturbed: list[Generated]
+    fleet: Fleet, undisturbed: list[Generated], micro_batches: MicroBatches
 ):
     low, high = even_placement(fleet.config.num_experts, 2)
     other = fleet.start("expert-1", high)
     with ExitStack() as life:
         doomed = fleet.start("expert-0", low, life=life)
-        engine = fleet.engine(view_of(fleet.config, 1, [doomed, other], [low, high]))
+        engine = fleet.engine(
+            view_of(fleet.config, 1, [doomed, other], [low, high]), micro_batches=micro_batches
+        )
 
         def end_and_replace() -> None:
             life.close()

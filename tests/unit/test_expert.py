@@ -91,10 +91,6 @@ def ask(connection: Connection, sent: Parcel) -> Tensor:
     return rows_PD
 
 
-def slots(held: HeldExperts, sent: Parcel) -> np.ndarray:
-    return np.array([held.experts.index(expert) for expert in sent.expert_P], dtype=np.int32)
-
-
 @pytest.mark.parametrize(("num_rows", "num_pairs"), [(1, 1), (1, 4), (3, 7), (20, 60), (300, 400)])
 def test_an_answer_is_each_row_through_the_expert_it_names(
     server: ExpertServer, held: HeldExperts, config: ModelConfig, num_rows: int, num_pairs: int
@@ -102,7 +98,7 @@ def test_an_answer_is_each_row_through_the_expert_it_names(
     connection = client(server)
     for layer in range(config.num_dense_layers, config.num_layers):
         sent = parcel(config, num_rows, num_pairs, layer=layer)
-        expected = held.shard.forward_reference(layer, sent.rows_RD, sent.row_P, slots(held, sent))
+        expected = held.shard.forward_reference(layer, sent.rows_RD, sent.row_P, sent.expert_P)
         assert torch.equal(ask(connection, sent), expected)
     connection.close()
 
@@ -192,7 +188,7 @@ def test_what_it_cannot_answer_is_refused_by_name_and_it_goes_on(
     server: ExpertServer, config: ModelConfig, held: HeldExperts, caplog: pytest.LogCaptureFixture
 ):
     good = parcel(config, 2, 3)
-    expected = held.shard.forward_reference(good.key.layer, good.rows_RD, good.row_P, slots(held, good))
+    expected = held.shard.forward_reference(good.key.layer, good.rows_RD, good.row_P, good.expert_P)
     connection = client(server)
     for number, (what, (header, payload)) in enumerate(spoiled(config).items(), start=1):
         connection.send(header, *payload)
@@ -220,7 +216,7 @@ def test_an_attention_actor_that_leaves_while_it_is_owed_rows_harms_nobody(
 
 
 def test_an_actor_that_holds_nothing_refuses_everything(config: ModelConfig):
-    empty = HeldExperts(config, (), torch.float32)
+    empty = HeldExperts(config, torch.float32)
     with running(ExpertServer(config, empty, actor_id="expert-0", incarnation=1, token=TOKEN)) as server:
         connection = client(server)
         header, payload = pack_parcel(parcel(config, 2, 3))

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from actors.messages import TokenEvent
+from ingress.compiler import GrammarCompiler
 from ingress.engine_client import Call
 from ingress.errors import Overloaded
 from ingress.generation import Generation
+from ingress.metrics import RequestMetrics
 from ingress.order import OrderDesk
 from ingress.tokens import Tokenizer
 
@@ -26,6 +28,7 @@ class Leaving:
 
     def __init__(self) -> None:
         self.num_asked = 0
+        self.metrics = RequestMetrics()
 
     async def generate(self, name: str, *_: Any) -> AsyncGenerator[TokenEvent, None]:
         self.num_asked += 1
@@ -42,7 +45,9 @@ def test_a_choice_that_has_spoken_and_can_go_on_nowhere_fails_and_repeats_nothin
     engine = Leaving()
 
     async def scenario() -> None:
-        generation = Generation(engine, order, tokenizer, "cmpl-1", Call())  # type: ignore[arg-type]
+        generation = Generation(
+            engine, order, tokenizer, "cmpl-1", Call(), GrammarCompiler(tokenizer.directory)
+        )  # type: ignore[arg-type]
         async with generation:
             for _ in range(3):
                 await generation.next_delta()

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from cluster.admin import AdminServer
 from cluster.cli import app
 from cluster.environment import SETTINGS
-from cluster.places import seat_for
+from cluster.hosts import seat_for
 from cluster.spec import ShoalSpec
 from tests.pods import K8S, MANIFEST, OVERLAYS, Container, Pod, environment_of, of_kind, pods_of, rendered
 from tests.unit.app_server import Served
@@ -61,7 +61,14 @@ def config_of(overlay: str) -> ShoalSpec:
     maps = {m["metadata"]["name"]: m["data"] for m in of_kind(manifests_of(overlay), "ConfigMap")}
     [volume] = [v for v in pods(overlay)[0].spec["volumes"] if v["name"] == "config"]
     fields = yaml.safe_load(maps[volume["configMap"]["name"]]["shoal.yaml"])
-    return ShoalSpec.from_sources(None, {**fields, "address": "10.0.0.1:6379"})
+    flags = {"address": "10.0.0.1:6379", "api_keys": _flag(overlay, "--api-keys")}
+    return ShoalSpec.from_sources(None, {**fields, **flags})
+
+
+def _flag(overlay: str, name: str) -> str:
+    """Of `shoal serve`, which runs beside the head."""
+    [found] = [word for word in pods(overlay)[0].containers[0].command if word.startswith(f"{name}=")]
+    return found.partition("=")[2]
 
 
 def strict(schema: Any) -> Any:
@@ -188,6 +195,20 @@ def test_every_pod_gives_ray_the_settings_that_shoal_wants_of_it(overlay: str) -
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_who_asks_for_a_key_finds_the_file_of_keys_in_its_pod(overlay: str) -> None:
+    file = Path(_flag(overlay, "--api-keys"))
+    for pod in pods(overlay):
+        volumes = {v["name"]: v for v in pod.spec["volumes"]}
+        for container in pod.containers:
+            mounted = {m["mountPath"]: volumes[m["name"]] for m in container.own["volumeMounts"]}
+            asks = container.name == "shoal" or pod.group == "ingress"
+            assert (str(file.parent) in mounted) == asks, (pod.group, container.name)
+            if asks:
+                assert mounted[str(file.parent)]["secret"] == {"secretName": "shoal-api-keys"}
+    assert not config_of(overlay).serve_without_keys
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_there_is_a_seat_for_every_process_that_the_config_asks_for(overlay: str) -> None:
     spec = config_of(overlay)
     wanted = {"ingress": spec.ingress, "attention": spec.attention, "expert": spec.experts}
@@ -281,8 +302,7 @@ def test_boards_and_rules_are_those_of_the_command(tmp_path: Path) -> None:
 def test_operations_says_how_to_make_every_secret() -> None:
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     text = "\n".join(file.read_text() for file in K8S.rglob("*.yaml"))
-    named = set(re.findall(r"secretKeyRef: \{name: ([a-z-]+)|credentials: \{name: ([a-z-]+)", text))
-    for name in {a or b for a, b in named}:
+    for name in set(re.findall(r"(?:secretKeyRef: \{name|credentials: \{name|secretName): ([a-z-]+)", text)):
         assert f"create secret generic {name} " in page, name
 
 

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from cluster import cli_leave
 from cluster.cli import app
-from cluster.environment import data_token
-from cluster.places import pid_here
+from cluster.environment import data_token, environment_for
+from cluster.hosts import pid_here
+from cluster.spec import ShoalSpec, SpecError
 
 
 @pytest.fixture
@@ -56,12 +57,24 @@ def test_it_says_whom_it_did_not_wait_for(listener: socket.socket) -> None:
     assert done.exit_code == 0 and "1 connections" in done.stderr and "0.1 s" in done.stderr
 
 
-@pytest.mark.parametrize("command", [["stop"], ["serve"]])
+@pytest.mark.parametrize("command", [["stop"], ["serve", "--host", "127.0.0.1"]])
 def test_nobody_joins_without_the_token(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     done = CliRunner().invoke(app, [*command, "--address", "127.0.0.1:1"])
     assert done.exit_code == 1 and "RAY_AUTH_TOKEN" in done.stderr
+
+
+def test_bounds_that_the_nodes_of_the_cluster_do_not_keep_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
+    spec = ShoalSpec(address="127.0.0.1:1", host="127.0.0.1", max_connections=5)
+    with (
+        pytest.raises(SpecError, match=r"max_connections is 5.*SHOAL_CONNECTIONS='5 1024'"),
+        environment_for(spec),
+    ):
+        pytest.fail("it was joined")
 
 
 def test_the_data_plane_has_a_token_that_is_rays_only_to_those_who_have_it(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -95,7 +95,9 @@ def test_an_ingress_and_a_controller_tell_every_metric_of_their_roles() -> None:
     watch.end("stop")
     assert {s.name for s in metrics.samples()} == {m.name for m in METRICS if "ingress" in m.roles}
     actor = {"kind": "expert", "state": "serves", "actor_id": "expert-0", "deaths": 1, "recovery_s": 0.5}
-    told = {sample.name for sample in controller_samples({"actors": [actor], "epoch": 3})}
+    balance = {"before": 1.5, "after": 1.1, "slots_written": 7}
+    seen = {"actors": [actor], "epoch": 3, "balance": balance, "decisions": []}
+    told = {sample.name for sample in controller_samples(seen)}
     assert told == {metric.name for metric in METRICS if "controller" in metric.roles}
 
 
@@ -152,6 +154,7 @@ def test_what_is_scraped_is_what_was_counted_also_under_vllms_names() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 30.0), st.integers(0, 5)), max_size=60))
+@example([(1, 1), (1, 0), (2, 0), (27, 0), (5, 0), (27, 0), (27, 0), (4, 0)])  # no step cut the window again
 def test_the_window_holds_the_last_minute_to_within_a_slice(steps: list[tuple[float, int]]) -> None:
     clock = Clock()
     load = ExpertLoad(1, 4, clock)

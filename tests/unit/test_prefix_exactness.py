@@ -134,7 +134,7 @@ def prefilled(engine: Engine, tokens: list[int]) -> tuple[Sequence, Tensor]:
         engine.step()
     places = range(len(tokens) - 1)
     slots = [sequence.pages[place // PAGE_TOKENS] * PAGE_TOKENS + place % PAGE_TOKENS for place in places]
-    cached = [*engine._cache.latent_SC, *engine._cache.index_SI]
+    cached = [*engine._runner.cache.latent_SC, *engine._runner.cache.index_SI]
     entries = torch.cat([slots_SX[slots] for slots_SX in cached], 1)
     engine.cancel("test", "r")
     return sequence, entries
@@ -204,7 +204,7 @@ def test_drafts_after_a_hit_are_those_without() -> None:
 
 def test_pages_that_a_poisoned_sequence_wrote_are_found_by_nobody(tiny_v3: Path) -> None:
     engine = local_engine(tiny_v3)
-    embedding = engine._decoder._head.embedding_VD
+    embedding = engine._runner.decoder._head.embedding_VD
     sane = embedding[40].clone()
     embedding[40] = float("nan")
     poisoned = [*text(8, 70), 40, *text(9, 70)]
@@ -229,7 +229,7 @@ def test_tenants_share_nothing(kitchens: dict[str, Kitchen]) -> None:
 def test_a_token_that_spoils_a_prompt_beyond_index_topk_ends_its_own_sequence_alone(tiny_v32: Path) -> None:
     engine, bystander = local_engine(tiny_v32), text(4, 90)
     [alone] = generate(engine, [bystander], GREEDY)
-    engine._decoder._head.embedding_VD[40] = float("nan")
+    engine._runner.decoder._head.embedding_VD[40] = float("nan")
     spoiled, beside = generate(engine, [[*text(8, 70), 40, *text(9, 70)], bystander], GREEDY)
     assert spoiled.finish == FINISH_ERROR
     assert beside == alone
@@ -245,7 +245,7 @@ def test_nothing_that_a_page_held_before_shows(kitchens: dict[str, Kitchen], kin
     stale = [*engine._pool._free, *engine._pool._idle]
     assert len(stale) == 5
     for page in stale:
-        for slots_SX in (*engine._cache.latent_SC, *engine._cache.index_SI):
+        for slots_SX in (*engine._runner.cache.latent_SC, *engine._runner.cache.index_SI):
             slots_SX[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS] = float("nan")
     asked = text(60, 130)
     assert generate(engine, [asked], GREEDY) == generate(kitchen.oracle, [asked], GREEDY)

@@ -169,6 +169,21 @@ def test_a_port_that_cannot_be_had_is_said_in_one_line_with_a_code(
             assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("field", "host"),
+    [("admin_host", "203.0.113.7"), ("data_host", "203.0.113.7")],
+)
+def test_a_host_that_is_not_here_is_said_before_anything_starts(
+    checkpoint: Path, serve: Callable[..., Result], field: str, host: str
+) -> None:
+    config = checkpoint / "shoal.yaml"
+    config.write_text(f"{field}: {host}\n")
+    done = serve(str(checkpoint), "--port", "18098", "--config", str(config))
+    assert done.exit_code == 1
+    assert f"{field} is '{host}': nobody can listen there" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
 ITS_IMPORTS = """
 import sys
 from cluster.cli import app

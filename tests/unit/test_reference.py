@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from actors.scheduler import SchedulerLimits
+from actors.step import forward
 from kernels.fp8 import dequantize_blocks_reference
-from model.batch import Batch, Chunk, build_batch
+from model.batch import Chunk
 from model.cache import PAGE_TOKENS, LatentCache
 from model.checkpoint import Checkpoint
 from model.decoder import Decoder
@@ -46,20 +47,10 @@ def logits_of_every_token(parts: tuple[Decoder, Exchange], token_ids: list[int],
     start = 0
     for end in cuts:
         chunk = Chunk(token_ids=token_ids[start:end], start=start, pages=pages, wants_logits=True)
-        batch = build_batch([chunk], index_topk=config.indexer.topk if config.indexer else None)
-        rows.append(_every_row(decoder, batch, cache, exchange))
+        hidden_ND = forward(decoder, [chunk], cache, exchange)
+        rows.append(decoder.logits(hidden_ND, torch.arange(end - start)))
         start = end
     return torch.cat(rows)
-
-
-def _every_row(decoder: Decoder, batch: Batch, cache: LatentCache, exchange: Exchange) -> Tensor:
-    from dataclasses import replace
-
-    from actors.step import forward
-
-    everything = replace(batch, logit_rows=torch.arange(batch.num_tokens))
-    hidden_TD = forward(decoder, everything, cache, exchange)
-    return decoder.logits(hidden_TD, everything.logit_rows)
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:

@@ -16,6 +16,7 @@ from tests.unit.app_server import MODEL, Served, broken_midway, check_error, say
 RESPONSES = "/v1/responses"
 ASK = {"model": MODEL, "input": "weather?", "temperature": 0, "max_output_tokens": 900}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+FORMAT = {"type": "json_schema", "name": "n"}
 TOOL = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": False}
 CALL = """
 
@@ -162,8 +163,9 @@ def test_a_conversation_becomes_the_prompt_that_a_chat_would_be(served: Served):
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
-        ({"text": {"format": {"type": "json_schema"}}}, "response_format"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.name"),
+        ({"text": {"format": {**FORMAT, "schema": {"type": 1}}}}, "text.format.schema.type"),
+        ({"text": {"format": {**FORMAT, "schema": {"pattern": "(?=a)"}}}}, "text.format.schema"),
     ],
     ids=str,
 )

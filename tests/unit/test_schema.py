@@ -43,8 +43,23 @@ def deep(levels: int) -> dict[str, Any]:
     return schema
 
 
+def format_of(**fields: Any) -> dict[str, Any]:
+    described = {"name": "n", "schema": {"type": "object"}, **fields}
+    kept = {name: value for name, value in described.items() if value is not None}
+    return {"type": "json_schema", "json_schema": kept}
+
+
 def tool(**parameters: Any) -> dict[str, Any]:
     return {"tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}]}
+
+
+SCHEMA = "response_format.json_schema.schema"
+HEAVY = tool(  # its definitions count for each parameter
+    properties={f"k{i}": {"$ref": "#/$defs/a"} for i in range(100)}, **{"$defs": {"a": {"const": "x" * 7000}}}
+)["tools"][0]
+AS_A_WHOLE = tool(anyOf=[{"type": "object"}])["tools"][0]
+SET = {"items": {"uniqueItems": True}}
+COLOUR = {"properties": {"a": {"format": "colour"}}}
 
 
 COMMON_FAULTS: list[tuple[dict[str, Any], str]] = [
@@ -80,6 +95,7 @@ COMMON_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": [5]}, "logit_bias"),
     ({"prompt_embeds": "x"}, "prompt_embeds"),
     ({"guided_json": {}, "guided_regex": "a"}, "guided_regex"),
+    ({"guided_json": 1}, "guided_json.str"),
     ({"model": None}, "model"),
     ({"model": 5}, "model"),
 ]
@@ -128,11 +144,32 @@ CHAT_FAULTS: list[tuple[dict[str, Any], str]] = [
     (tool(**{"$ref": "http://127.0.0.1/x"}), "tools[0].function.parameters.$ref"),
     ({"tool_choice": "auto"}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
-    ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
     ({"response_format": {"type": "yaml"}}, "response_format.type"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {**format_of(), "type": "json_object"}}, "response_format.json_schema"),
+    ({"response_format": format_of(name="a b")}, "response_format.json_schema.name"),
+    ({"response_format": format_of(schema=None)}, SCHEMA),
+    ({"response_format": format_of(schema={"type": "text"})}, f"{SCHEMA}.type"),
+    ({"response_format": format_of(schema={"$ref": "http://x/y"})}, f"{SCHEMA}.$ref"),
+    ({"response_format": format_of(strict=True, schema=SET)}, f"{SCHEMA}.items.uniqueItems"),
+    ({"response_format": format_of(strict=True, schema=COLOUR)}, f"{SCHEMA}.properties.a.format"),
+    ({"response_format": format_of(strict=True, schema={"format": []})}, f"{SCHEMA}.format"),
+    ({"tools": [HEAVY], "tool_choice": "required"}, "tools.f.parameters.properties.k9"),
+    ({"tools": [AS_A_WHOLE], "tool_choice": "required"}, "tools.f.parameters.anyOf"),
+    ({"response_format": format_of(schema={"enum": list(range(1001))})}, SCHEMA),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+    ({"structured_outputs": {"json": "[1]"}}, "structured_outputs.json"),
+    ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice"),
+    (
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        "structured_outputs.regex",
+    ),
+    ({"guided_choice": ["a"], "ignore_eos": True}, "ignore_eos"),
+    ({"guided_grammar": 'start: "a"', "tools": [TOOL]}, "guided_grammar"),
     ({"chat_template": "{{ x }}"}, "chat_template"),
     ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
     ({"chat_template_kwargs": {"thinking": "yes"}}, "chat_template_kwargs.thinking"),

@@ -71,9 +71,14 @@ def test_errors_are_of_the_classes_that_the_sdk_has_for_them(served: Served, cli
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(**{**CHAT, "temperature": 5})
     assert (refused.value.param, refused.value.type) == ("temperature", "invalid_request_error")
+    schema = {"type": "array", "uniqueItems": True}
+    described: Any = {"name": "set", "strict": True, "schema": schema}
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(**CHAT, tools=[TOOL], tool_choice="required")
+        client.chat.completions.create(
+            **CHAT, response_format={"type": "json_schema", "json_schema": described}
+        )
     assert refused.value.code == "unsupported_parameter"
+    assert refused.value.param == "response_format.json_schema.schema.uniqueItems"
 
 
 @pytest.mark.parametrize("tokens_per_event", [1, 50])
@@ -128,7 +133,7 @@ def test_reasoning_comes_where_clients_of_deepseek_look(served: Served, client: 
     assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "let me see"
 
 
-@pytest.mark.parametrize("example", examples("python"), ids=["tools"])
+@pytest.mark.parametrize("example", examples("python"), ids=["tools", "pydantic"])
 def test_the_example_of_the_page_runs(
     served: Served,
     client: openai.OpenAI,

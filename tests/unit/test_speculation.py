@@ -235,7 +235,7 @@ def test_a_checkpoint_without_an_mtp_layer_is_served_without_drafts(tmp_path: Pa
 @contextmanager
 def guesses(engine: Engine, right: list[Generated], rng: Random, wrong: int) -> Iterator[None]:
     """Instead of the MTP layer's drafts: right tokens and wrong ones, of every length and mixture."""
-    drafter = engine._drafter
+    drafter = engine._runner.drafter
     assert drafter is not None
     follow = drafter.follow
 
@@ -269,7 +269,7 @@ def test_a_wrong_draft_that_overflows_harms_nobody(tiny_v32: Path) -> None:
     expected = generate(local_engine(tiny_v32), few, told)
     engine = local_engine(tiny_v32, draft_tokens=2)
     wrong = next(i for i in range(30, 272) if not any(i in one.token_ids for one in expected))
-    engine._decoder._head.embedding_VD[wrong] = float("nan")
+    engine._runner.decoder._head.embedding_VD[wrong] = float("nan")
     with guesses(engine, expected, Random(5), wrong):
         assert generate(engine, few, told) == expected
     assert engine.stats()["preemptions"] > 0

@@ -168,14 +168,6 @@ def test_nothing_is_a_call_where_none_may_be_called(served: Served, fields: dict
     )
 
 
-@pytest.mark.parametrize(
-    "choice", ["required", {"type": "function", "function": {"name": "weather"}}], ids=["required", "named"]
-)
-def test_a_call_that_cannot_be_guaranteed_is_refused(served: Served, choice: Any):
-    error = check_error(served.post(CHATS, {**ASK, "tool_choice": choice}), 400)
-    assert (error["param"], error["code"]) == ("tool_choice", "unsupported_parameter")
-
-
 def test_a_call_in_reasoning_is_reasoning(served: Served):
     writes(served, "hm" + block(PARIS) + "</think>so" + block(ROME))
     body = {**ASK, "thinking": {"type": "enabled"}}

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from actors import trace
 from actors.engine import Engine
+from actors.options import MicroBatches
 from actors.trace import COMMUNICATION, COMPUTE, LOOP, Recorder, Span
 from cluster.admin import AdminServer
 from cluster.cli import app
@@ -37,15 +38,18 @@ def recorded(engine: Engine, steps: int = 100) -> list[Span]:
     return recorder.spans
 
 
-def test_a_recording_changes_no_bit_and_leaves_nothing_behind(tiny_v32: Path) -> None:
-    with tcp_engine(tiny_v32, 2) as engine:
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_recording_changes_no_bit_and_leaves_nothing_behind(
+    tiny_v32: Path, micro_batches: MicroBatches
+) -> None:
+    with tcp_engine(tiny_v32, 2, micro_batches=micro_batches) as engine:
         expected = generate(engine, prompts(), SAMPLED)
-        before = engine._walked, engine.counters.laps
+        before = engine._runner._walked, engine.counters.laps
         recorder = Recorder(100)
         engine.record(recorder)
         assert generate(engine, prompts(), SAMPLED) == expected
         engine.record(None)
-        assert (engine._walked, engine.counters.laps) == before, "the same objects as before"
+        assert (engine._runner._walked, engine.counters.laps) == before, "the same objects as before"
         count = len(recorder.spans)
         assert generate(engine, prompts(), SAMPLED) == expected
         assert len(recorder.spans) == count > 0
@@ -54,7 +58,7 @@ def test_a_recording_changes_no_bit_and_leaves_nothing_behind(tiny_v32: Path) ->
 def test_every_layer_of_every_step_is_there_in_its_order(tiny_v32: Path) -> None:
     with tcp_engine(tiny_v32, 2) as engine:
         spans = recorded(engine)
-        config = engine._decoder.config
+        config = engine._runner.decoder.config
     by_step: defaultdict[int, list[Span]] = defaultdict(list)
     for span in spans:
         by_step[span.step].append(span)
@@ -81,7 +85,7 @@ def test_the_experts_of_few_tokens_are_told_and_are_those_that_were_asked(tiny_v
         engine.record(None)
         told = [span for span in recorder.spans if span.name == "dispatch"]
         pairs_LE = engine.expert_pairs()
-        first = engine._decoder.config.num_dense_layers
+        first = engine._runner.decoder.config.num_dense_layers
     for place, counts in enumerate(pairs_LE):
         own = set().union(*(span.experts for span in told if span.layer == first + place))
         assert own == set(counts.nonzero()[0].tolist())

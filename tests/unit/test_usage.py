@@ -145,6 +145,16 @@ def test_another_salt_finds_nothing(door: Door):
     assert door.cached(TEXT, prompt=prompt, cache_salt="") == 2 * PAGE
 
 
+def test_another_key_finds_nothing(door: Door):
+    """A key that is not checked makes a tenant as one that is: tests/unit/test_keys.py."""
+    prompt = [51] * 150
+    for key in ("Bearer a", "Bearer b", "Bearer A"):
+        door.http.headers["authorization"] = key
+        assert door.cached(TEXT, prompt=prompt) == 0
+        assert door.cached(TEXT, prompt=prompt) == 2 * PAGE
+    del door.http.headers["authorization"]
+
+
 @pytest.mark.parametrize("salt", ["s" * 129, 7, ["s"]])
 def test_a_salt_that_is_none_is_refused(door: Door, salt: Any):
     body = {"model": "tiny", "prompt": "x", "cache_salt": salt}

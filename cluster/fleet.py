@@ -1,0 +1,286 @@
+"""Every actor of the data plane: who lives, who should.
+
+Begins lives, replaces what dies or hangs, lets go who is to leave, publishes views. A look at a time:
+whatever has happened since the last one, the next goes on from there. Knows nothing of threads, of Ray, or of
+why somebody is to come or go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+
+from actors.options import ActorOptions
+from cluster import moves
+from cluster.balance import Rule, even_load
+from cluster.farewell import Farewell
+from cluster.hosts import seat_for
+from cluster.life import Life, hang_s
+from cluster.lives import Lives
+from cluster.member import Member
+from cluster.plan import Plan, first_members
+from cluster.processes import Answer, AnswerLost, Introduction, Memory, Processes
+from cluster.publisher import Publisher
+from cluster.record import Record, Seat
+from cluster.term import Term
+from model.config import ModelConfig
+from router.view import View
+
+logger = logging.getLogger(__name__)
+
+EVENTS_KEPT = 1000
+INTRODUCTION_S = 10.0  # for all the living to say who they are, on a machine that is busy with a death
+
+
+class Fleet:
+    """Not thread-safe. clock: as `advance` is told it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        config: ModelConfig,
+        token: bytes,
+        *,
+        processes: Processes,
+        memory: Memory,
+        clock: Callable[[], float],
+    ) -> None:
+        self.plan, self.config = plan, config
+        self._token, self._processes, self._memory, self._clock = token, processes, memory, clock
+        self.decisions: Counter[tuple[str, str]] = Counter()  # what, and by whom
+        self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
+        record = self._recalled()
+        self.renew_upto = record.renew_upto
+        self._publisher = Publisher(config, record.epoch)
+        self.members = [_member(seat, clock()) for seat in record.seats] or first_members(plan, config)
+        for member in self.members:
+            member.has_served = record.epoch > 0  # somebody could read the checkpoint before
+        self.farewells: list[Farewell] = []
+        self.rule = Rule(copies=plan.replicas_per_expert, redundant_slots=plan.redundant_slots)
+        self.load_LE = even_load(config)
+        if not record.seats and plan.redundant_slots:
+            self.rule.place(self.experts, config, self.load_LE)
+        self.is_renewed = False
+        self.lives = Lives(processes, record.num_lives, self.remember, plan.standbys)
+        self._adopt_living()
+
+    # Who there is
+
+    @property
+    def experts(self) -> list[Member]:
+        return [member for member in self.members if member.is_expert]
+
+    @property
+    def attention(self) -> list[Member]:
+        return [member for member in self.members if not member.is_expert]
+
+    @property
+    def epoch(self) -> int:
+        return self._publisher.epoch
+
+    @property
+    def view(self) -> View:
+        """The newest."""
+        return self._publisher.view
+
+    @property
+    def now_s(self) -> float:
+        return self._clock()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all is as it should be, and nothing under way."""
+        return (
+            all(member.is_active and not member.is_leaving and not member.heir for member in self.members)
+            and not self.farewells
+            and moves.are_done(self.experts)
+        )
+
+    def pending(self) -> list[Answer]:
+        """Answers that something waits for."""
+        pending = [answer for member in self.members for term in member.terms for answer in term.pending]
+        pending += [farewell.life.pulse for farewell in self.farewells]
+        return [*pending, *(life.pulse for life in self.lives.standbys)]
+
+    def _all_lives(self) -> Iterator[Life]:
+        yield from (term.life for member in self.members for term in member.terms)
+        yield from (farewell.life for farewell in self.farewells)
+        yield from self.lives.standbys
+
+    def note(self, text: str) -> None:
+        logger.warning("%s", text)
+        self.events.append((self._clock(), text))
+
+    def end(self) -> None:
+        for life in self._all_lives():
+            life.end()
+
+    # What the next controller must know
+
+    def _recalled(self) -> Record:
+        written = self._memory.recall()
+        try:
+            return Record() if written is None else Record.from_bytes(written)
+        except ValueError as error:  # better the plan that there was at first than no controller
+            self.note(f"the record is lost: {error}")
+            return Record()
+
+    def remember(self) -> None:
+        """Before anything is done that the record should tell of."""
+        seats = tuple(
+            Seat(actor_id=m.actor_id, is_leaving=m.is_leaving, wanted=m.wanted) for m in self.members
+        )
+        record = Record(
+            num_lives=self.lives.num_begun, epoch=self.epoch, renew_upto=self.renew_upto, seats=seats
+        )
+        self._memory.remember(record.to_bytes())
+
+    def _adopt_living(self) -> None:
+        """Take over the actors that an earlier controller left; of two in one seat, the younger."""
+        named = {member.actor_id: member for member in self.members}
+        living = sorted(self._processes.living(), key=lambda found: -found[0])
+        asked = [(number, process, process.ask("introduce")) for number, process in living]
+        if asked:
+            self._processes.wait([answer for _, _, answer in asked], INTRODUCTION_S, for_all=True)
+        for number, process, answer in asked:
+            self.lives.num_begun = max(self.lives.num_begun, number)
+            life, introduction = Life(number, process), _introduction(answer)
+            member = named.pop(introduction.actor_id, None) if introduction else None
+            if introduction and introduction.loaded and member:
+                member.term = Term.adopted(life, introduction.loaded, introduction.pairs)
+                self._publisher.follow(introduction.epoch)
+            elif introduction and not introduction.loaded:
+                self.lives.standbys.append(life)
+            else:  # it starts, loads or hangs: a new one is as good; or it was to leave
+                life.end()
+        if asked:
+            adopted = [member.actor_id for member in self.members if member.is_active]
+            self.note(f"controller again in charge of {', '.join(adopted) or 'nobody'}")
+
+    # One look
+
+    def advance(self, now_s: float, listened_s: float, heard_by_all_s: float) -> None:
+        """Notice what has happened, and do what is to be done about it.
+
+        listened_s: to the actors since the last look. heard_by_all_s: every ingress has asked where the
+        attention actors are since then.
+        """
+        patience_s = hang_s(sum(life.is_late for life in self._all_lives()))
+        for member in self.members:
+            self._check(member, now_s, listened_s, patience_s)
+        moves.collect(self.experts, now_s, self.note)
+        self._publish()
+        self._let_go(now_s, listened_s, patience_s, heard_by_all_s)
+        moves.go_on(self.experts, self._epoch_in_use(), now_s)
+        for member in self.members:
+            if member.is_due(now_s):
+                member.term = self._next_term(member)
+            for term in member.terms:
+                if not term.is_active and term.loading is None:
+                    self._load(member, term)
+        may_begin = all(member.is_active or member.gave_up for member in self.members)
+        self.lives.keep_warm(listened_s, patience_s, self.renew_upto, may_begin=may_begin)
+        self._renew(now_s)
+
+    def _check(self, member: Member, now_s: float, listened_s: float, patience_s: float) -> None:
+        if member.check_load(now_s, self.note):
+            self._send_view(member)  # it may have loaded under a view that is old by now
+        pulse = member.check_life(now_s, listened_s, patience_s, self.note)
+        for convicted in pulse.convicted if pulse else ():
+            self._end_convicted(now_s, *convicted)
+        over = member.check_heir(now_s, listened_s, patience_s, self.note)
+        if over is not None:
+            self.farewells.append(Farewell(member.actor_id, over.life, member.is_expert, now_s))
+            self._send_view(member)
+
+    def _end_convicted(self, now_s: float, actor_id: str, incarnation: int) -> None:
+        for member in self.experts:
+            if (member.actor_id, member.incarnation) == (actor_id, incarnation) and member.is_active:
+                member.end(now_s, self.note, "answered rubbish")
+
+    def _let_go(self, now_s: float, listened_s: float, patience_s: float, heard_by_all_s: float) -> None:
+        """Who is to leave and is not asked any more gives up its seat; who has, ends when everyone knows."""
+        for member in [member for member in self.members if member.may_go(now_s)]:
+            self.members.remove(member)
+            self.remember()
+            for term in member.terms:
+                gone = term.shown_since if member.is_expert else None
+                self.farewells.append(Farewell(member.actor_id, term.life, member.is_expert, now_s, gone))
+        epoch = self._epoch_in_use()
+        for farewell in list(self.farewells):
+            if farewell.is_over(
+                now_s, listened_s, patience_s, epoch_in_use=epoch, heard_by_all_s=heard_by_all_s
+            ):
+                farewell.life.end()
+                self.farewells.remove(farewell)
+                self.note(f"{farewell.actor_id} has left (incarnation {farewell.life.number})")
+
+    def _renew(self, now_s: float) -> None:
+        """One after another, a next life for everyone whose life is of a number that is to be replaced."""
+        if not self.renew_upto or not self.is_settled:
+            return
+        old = [member for member in self.members if member.incarnation <= self.renew_upto]
+        if old and now_s >= old[0].begin_s:
+            self.note(f"{old[0].actor_id} begins its next life (restart)")
+            old[0].heir = self._next_term(old[0])
+        elif not old and all(life.number > self.renew_upto for life in self.lives.standbys):
+            self.renew_upto, self.is_renewed = 0, True
+            self.remember()
+            self.note("all are in their next lives; the controller follows (restart)")
+
+    def _next_term(self, member: Member) -> Term:
+        return Term(life=self.lives.next(seat_for(member.kind) if self.plan.has_seats else None))
+
+    def _load(self, member: Member, term: Term) -> None:
+        """Tell a life what to be; an attention actor, only when there are experts to dispatch to."""
+        options = ActorOptions(
+            actor_id=member.actor_id,
+            incarnation=term.life.number,
+            directory=self.plan.directory,
+            dtype=self.plan.dtype,
+            host=self.plan.data_host,
+            token=self._token,
+            draft_tokens=self.plan.draft_tokens,
+        )
+        if member.wanted is not None:
+            term.held = member.wanted
+            term.loading = term.life.do("load_expert", options, member.wanted)
+        elif self._publisher.is_covered or not self.experts:
+            view = self.view.to_bytes() if self.experts else None
+            term.life.epoch = self.epoch
+            term.loading = term.life.do("load_attention", options, self.plan.attention, view)
+
+    def _publish(self) -> None:
+        if not self._publisher.publish(self.experts, self.remember):
+            return
+        for farewell in self.farewells:
+            farewell.note_epoch(self.epoch)
+        for member in self.attention:
+            self._send_view(member)
+
+    def _send_view(self, member: Member) -> None:
+        if member.serving is not None and not member.is_expert and self.experts:
+            member.serving.life.ask("set_view", self.view.to_bytes())
+
+    def _epoch_in_use(self) -> int:
+        """The oldest that somebody may still compute with."""
+        terms = [term for member in self.attention for term in member.terms]
+        lives = [term.life for term in terms if term.is_active or term.loading is not None]
+        lives += [farewell.life for farewell in self.farewells if not farewell.is_expert]
+        return min((life.epoch for life in lives), default=self.epoch)
+
+
+def _introduction(answer: Answer) -> Introduction | None:
+    """None: it does not serve, or does not answer."""
+    if not answer.is_done():
+        return None
+    try:
+        introduction: Introduction | None = answer.get()
+    except AnswerLost:
+        return None
+    return introduction
+
+
+def _member(seat: Seat, now_s: float) -> Member:
+    return Member(seat.actor_id, seat.wanted, leaves_s=now_s if seat.is_leaving else None)

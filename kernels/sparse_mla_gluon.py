@@ -1,0 +1,282 @@
+"""Sparse MLA decode with de-quantisation beside the products.
+
+What kernels/sparse_mla.py launches on an sm_90 where Triton has Gluon. Three parts of a program run side by
+side: the producer gathers keys and de-quantises them into two shared buffers; the scorer keeps the running
+softmax and sums values 0 to 255; the weigher, handed the weights in shared memory, sums the others. A tile's
+chain is scores, softmax, values; gathering and de-quantisation hide behind it. Knows nothing of how slots
+were chosen.
+
+Letters: as in kernels/sparse_mla.py
+"""
+
+from __future__ import annotations
+
+import triton  # type: ignore[import-not-found,unused-ignore]
+from triton.experimental import gluon  # type: ignore[import-not-found,unused-ignore]
+from triton.experimental.gluon import language as gl  # type: ignore[import-not-found,unused-ignore]
+from triton.experimental.gluon.language.nvidia.ampere import (  # type: ignore[import-not-found,unused-ignore]
+    async_copy,
+)
+from triton.experimental.gluon.language.nvidia.hopper import (  # type: ignore[import-not-found,unused-ignore]
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+PRODUCER_WARPS = gl.constexpr(4)
+# Of a thread; the scorer has what is left, 216. Below 168 the weigher's products wait for each other.
+WEIGHER_REGISTERS = gl.constexpr(168)
+PRODUCER_REGISTERS = gl.constexpr(120)
+
+
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _produce(
+    slots_ptr: gl.tensor,
+    latent_ptr: gl.tensor,
+    scale_ptr: gl.tensor,
+    rotary_ptr: gl.tensor,
+    keys: gl.tuple,
+    rotaries: gl.shared_memory_descriptor,
+    ready: gl.shared_memory_descriptor,
+    free: gl.shared_memory_descriptor,
+    num_tiles: gl.tensor,
+) -> None:
+    """Tiles of 64 keys, in registers while the consumers hold both buffers. Eight threads have a key."""
+    LATENT: gl.constexpr = gl.BlockedLayout([1, 16], [4, 8], [PRODUCER_WARPS, 1], [1, 0])
+    ROTARY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [PRODUCER_WARPS, 1], [1, 0])
+    SCALE: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [PRODUCER_WARPS, 1], [1, 0])
+    PER_KEY: gl.constexpr = gl.SliceLayout(1, LATENT)
+    key = gl.arange(0, 64, layout=PER_KEY)
+    dims = gl.arange(0, 128, layout=gl.SliceLayout(0, LATENT))
+    rotary_dims = gl.arange(0, 64, layout=gl.SliceLayout(0, ROTARY))
+    groups = gl.arange(0, 4, layout=gl.SliceLayout(0, SCALE))
+    chosen = gl.load(slots_ptr + key)
+    for tile in range(num_tiles):
+        buffer = tile % 2
+        slot = gl.maximum(chosen, 0).to(gl.int64)
+        latent = latent_ptr + slot[:, None] * 512 + dims[None, :]
+        v0 = gl.load(latent)
+        v1 = gl.load(latent + 128)
+        v2 = gl.load(latent + 256)
+        v3 = gl.load(latent + 384)
+        scale_slot = gl.convert_layout(slot, gl.SliceLayout(1, SCALE))
+        scales = gl.load(scale_ptr + scale_slot[:, None] * 4 + groups[None, :]).to(gl.float16)
+        rotary_slot = gl.convert_layout(slot, gl.SliceLayout(1, ROTARY))
+        rotary = gl.load(rotary_ptr + rotary_slot[:, None] * 64 + rotary_dims[None, :])
+        even, odd = gl.split(gl.reshape(scales, [64, 2, 2]))
+        s0, s2 = gl.split(even)
+        s1, s3 = gl.split(odd)
+        mbarrier.wait(free.index(buffer), ((tile // 2) & 1) ^ 1)
+        chosen = gl.load(slots_ptr + gl.minimum(tile + 1, num_tiles - 1) * 64 + key)
+        rotaries.index(buffer).store(rotary)
+        keys[0].index(buffer).store(v0.to(gl.float16) * gl.convert_layout(s0, PER_KEY)[:, None])
+        keys[1].index(buffer).store(v1.to(gl.float16) * gl.convert_layout(s1, PER_KEY)[:, None])
+        keys[2].index(buffer).store(v2.to(gl.float16) * gl.convert_layout(s2, PER_KEY)[:, None])
+        keys[3].index(buffer).store(v3.to(gl.float16) * gl.convert_layout(s3, PER_KEY)[:, None])
+        fence_async_shared()
+        gl.thread_barrier()  # arrive speaks for one thread: all must have written
+        mbarrier.arrive(ready.index(buffer), count=1)
+
+
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _load_queries(
+    query_ptr: gl.tensor, queries: gl.shared_memory_descriptor, turned: gl.shared_memory_descriptor
+) -> None:
+    WIDE: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
+    head = gl.arange(0, 64, layout=gl.SliceLayout(1, WIDE))
+    dims = gl.arange(0, 128, layout=gl.SliceLayout(0, WIDE))
+    at = query_ptr + head[:, None] * 576 + dims[None, :]
+    for group in gl.static_range(4):
+        async_copy.async_copy_global_to_shared(queries.index(group), at + group * 128)
+    NARROW: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    head = gl.arange(0, 64, layout=gl.SliceLayout(1, NARROW))
+    dims = gl.arange(0, 64, layout=gl.SliceLayout(0, NARROW))
+    async_copy.async_copy_global_to_shared(turned, query_ptr + 512 + head[:, None] * 576 + dims[None, :])
+    async_copy.commit_group()
+    async_copy.wait_group(0)
+    fence_async_shared()
+    gl.thread_barrier()
+
+
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _store_values(out_ptr: gl.tensor, values: gl.tensor, buffer: gl.shared_memory_descriptor) -> None:
+    """By way of a buffer that no one reads any more, so that stores are of whole lines."""
+    OUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
+    staged = buffer._reinterpret(out_ptr.dtype.element_ty, [64, 128], buffer.type.layout)
+    staged.store(values.to(out_ptr.dtype.element_ty))
+    gl.thread_barrier()
+    head = gl.arange(0, 64, layout=gl.SliceLayout(1, OUT))
+    dims = gl.arange(0, 128, layout=gl.SliceLayout(0, OUT))
+    gl.store(out_ptr + head[:, None] * 512 + dims[None, :], staged.load(OUT))
+
+
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _score(
+    query_ptr: gl.tensor,
+    slots_ptr: gl.tensor,
+    out_ptr: gl.tensor,
+    lse_ptr: gl.tensor,
+    queries: gl.shared_memory_descriptor,
+    turned: gl.shared_memory_descriptor,
+    keys: gl.tuple,
+    rotaries: gl.shared_memory_descriptor,
+    weights: gl.shared_memory_descriptor,
+    shrinks: gl.shared_memory_descriptor,
+    ready: gl.shared_memory_descriptor,
+    free: gl.shared_memory_descriptor,
+    weighed: gl.shared_memory_descriptor,
+    taken: gl.shared_memory_descriptor,
+    num_tiles: gl.tensor,
+    scale_log2: gl.tensor,
+    first_row: gl.tensor,
+) -> None:
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
+    PER_HEAD: gl.constexpr = gl.SliceLayout(1, SCORES)
+    PER_ROW: gl.constexpr = gl.SliceLayout(1, VALUES)
+    top_H = gl.full([64], float("-inf"), gl.float32, PER_HEAD)
+    sum_H = gl.full([64], 0.0, gl.float32, PER_HEAD)
+    left = gl.full([64, 128], 0.0, gl.float32, VALUES)
+    right = gl.full([64, 128], 0.0, gl.float32, VALUES)
+    score = gl.full([64, 64], 0.0, gl.float32, SCORES)
+    key = gl.arange(0, 64, layout=gl.SliceLayout(0, SCORES))
+    _load_queries(query_ptr, queries, turned)
+    for tile in range(num_tiles):
+        buffer = tile % 2
+        chosen = gl.load(slots_ptr + tile * 64 + key)
+        mbarrier.wait(ready.index(buffer), (tile // 2) & 1)
+        rotary = rotaries.index(buffer).permute((1, 0))
+        score = warpgroup_mma(turned, rotary, score, use_acc=False, is_async=True)
+        for group in gl.static_range(4):
+            latent = keys[group].index(buffer).permute((1, 0))
+            score = warpgroup_mma(queries.index(group), latent, score, is_async=True)
+        score = warpgroup_mma_wait(0, deps=[score])
+        score = gl.where(chosen[None, :] >= 0, score * scale_log2, float("-inf"))
+        grown_H = gl.maximum(top_H, gl.max(score, 1))
+        base_H = gl.where(grown_H == float("-inf"), 0.0, grown_H)  # a tile may be padding alone
+        shrink_H = gl.exp2(top_H - base_H)
+        score = gl.exp2(score - base_H[:, None])
+        weight = score.to(gl.float16)
+        top_H = grown_H
+        mbarrier.wait(taken, (tile & 1) ^ 1)
+        weights.store(weight)
+        shrinks.store(shrink_H)
+        fence_async_shared()
+        gl.thread_barrier()  # arrive speaks for one thread: all must have written
+        mbarrier.arrive(weighed, count=1)
+        sum_H = sum_H * shrink_H + gl.sum(score, 1)
+        shrink = gl.convert_layout(shrink_H, PER_ROW)[:, None]
+        weight = gl.convert_layout(weight, gl.DotOperandLayout(0, VALUES, 2))
+        left = warpgroup_mma(weight, keys[0].index(buffer), left * shrink, is_async=True)
+        right = warpgroup_mma(weight, keys[1].index(buffer), right * shrink, is_async=True)
+        left, right = warpgroup_mma_wait(0, deps=[left, right])
+        gl.thread_barrier()
+        mbarrier.arrive(free.index(buffer), count=1)
+    over_H = 1.0 / gl.where(sum_H > 0, sum_H, 1.0)  # a convex sum of fp16 values is within fp16
+    mbarrier.wait(taken, (num_tiles & 1) ^ 1)
+    shrinks.store(over_H)
+    gl.thread_barrier()
+    mbarrier.arrive(weighed, count=1)
+    head = gl.arange(0, 64, layout=PER_HEAD)
+    gl.store(lse_ptr + first_row + head, top_H + gl.log2(sum_H))  # -inf where there was no key
+    over = gl.convert_layout(over_H, PER_ROW)[:, None]
+    out_ptr += first_row.to(gl.int64) * 512
+    _store_values(out_ptr, left * over, keys[0].index(0))
+    _store_values(out_ptr + 128, right * over, keys[1].index(0))
+
+
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _weigh(
+    out_ptr: gl.tensor,
+    keys: gl.tuple,
+    weights: gl.shared_memory_descriptor,
+    shrinks: gl.shared_memory_descriptor,
+    free: gl.shared_memory_descriptor,
+    weighed: gl.shared_memory_descriptor,
+    taken: gl.shared_memory_descriptor,
+    num_tiles: gl.tensor,
+    first_row: gl.tensor,
+) -> None:
+    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
+    PER_ROW: gl.constexpr = gl.SliceLayout(1, VALUES)
+    left = gl.full([64, 128], 0.0, gl.float32, VALUES)
+    right = gl.full([64, 128], 0.0, gl.float32, VALUES)
+    for tile in range(num_tiles):
+        buffer = tile % 2
+        mbarrier.wait(weighed, tile & 1)
+        shrink = shrinks.load(PER_ROW)[:, None]
+        left = warpgroup_mma(weights, keys[2].index(buffer), left * shrink, is_async=True)
+        right = warpgroup_mma(weights, keys[3].index(buffer), right * shrink, is_async=True)
+        left, right = warpgroup_mma_wait(0, deps=[left, right])
+        gl.thread_barrier()  # arrive speaks for one thread: all must have read
+        mbarrier.arrive(taken, count=1)
+        mbarrier.arrive(free.index(buffer), count=1)
+    mbarrier.wait(weighed, num_tiles & 1)
+    over = shrinks.load(PER_ROW)[:, None]
+    out_ptr += first_row.to(gl.int64) * 512 + 256
+    _store_values(out_ptr, left * over, keys[2].index(0))
+    _store_values(out_ptr + 128, right * over, keys[3].index(0))
+
+
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def sparse_mla_gluon_kernel(
+    query_ptr: gl.tensor,
+    slots_ptr: gl.tensor,
+    latent_ptr: gl.tensor,
+    scale_ptr: gl.tensor,
+    rotary_ptr: gl.tensor,
+    out_ptr: gl.tensor,
+    lse_ptr: gl.tensor,
+    scale_log2: gl.float32,
+    HEADS: gl.constexpr,
+    SLOTS: gl.constexpr,
+    SPLITS: gl.constexpr,
+) -> None:
+    """lse_ptr: written for one split, too."""
+    first_head = gl.program_id(0) * 64
+    split, row = gl.program_id(1), gl.program_id(2).to(gl.int64)
+    SHARE: gl.constexpr = SLOTS // SPLITS
+    slots_ptr += row * SLOTS + split * SHARE
+    query_ptr += (row * HEADS + first_head) * 576
+    first_row = ((row * SPLITS + split) * HEADS + first_head).to(gl.int32)
+
+    WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
+    queries = gl.allocate_shared_memory(gl.float16, [4, 64, 128], WIDE)
+    turned = gl.allocate_shared_memory(gl.float16, [64, 64], WIDE)
+    # Buffers of 128 dims each: stores to one allocation wait for each other.
+    keys0 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
+    keys1 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
+    keys2 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
+    keys3 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
+    keys = (keys0, keys1, keys2, keys3)
+    rotaries = gl.allocate_shared_memory(gl.float16, [2, 64, 64], WIDE)
+    weights = gl.allocate_shared_memory(gl.float16, [64, 64], WIDE)
+    shrinks = gl.allocate_shared_memory(gl.float32, [64], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    weighed = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    taken = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    for buffer in gl.static_range(2):
+        mbarrier.init(ready.index(buffer), count=1)
+        mbarrier.init(free.index(buffer), count=2)  # scorer and weigher
+    mbarrier.init(weighed, count=1)
+    mbarrier.init(taken, count=1)
+
+    num_tiles = gl.to_tensor(1)
+    if SHARE > 64:
+        share = gl.arange(0, triton.next_power_of_2(SHARE), layout=gl.BlockedLayout([1], [32], [4], [0]))
+        share_slots = gl.load(slots_ptr + share, mask=share < SHARE, other=-1)
+        end = gl.max(gl.where(share_slots >= 0, share + 1, 0), 0)  # what follows is padding
+        num_tiles = (end + 63) // 64
+    scored = (query_ptr, slots_ptr, out_ptr, lse_ptr, queries, turned, keys, rotaries, weights, shrinks)
+    produced = (slots_ptr, latent_ptr, scale_ptr, rotary_ptr, keys, rotaries, ready, free, num_tiles)
+    gl.warp_specialize(
+        [
+            (_score, scored + (ready, free, weighed, taken, num_tiles, scale_log2, first_row)),  # noqa: RUF005
+            (_weigh, (out_ptr, keys, weights, shrinks, free, weighed, taken, num_tiles, first_row)),
+            (_produce, produced),
+        ],
+        [4, PRODUCER_WARPS],
+        [WEIGHER_REGISTERS, PRODUCER_REGISTERS],
+    )

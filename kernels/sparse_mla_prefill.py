@@ -1,0 +1,154 @@
+"""Sparse MLA prefill: many queries over 16-bit keys.
+
+As kernels/sparse_mla.py, but over latents that were de-quantised once for all queries of a chunk, one program
+per query and 64 heads, with no splits: a query's bits never depend on how many there are. Knows nothing of
+how slots were chosen.
+
+Letters: T queries  N heads  C latent 512 + rotary 64  J chosen slots  S rows of the workspace
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton  # type: ignore[import-not-found,unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+from torch import Tensor
+
+from kernels.sparse_mla import (
+    HEADS_PER_PROGRAM,
+    LATENT_DIMS,
+    ROTARY_DIMS,
+    attend_slots_reference,
+    check_tensor,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparsePrefillConfig:
+    block_keys: int
+    num_warps: int
+    num_stages: int
+
+
+CONFIG = SparsePrefillConfig(block_keys=64, num_warps=8, num_stages=2)
+
+
+def sparse_mla_prefill(
+    query_TNC: Tensor,
+    slots_TJ: Tensor,
+    keys_SC: Tensor,
+    *,
+    scale: float,
+    config: SparsePrefillConfig = CONFIG,
+) -> Tensor:
+    """Softmax-weighted latents, bf16 [T, N, 512].
+
+    query_TNC, keys_SC: fp16 or bf16, [T, N, 576] and [S, 576]. slots_TJ: int32, rows of keys_SC, -1 where
+    there is none; J a multiple of block_keys.
+    """
+    num_queries, heads, _ = query_TNC.shape
+    width, num_chosen = LATENT_DIMS + ROTARY_DIMS, slots_TJ.shape[1]
+    if query_TNC.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"query_TNC is {query_TNC.dtype}: expected float16 or bfloat16")
+    check_tensor("query_TNC", query_TNC, query_TNC.dtype, (num_queries, heads, width), query_TNC.device)
+    check_tensor("slots_TJ", slots_TJ, torch.int32, (num_queries, num_chosen), query_TNC.device)
+    check_tensor("keys_SC", keys_SC, query_TNC.dtype, (keys_SC.shape[0], width), query_TNC.device)
+    if heads % HEADS_PER_PROGRAM or num_chosen % config.block_keys:
+        raise ValueError(
+            f"{heads} heads and {num_chosen} slots: expected multiples of {HEADS_PER_PROGRAM} and "
+            f"{config.block_keys}; pad slots with -1"
+        )
+    out_TNC = query_TNC.new_empty(num_queries, heads, LATENT_DIMS, dtype=torch.bfloat16)
+    if num_queries:
+        sparse_mla_prefill_kernel[(heads // HEADS_PER_PROGRAM * num_queries,)](
+            query_TNC,
+            slots_TJ,
+            keys_SC,
+            out_TNC,
+            scale * math.log2(math.e),
+            HEADS=heads,
+            SLOTS=num_chosen,
+            BLOCK_N=config.block_keys,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+    return out_TNC
+
+
+def sparse_mla_prefill_reference(
+    query_TNC: Tensor, slots_TJ: Tensor, keys_SC: Tensor, *, scale: float
+) -> Tensor:
+    """The definition, fp64 [T, N, 512]."""
+    return attend_slots_reference(query_TNC, slots_TJ, keys_SC, scale=scale)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def sparse_mla_prefill_kernel(
+    query_ptr: tl.tensor,
+    slots_ptr: tl.tensor,
+    keys_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    scale_log2: tl.float32,
+    HEADS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    HEAD_BLOCKS: tl.constexpr = HEADS // 64
+    head_H = tl.program_id(0) % HEAD_BLOCKS * 64 + tl.arange(0, 64)
+    row = (tl.program_id(0) // HEAD_BLOCKS).to(tl.int64)
+    slots_ptr += row * SLOTS
+    every = tl.arange(0, triton.next_power_of_2(SLOTS))
+    every_slot = tl.load(slots_ptr + every, mask=every < SLOTS, other=-1)
+    end = tl.max(tl.where(every_slot >= 0, every + 1, 0))  # what follows is padding
+
+    dims, rotary = tl.arange(0, 128), tl.arange(0, 64)
+    query_ptr += row * (HEADS * 576)
+    at_HD = head_H[:, None] * 576 + dims[None, :]
+    q0 = tl.load(query_ptr + at_HD)
+    q1 = tl.load(query_ptr + at_HD + 128)
+    q2 = tl.load(query_ptr + at_HD + 256)
+    q3 = tl.load(query_ptr + at_HD + 384)
+    qr = tl.load(query_ptr + head_H[:, None] * 576 + 512 + rotary[None, :])
+
+    top_H = tl.full((64,), float("-inf"), tl.float32)
+    sum_H = tl.zeros((64,), tl.float32)
+    acc0 = tl.zeros((64, 128), tl.float32)
+    acc1 = tl.zeros((64, 128), tl.float32)
+    acc2 = tl.zeros((64, 128), tl.float32)
+    acc3 = tl.zeros((64, 128), tl.float32)
+    for start in tl.range(0, end, BLOCK_N):
+        chosen_N = tl.load(slots_ptr + start + tl.arange(0, BLOCK_N))
+        key_N = keys_ptr + tl.maximum(chosen_N, 0).to(tl.int64) * 576
+        at_ND = key_N[:, None] + dims[None, :]
+        k0 = tl.load(at_ND)
+        k1 = tl.load(at_ND + 128)
+        k2 = tl.load(at_ND + 256)
+        k3 = tl.load(at_ND + 384)
+        kr = tl.load(key_N[:, None] + 512 + rotary[None, :])
+        score_HN = tl.dot(qr, tl.trans(kr))
+        score_HN = tl.dot(q0, tl.trans(k0), score_HN)
+        score_HN = tl.dot(q1, tl.trans(k1), score_HN)
+        score_HN = tl.dot(q2, tl.trans(k2), score_HN)
+        score_HN = tl.dot(q3, tl.trans(k3), score_HN) * scale_log2
+        score_HN = tl.where(chosen_N[None, :] >= 0, score_HN, float("-inf"))
+        grown_H = tl.maximum(top_H, tl.max(score_HN, 1))
+        base_H = tl.where(grown_H == float("-inf"), 0.0, grown_H)  # a tile may be padding alone
+        shrink_H = tl.exp2(top_H - base_H)
+        weight_HN = tl.exp2(score_HN - base_H[:, None])
+        sum_H = sum_H * shrink_H + tl.sum(weight_HN, 1)
+        weight_HN = weight_HN.to(k0.dtype)
+        acc0 = tl.dot(weight_HN, k0, acc0 * shrink_H[:, None])
+        acc1 = tl.dot(weight_HN, k1, acc1 * shrink_H[:, None])
+        acc2 = tl.dot(weight_HN, k2, acc2 * shrink_H[:, None])
+        acc3 = tl.dot(weight_HN, k3, acc3 * shrink_H[:, None])
+        top_H = grown_H
+
+    over_H = 1.0 / tl.where(sum_H > 0, sum_H, 1.0)
+    at_HD = (row * HEADS + head_H)[:, None] * 512 + dims[None, :]
+    tl.store(out_ptr + at_HD, (acc0 * over_H[:, None]).to(tl.bfloat16))
+    tl.store(out_ptr + at_HD + 128, (acc1 * over_H[:, None]).to(tl.bfloat16))
+    tl.store(out_ptr + at_HD + 256, (acc2 * over_H[:, None]).to(tl.bfloat16))
+    tl.store(out_ptr + at_HD + 384, (acc3 * over_H[:, None]).to(tl.bfloat16))

@@ -1,0 +1,118 @@
+"""What a kernel takes of an sm_90, compiled without a device.
+
+Registers, stack (spills), shared memory, and the matrix instructions of the PTX. Knows nothing of any kernel:
+a `Build` names one by its module, so that `resources` can compile many in processes of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+MAX_SHARED_BYTES = 227 * 1024  # what one block of an sm_90 can have
+_WGMMA = re.compile(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)\.f32\.(\w+)\.\w+")
+_MMA_SYNC = re.compile(r"mma\.sync\.aligned\.(m\d+n\d+k\d+)\.row\.col\.f32\.(\w+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Build:
+    """One compilation: types of the runtime arguments ("*fp16", "i32", "fp32"), values of the constexprs.
+
+    Pointers count as aligned to 16 bytes, as torch's are; so do the integers named in `aligned`.
+    """
+
+    module: str
+    kernel: str
+    types: Mapping[str, str]
+    constants: Mapping[str, Any]
+    num_warps: int
+    num_stages: int = 1
+    aligned: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """wgmma and mma_sync: shape and type of the matrix instructions, such as "m64n64k16 f16"."""
+
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    wgmma: frozenset[str]
+    mma_sync: frozenset[str]
+    ptx: str = field(repr=False)
+
+    def check(self, *, wgmma: str | None = None) -> None:
+        """Assert what every kernel promises: no spill, shared memory in bounds, this instruction only."""
+        assert self.stack_bytes == 0, f"spills: {self}"
+        assert self.shared_bytes <= MAX_SHARED_BYTES, f"too much shared memory: {self}"
+        if wgmma is not None:
+            assert wgmma in self.wgmma and not self.mma_sync, f"wants wgmma {wgmma}: {self}"
+
+
+def resources(builds: Sequence[Build]) -> list[Resources]:
+    """Of every build, in order, by as many processes as there are cores."""
+    workers = min(len(builds), len(os.sched_getaffinity(0)))
+    if workers <= 1:
+        return [compile_ahead(build) for build in builds]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(compile_ahead, builds))
+
+
+def compile_ahead(build: Build) -> Resources:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    kernel = getattr(importlib.import_module(build.module), build.kernel)
+    compiled = triton.compile(
+        _source(kernel, build),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": build.num_warps, "num_stages": build.num_stages, **build.options},
+    )
+    usage = _usage(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
+    return Resources(
+        registers=usage["REG"],
+        stack_bytes=usage["STACK"] + usage.get("LOCAL", 0),
+        shared_bytes=compiled.metadata.shared,
+        wgmma=frozenset(f"{shape} {dtype}" for shape, dtype in _WGMMA.findall(ptx)),
+        mma_sync=frozenset(f"{shape} {dtype}" for shape, dtype in _MMA_SYNC.findall(ptx)),
+        ptx=ptx,
+    )
+
+
+def _source(kernel: Any, build: Build) -> Any:
+    from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    wrong = set(kernel.arg_names) ^ (set(build.types) | set(build.constants))
+    assert not wrong, f"{build.kernel} and its build disagree about {sorted(wrong)}"
+    aligned = [name for name, dtype in build.types.items() if dtype.startswith("*") or name in build.aligned]
+    return (GluonASTSource if kernel.is_gluon() else ASTSource)(
+        fn=kernel,
+        signature={name: build.types.get(name, "constexpr") for name in kernel.arg_names},
+        constexprs=dict(build.constants),
+        attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+
+
+def _usage(cubin: bytes) -> dict[str, int]:
+    """{"REG": registers of a thread, "STACK": bytes of it, ...} as the toolkit reports them."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    line = next(line for line in report.stdout.splitlines() if "REG:" in line)
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", line)}

@@ -1,0 +1,205 @@
+"""Whoever dies, hangs or cannot load, wherever the controller ends: all serve again, nobody else lives.
+
+The real controller, on fake processes and a fake clock.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+
+from cluster import controller, workers
+from cluster.controller import Controller
+from cluster.fleet import Fleet
+from cluster.orders import obey
+from router.view import View
+from tests.simulation.fleets import (
+    CONFIG,
+    CRASH,
+    DAMAGE,
+    DOUBLE,
+    DRAIN,
+    KILL,
+    KINDS,
+    ORDERS,
+    RESTART,
+    SCALE_EXPERTS,
+    SHIFT,
+    Fault,
+    Story,
+    check_end,
+    faults,
+    plan,
+    play,
+)
+from tests.simulation.machine import Machine
+
+PLANS = [plan(), plan(attention=1, experts=3, copies=2)]
+SHARE = settings(max_examples=settings().max_examples // 5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)  # deaths are what it is about
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(workers, "PULSE_S", 0.0)  # the fake clock has its own
+        yield
+    logging.disable(logging.NOTSET)
+
+
+@SHARE
+@given(story=faults(*KINDS, *ORDERS))
+@pytest.mark.parametrize("begin", PLANS, ids=["one copy", "two copies"])
+def test_after_any_faults_and_orders_every_seat_is_taken_once_and_nobody_else_lives(
+    begin, story: list[Fault]
+):
+    play(begin, story)
+
+
+class NeverPauses(Machine):
+    """Nobody fails here: whoever is asked must be there, and everybody who must be asked is named."""
+
+    def _step(self) -> None:
+        super()._step()
+        for server in self.attention:
+            assert server.in_use is not None
+            for actor in server.in_use.actors:
+                assert self.processes[actor.incarnation].is_alive, f"{actor} has ended and is still asked"
+
+    def check_view(self, packed: bytes) -> View:
+        view = super().check_view(packed)
+        assert not view.missing(), "nobody holds it"
+        return view
+
+
+@SHARE
+@given(story=faults(*ORDERS))
+@pytest.mark.parametrize("begin", PLANS, ids=["one copy", "two copies"])
+def test_orders_alone_never_leave_an_expert_without_a_holder_or_ask_one_that_has_ended(begin, story):
+    play(begin, story, machine_type=NeverPauses)
+
+
+@pytest.mark.parametrize("calls", range(0, 120, 7))
+def test_wherever_the_controller_ends_while_all_begin_all_serve(calls: int):
+    play(PLANS[0], [Fault(0.0, CRASH, calls)])
+
+
+@pytest.mark.parametrize("at_s", [0.3, 0.9, 5.0])
+def test_a_number_is_used_once_though_its_bearer_and_the_controller_die_together(at_s: float):
+    play(PLANS[0], [Fault(at_s, DOUBLE, calls) for calls in (0, 3, 9)])  # the machine minds the numbers
+
+
+def test_who_has_loaded_but_was_never_told_to_run_is_replaced():
+    story = Story(PLANS[0])
+    while not any(process.worker.server for process in story.machine.alive):
+        story.look()
+    story.befall(Fault(0.0, CRASH, 0))
+    silent = [process.number for process in story.machine.alive if not process.worker.serves]
+    assert silent, "they have loaded, and nobody looked since"
+    story.until_well()
+    assert not {process.number for process in story.machine.alive} & set(silent)
+
+
+def test_a_replacement_that_cannot_be_read_at_once_is_tried_again():
+    story = play(PLANS[0], [Fault(4.0, DAMAGE), Fault(4.0, DAMAGE), Fault(4.1, KILL, 0)])
+    assert any("cannot load" in text for _, text in story.fleet.events)
+    assert not any(member.gave_up for member in story.fleet.members)
+
+
+# Whether it would notice
+
+
+class Forgets(Machine):
+    def recall(self) -> bytes | None:
+        return None
+
+
+def is_found_out(kind: dict[str, type], faults: list[Fault]) -> bool:
+    try:
+        play(PLANS[0], faults, **kind)
+    except AssertionError:
+        return True
+    return False
+
+
+class WaitsForNobody(Fleet):
+    """Drops and ends what some still ask for."""
+
+    def _epoch_in_use(self) -> int:
+        return self.epoch
+
+
+def test_a_controller_that_forgets_its_numbers_is_found_out():
+    kind = {"machine_type": Forgets}
+    assert not is_found_out(kind, []), "in peace it does no harm"
+    assert any(is_found_out(kind, [Fault(at_s / 10, DOUBLE, 3)]) for at_s in range(0, 60, 5))
+
+
+@pytest.mark.parametrize("order", [SCALE_EXPERTS, DRAIN, RESTART, SHIFT])
+def test_a_fleet_that_does_not_wait_until_all_know_is_found_out(order: str):
+    orders = [Fault(3.0, order, 1), Fault(9.0, order, 2)]
+    assert not is_found_out({"machine_type": NeverPauses}, orders)
+    assert is_found_out({"machine_type": NeverPauses, "fleet_type": WaitsForNobody}, orders)
+
+
+class Nowhere(Machine):
+    """No process can be asked for, the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_refused = 0
+
+    def living(self):
+        self.num_refused += 1
+        raise ConnectionError("the head is away")
+
+
+def test_a_controller_that_cannot_begin_ends_its_process_so_that_another_begins(monkeypatch):
+    monkeypatch.setattr(controller, "FAULT_PAUSE_S", 0.0)
+    ended: list[int] = []
+    machine = Nowhere()
+    one = Controller(PLANS[0], CONFIG, b"", machine, machine, clock=lambda: 0.0, exit=ended.append)
+    assert machine.num_refused == 0, "its birth asks nobody"
+    one.run()
+    assert (ended, machine.num_refused) == ([controller.FAULT], 1)
+
+
+# Orders
+
+
+@pytest.mark.parametrize(
+    ("order", "arguments", "words"),
+    [
+        ("dance", {}, "is no order: scale, drain, restart"),
+        ("scale", {}, "experts=N, attention=N or both"),
+        ("scale", {"experts": 0}, "must be a whole number from 1"),
+        ("scale", {"experts": "2"}, "must be a whole number from 1"),
+        ("scale", {"seats": 2}, "experts=N, attention=N or both"),
+        ("scale", {"experts": 1}, "2 copies of each expert on distinct actors: there are 1"),
+        ("drain", {"name": "expert-9"}, "neither an actor that serves nor a host"),
+        ("drain", {"name": "127.0.0.1"}, "keep at least one attention actor"),
+        ("drain", {"name": "attention-0"}, "keep at least one attention actor"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words_and_changes_nothing(order: str, arguments: dict, words: str):
+    story = Story(PLANS[1])
+    story.until_well()
+    before = story.machine.recall()
+    with pytest.raises(ValueError, match=words):
+        obey(story.fleet, order, arguments)
+    assert story.machine.recall() == before
+    assert story.fleet.is_settled and not story.fleet.decisions
+
+
+def test_who_came_last_leaves_first_and_names_are_given_again():
+    story = Story(PLANS[0])
+    story.until_well()
+    for count, names in ((4, "0123"), (2, "01"), (3, "012")):
+        obey(story.fleet, "scale", {"experts": count})
+        story.run(1.0)
+        story.until_well()
+        assert [m.actor_id for m in story.fleet.experts] == [f"expert-{n}" for n in names]
+    check_end(story)
