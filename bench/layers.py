@@ -47,7 +47,7 @@ def main() -> None:
         "--modes", nargs="+", choices=["exact", "throughput"], default=["exact", "throughput"]
     )
     parser.add_argument("--profile", action="store_true", help="also where the time goes, by kernel")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="JSON file")
     given = parser.parse_args()
     config = true_width(moe_layers=given.moe_layers)
     num_pages = max(given.rows) * max(given.contexts) // PAGE_TOKENS
@@ -71,6 +71,7 @@ def main() -> None:
 @torch.inference_mode()
 def measure(model: Slice, rows: int, context: int, *, exact: bool, profile: bool) -> dict[str, Any]:
     """Median ms of one step of `rows` tokens that each see `context`."""
+    torch.manual_seed(rows)  # both modes meet the same rows, and with them the same experts
     inputs = random_inputs(model.config, rows, context, model.cache.num_pages)
     embedded_RD = inputs.hidden_RD.clone()
     step = DecodeStep(model.config, inputs, context, exact=exact)

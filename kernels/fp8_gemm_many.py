@@ -86,7 +86,7 @@ def _fp8_gemm_many(  # type: ignore[no-untyped-def]
     w_offset = n[None, :] * K + k[:, None]
     x_offset = r[:, None] * K + k[None, :]
     total = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-    for _ in tl.static_range(SPLITS):
+    for _ in range(SPLITS):
         part = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
         for _ in range(GROUPS):
             x = tl.load(x_base + x_offset, mask=inside[:, None], other=0.0)
@@ -97,6 +97,6 @@ def _fp8_gemm_many(  # type: ignore[no-untyped-def]
             x_base += GROUP
             w_scale_at += 1
             x_scale_at += x_scale_stride
-        total = part if SPLITS == 1 else total + part
+        total += part
     out_at = out_ptr + r[:, None].to(tl.int64) * N + n_tile * BLOCK_N + n[None, :]
     tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=inside[:, None])

@@ -74,6 +74,8 @@ class DecodeStep:
         self._sin = (angles_TP.sin() * factor).to(device)
         self._hadamard = hadamard(self._shape.index, device)
         self._attention = attention_config_for(rows, exact=exact)
+        # The choice of keys runs here while the queries go to the latents.
+        self._beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         per_row = config.num_experts_per_token
         self._gate = GateShape(
             num_experts=config.num_experts,
@@ -144,8 +146,12 @@ class DecodeStep:
         )
         up_RX = self._normed.new_empty(len(self._normed), weights.up.values_NK.shape[0])
         fp8_matmul(self._query8, weights.up, up_RX)
-        slots_RJ = self._choose(up_RX, heads_SRH, index, cache)
+        here = torch.cuda.current_stream()
+        self._beside.wait_stream(here)
+        with torch.cuda.stream(self._beside):
+            slots_RJ = self._choose(up_RX, heads_SRH, index, cache)
         absorb_query(up_RX, weights.kv_b, *turn, self._query)
+        here.wait_stream(self._beside)
         gathered_RNC = sparse_mla(
             self._query, slots_RJ, cache.latents[index], scale=config.softmax_scale, config=self._attention
         )
