@@ -62,6 +62,7 @@ def plan(
     redundant: int = 0,
     rebalance_s: float = 0.0,
     autoscale: Mapping[str, Bounds] | None = None,
+    has_seats: bool = False,
 ) -> Plan:
     return Plan(
         directory="d",
@@ -71,11 +72,11 @@ def plan(
         num_experts=experts,
         replicas_per_expert=copies,
         redundant_slots=redundant,
-        standbys=1,
+        standbys=0 if has_seats else 1,
         rebalance_s=rebalance_s,
         autoscale=autoscale or {},
         draft_tokens=0,
-        has_seats=False,
+        has_seats=has_seats,
         attention=OPTIONS,
     )
 

@@ -7,6 +7,7 @@ the controller in the middle of any call. Watches what may never happen. Knows n
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
@@ -20,6 +21,7 @@ from router.view import Pair, View
 
 CALL_S = {"pulse": 0.5, "warm": 1.0, "load_expert": 0.4, "load_attention": 0.6, "take": 0.3}
 PROMPT_S = 0.002
+SEAT_S = 0.1  # between two looks for a seat
 ADOPT_S = 0.2  # until an attention actor's next step
 
 
@@ -147,8 +149,9 @@ class FakeWorker(Worker):
 class FakeProcess:
     """One process; what it is asked it does in order."""
 
-    def __init__(self, machine: Machine, number: int) -> None:
+    def __init__(self, machine: Machine, number: int, seat: str | None) -> None:
         self.number, self.worker = number, FakeWorker(machine, number)
+        self.seat, self.is_seated = seat, seat is None
         self.is_alive, self.is_hung = True, False
         self._machine = machine
         self._owed: list[tuple[FakeAnswer, Callable[[], object]]] = []
@@ -171,12 +174,21 @@ class FakeProcess:
     def _answer(self, owed: tuple[FakeAnswer, Callable[[], object]]) -> None:
         if not self.is_alive or self.is_hung:
             return
+        if not self._sits():
+            self._machine.at(SEAT_S, lambda: self._answer(owed))
+            return
         answer, work = owed
         self._owed.remove(owed)
         try:
             answer.settle(work())
         except WorkFailed as error:
             answer.settle(error)
+
+    def _sits(self) -> bool:
+        """Once it has a seat, to its end."""
+        taken = [other for other in self._machine.alive if other.seat == self.seat and other.is_seated]
+        self.is_seated = self.is_seated or len(taken) < self._machine.seats[self.seat]
+        return self.is_seated
 
     def end(self, pid: int | None) -> None:
         self._machine.seam()
@@ -191,9 +203,13 @@ class FakeProcess:
 
 
 class Machine:
-    """Processes, memory and clock. crash_in: seam calls until the controller ends; None: it does not."""
+    """Processes, memory and clock. crash_in: seam calls until the controller ends; None: it does not.
+
+    seats: how many processes may be in one of that name; the others do not begin.
+    """
 
     def __init__(self) -> None:
+        self.seats: Counter[str | None] = Counter()
         self.now_s = 0.0
         self.crash_in: int | None = None
         self.failing_loads = 0
@@ -211,7 +227,7 @@ class Machine:
     def spawn(self, number: int, seat: str | None = None) -> FakeProcess:
         self.seam()
         assert number not in self.processes, f"life {number} was there before"
-        self.processes[number] = FakeProcess(self, number)
+        self.processes[number] = FakeProcess(self, number, seat)
         return self.processes[number]
 
     def living(self) -> list[tuple[int, FakeProcess]]:

@@ -6,14 +6,16 @@ The real controller, on fake processes and a fake clock.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 
-from cluster import controller, workers
+from cluster import controller, life, workers
 from cluster.controller import Controller
 from cluster.fleet import Fleet
+from cluster.hosts import seat_for
 from cluster.orders import obey
 from router.view import View
 from tests.simulation.fleets import (
@@ -165,6 +167,35 @@ def test_a_controller_that_cannot_begin_ends_its_process_so_that_another_begins(
     assert machine.num_refused == 0, "its birth asks nobody"
     one.run()
     assert (ended, machine.num_refused) == ([controller.FAULT], 1)
+
+
+# Seats
+
+
+class TwoPods(Machine):
+    """Of each kind as many as the plan asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seats.update({seat_for("attention"): 2, seat_for("expert"): 2})
+
+
+@SHARE
+@given(story=faults(KILL, DAMAGE, CRASH))
+def test_after_any_faults_the_next_life_has_the_seat_of_the_one_before(story: list[Fault]):
+    machine = play(plan(has_seats=True), story, machine_type=TwoPods).machine
+    assert Counter(process.seat for process in machine.alive) == machine.seats
+
+
+def test_who_waits_for_a_seat_does_not_hang_and_serves_when_there_is_one():
+    story = Story(plan(has_seats=True), machine_type=TwoPods)
+    story.machine.seats[seat_for("expert")] = 1
+    story.run(2 * life.BUSY_S)
+    assert len(story.machine.alive) == len(story.machine.processes) == 4, "nobody was ended"
+    assert not story.has_been_well
+    story.machine.seats[seat_for("expert")] = 2
+    story.until_well()
+    assert len(story.machine.processes) == 4
 
 
 # Orders
