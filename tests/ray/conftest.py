@@ -23,6 +23,7 @@ from cluster.embedded import embedded_directory
 from cluster.preflight import write_checkpoint
 
 START_TIMEOUT_S = 240
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,11 @@ def served(checkpoint: Path, *flags: str) -> Iterator[Served]:
                 child.kill()
             process.kill()
             process.wait(10)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who shares `cluster`, which lives to the end, comes last: no other starts beside it."""
+    items.sort(key=lambda item: item.path.parent == HERE and "cluster" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

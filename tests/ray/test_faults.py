@@ -8,13 +8,16 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
+from model.sampling import Sampling
 from tests.ray.conftest import Served, served
-from tests.ray.test_serving import complete, oracle, prompt, stream_tokens
+from tests.ray.test_serving import TOKENS, complete, oracle, prompt, stream_tokens
+from tests.shoals import generate, local_engine
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
 
@@ -45,6 +48,17 @@ def until(is_so: Callable[[], bool], what: str) -> None:
     while not is_so():
         assert time.monotonic() < deadline_s, what
         time.sleep(0.1)
+
+
+def test_two_attention_actors_and_two_copies_of_each_expert_give_the_bits_of_one_engine(pair: Served):
+    prompts = [prompt(10 + 7 * i, seed=i) for i in range(16)]
+    greedy = Sampling(max_tokens=TOKENS, temperature=0.0, ignore_eos=True, logprobs=0)
+    expected = generate(local_engine(pair.checkpoint), prompts, greedy)
+    with ThreadPoolExecutor(16) as pool:
+        got = list(pool.map(lambda p: complete(pair.url, p, logprobs=0), prompts))
+    for one, other in zip(expected, got, strict=True):
+        assert one.token_ids == other["token_ids"]
+        assert one.logprobs == other["logprobs"]["token_logprobs"]
 
 
 def test_sigkill_of_the_controller_is_not_seen_and_its_next_life_still_replaces_the_dead(pair: Served):

@@ -62,7 +62,7 @@ class Cluster:
         [self._cluster] = of_kind(self._manifests, "RayCluster")
         self._image = self._make_image()
         keys = directory / "keys.json"
-        self._key = add_key(keys, "me")
+        self.key = add_key(keys, "me")
         self._secrets = {**SECRETS, "shoal-api-keys": {keys.name: keys.read_text()}}
         self.running: dict[str, Running] = {}
         host, address = hosts.add()
@@ -134,7 +134,7 @@ class Cluster:
     def tokens(self, prompt_ids: list[int], on_first: Callable[[], object] = lambda: None) -> list[int]:
         url = f"http://{self.running['ingress-0'].address}:8000"
         return self.hosts.visit(
-            lambda: stream_tokens(url, prompt_ids, on_first, key=self._key, model=EMBEDDED)
+            lambda: stream_tokens(url, prompt_ids, on_first, key=self.key, model=EMBEDDED)
         )
 
     def _run(self, name: str, running: Running) -> None:
@@ -208,6 +208,14 @@ def test_each_actor_takes_the_seat_of_a_pod_of_its_kind_and_all_probes_pass(read
         (group, ready.running[name].address) for group, name in (("head", "head"), ("ingress", "ingress-0"))
     }
     assert ready.tokens(PROMPT) == oracle(embedded_directory(), PROMPT)
+
+
+def test_an_ingress_that_answers_itself_is_closed_and_bounded_as_serves_proxy_is(ready: Cluster) -> None:
+    url = f"http://{ready.running['ingress-0'].address}:8000"
+    own = {"authorization": f"Bearer {ready.key}"}
+    assert ready.get(f"{url}/v1/models", own) is not None
+    assert ready.get(f"{url}/v1/models") is None
+    assert ready.get(f"{url}/-/routes", own) is None
 
 
 def test_the_death_of_the_sidecar_is_not_seen_and_its_next_life_starts_nothing_again(ready: Cluster) -> None:

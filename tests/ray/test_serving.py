@@ -135,19 +135,6 @@ def test_a_prompt_that_was_asked_before_is_told_as_cached_and_answered_alike(clu
     assert second["usage"]["prompt_cache_hit_tokens"] == 192
 
 
-def test_two_attention_actors_and_two_copies_of_each_expert_give_the_same_bits(
-    cluster: Served, checkpoint: Path
-) -> None:
-    prompts = [prompt(10 + 7 * i, seed=i) for i in range(16)]
-    expected = [complete(cluster.url, p, logprobs=0) for p in prompts]
-    flags = ("--attention", "2", "--experts", "2", "--replicas-per-expert", "2")
-    with served(checkpoint, *flags) as other, ThreadPoolExecutor(16) as pool:
-        got = list(pool.map(lambda p: complete(other.url, p, logprobs=0), prompts))
-    for one, other_one in zip(expected, got, strict=True):
-        assert one["token_ids"] == other_one["token_ids"]
-        assert one["logprobs"]["token_logprobs"] == other_one["logprobs"]["token_logprobs"]
-
-
 def test_bad_requests_are_refused_and_change_nothing(cluster: Served) -> None:
     before = complete(cluster.url, prompt(20))
     bad: list[tuple[str, Any]] = [
