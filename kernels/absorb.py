@@ -10,8 +10,8 @@ Letters: R rows  N heads  P nope dims = V value dims = 128  C latent  T rotary p
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-not-found,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from kernels.fp8_rows import GROUP, Fp8Rows, Fp8Weight

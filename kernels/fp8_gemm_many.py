@@ -10,8 +10,8 @@ Letters: R rows  K inner dimension  N outputs  S splits of K
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-not-found,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from kernels.fp8_gemm import GemmConfig

@@ -7,8 +7,8 @@ nothing of which tiles a product wants.
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-not-found,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from kernels.fp8 import Tile

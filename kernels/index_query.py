@@ -9,8 +9,8 @@ Letters: R rows  H index heads  I index dims  P rotary pairs  S parts of the hea
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-not-found,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from kernels.quantize import inverse_of, scale_bits_of

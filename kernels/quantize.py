@@ -6,8 +6,8 @@ itself. Knows nothing of layouts.
 
 from __future__ import annotations
 
-import triton  # type: ignore[import-not-found,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+import triton
+import triton.language as tl
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]

@@ -11,13 +11,13 @@ Letters: as in kernels/sparse_mla.py
 
 from __future__ import annotations
 
-import triton  # type: ignore[import-not-found,unused-ignore]
-from triton.experimental import gluon  # type: ignore[import-not-found,unused-ignore]
-from triton.experimental.gluon import language as gl  # type: ignore[import-not-found,unused-ignore]
-from triton.experimental.gluon.language.nvidia.ampere import (  # type: ignore[import-not-found,unused-ignore]
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import (
     async_copy,
 )
-from triton.experimental.gluon.language.nvidia.hopper import (  # type: ignore[import-not-found,unused-ignore]
+from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     warpgroup_mma,

@@ -7,8 +7,8 @@ Letters: P rows  F width
 
 from __future__ import annotations
 
-import triton  # type: ignore[import-not-found,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
