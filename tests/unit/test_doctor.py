@@ -36,7 +36,7 @@ from cluster.spec import ShoalSpec
         (doctor.model(ShoalSpec(model="/nowhere")), "bad", "Hugging Face"),
         (doctor.model(ShoalSpec(cache_tokens=1 << 40)), "bad", "fewer actors"),
     ],
-    ids=str,
+    ids=lambda value: value.name if isinstance(value, Finding) else None,  # not what it measured
 )
 def test_what_is_found_has_a_state_and_what_is_not_good_a_remedy(finding: Finding, state: str, words: str):
     assert finding.state == state
