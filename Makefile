@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup setup-dev serve check simulate fuzz test bench bench-closed schemas soak chaos pods train evaluate report clean
+.PHONY: help setup setup-dev serve check simulate fuzz test bench bench-closed schemas soak chaos kernels pods train evaluate report clean
 
 help:
 	@echo "make setup     install what serving needs into $(VENV)"
@@ -20,6 +20,7 @@ help:
 	@echo "make schemas   answers to 1,000 random JSON schemas; ARGS=--samples=N for others"
 	@echo "make soak      ten minutes at twice what it can serve: refusals, queue, memory"
 	@echo "make chaos     kill, suspend and spoil processes under load; docs/reliability.md"
+	@echo "make kernels   every shipped configuration of the GPU kernels, compiled ahead for sm_90 (no GPU; 2 minutes)"
 	@echo "make pods      the pods of k8s/, each on a host of its own (Linux, root; 3 minutes)"
 	@echo "make train     train the embedded model again (a GPU, minutes); overwrites demo/checkpoint"
 	@echo "make evaluate  ask the embedded model held-out questions, over HTTP"
@@ -83,6 +84,9 @@ soak: setup-dev
 
 chaos: setup
 	$(BIN)/shoal chaos --report docs/reliability.md $(ARGS)
+
+kernels: setup-dev
+	$(BIN)/python -m pytest -m ahead tests/gpu $(ARGS)
 
 pods: setup-dev
 	$(BIN)/python -m pytest -m pods -n 0 tests/ray/test_pods.py $(ARGS)

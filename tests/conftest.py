@@ -49,18 +49,20 @@ SLOW_IMPORTS = {  # transformers, torch.optim, torch.testing: seconds, which one
     "test_tiny",
     "test_tokens",
 }
+ASKED_FOR = ("pods", "ahead")
 BEGUN_FIRST = ("test_speculation", "test_exactness")  # longest of the others: the end is for small ones
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes long comes first, so that processes end at about the same time.
 
-    Pods take minutes: they come only where somebody asks for them (make pods).
+    What takes minutes comes only where somebody asks for it (make pods, make kernels).
     """
-    if "pods" not in config.option.markexpr:
-        left = [item for item in items if item.get_closest_marker("pods")]
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if item not in left]
+    for mark in ASKED_FOR:
+        if mark not in config.option.markexpr:
+            left = [item for item in items if item.get_closest_marker(mark)]
+            config.hook.pytest_deselected(items=left)
+            items[:] = [item for item in items if item not in left]
     items.sort(key=lambda item: (item.path.stem not in SLOW_IMPORTS, item.path.stem not in BEGUN_FIRST))
 
 

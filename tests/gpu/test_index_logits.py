@@ -78,6 +78,7 @@ def test_a_chunk_that_sees_more_than_its_pages_is_refused() -> None:
         index_logits_prefill(query_THI, weight_TH, cache, torch.zeros(1, dtype=torch.int32), first_length=64)
 
 
+@pytest.mark.ahead
 def test_every_configuration_fits_an_sm_90() -> None:
     builds = [
         Build(

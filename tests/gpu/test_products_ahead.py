@@ -26,6 +26,7 @@ EXPERT = {
 }  # fmt: skip
 
 
+@pytest.mark.ahead
 def test_dense_products() -> None:
     builds = [
         Build(
@@ -61,6 +62,7 @@ def test_dense_products_of_many_rows(splits: int) -> None:
     found.check(wgmma=f"m64n{config.block_n}k32 e4m3")
 
 
+@pytest.mark.ahead
 def test_products_of_experts() -> None:
     shape = {"E": 257, "D": 7168, "F": 2048}
     builds = [

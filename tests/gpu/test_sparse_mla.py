@@ -88,6 +88,7 @@ def decode_build(config: SparseMlaConfig, *, gluon: bool) -> Build:
     )
 
 
+@pytest.mark.ahead
 def test_every_configuration_fits_an_sm_90() -> None:
     configs = {decode.EXACT, *(config for _, config in decode.THROUGHPUT)}
     builds = [decode_build(config, gluon=False) for config in configs]
