@@ -244,7 +244,7 @@ class AttentionServer:
         if key in self._unmatched:
             problem = f"request id {submission.name} is already running"
             return end_event(submission.name, num_emitted, FINISH_ERROR, problem)
-        if len(self._unmatched) >= MAX_UNMATCHED:
+        if len(self._unmatched) >= MAX_UNMATCHED and not submission.terms.is_promised:
             problem = f"{MAX_UNMATCHED} sequences wait for their grammars"
             return end_event(submission.name, num_emitted, FINISH_OVERLOADED, problem, UNMATCHED_RETRY_S)
         self._unmatched[key] = submission

@@ -25,6 +25,10 @@ class Laps:
         self.seconds[part] = self.seconds.get(part, 0.0) + now_s - self._since_s
         self._since_s = now_s
 
+    def go_on(self) -> None:
+        """What has passed since the last lap was another's."""
+        self._since_s = time.perf_counter()
+
 
 @dataclass(slots=True)
 class EngineCounters:

@@ -134,6 +134,7 @@ class Engine:
     def record(self, recorder: Recorder | None) -> None:
         """Note what happens when from the next step on, or no more; safe from any thread."""
         if recorder is None:
+            self._laps.go_on()  # the recording counted into the same sums
             self.counters.laps = self._laps
         else:
             self.counters.laps = RecordingLaps(self._laps, recorder)

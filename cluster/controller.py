@@ -100,7 +100,10 @@ class Controller:
             if greeting is not None:
                 self._greeted[greeting] = self._clock()
             found = [(m, m.term.loaded) for m in fleet.attention if m.term and m.term.loaded]
-            return [(m.actor_id, loaded.host, loaded.port, m.is_leaving) for m, loaded in found]
+            missed = not fleet.has_successor  # who leaves is asked on until another serves
+            return [
+                (m.actor_id, loaded.host, loaded.port, m.is_leaving and not missed) for m, loaded in found
+            ]
 
     @beside("ctl")
     def status(self) -> dict[str, Any]:

@@ -199,8 +199,17 @@ class Fleet:
             if (member.actor_id, member.incarnation) == (actor_id, incarnation) and member.is_active:
                 member.end(now_s, self.note, "answered rubbish")
 
+    @property
+    def has_successor(self) -> bool:
+        """Whether an attention actor serves that is not to leave: before, none that leaves may be missed."""
+        return any(member.is_active and not member.is_leaving for member in self.attention)
+
     def _let_go(self, now_s: float, listened_s: float, patience_s: float, heard_by_all_s: float) -> None:
         """Who is to leave and is not asked any more gives up its seat; who has, ends when everyone knows."""
+        if not self.has_successor:
+            for member in self.attention:
+                if member.is_leaving:
+                    member.leaves_s = now_s  # its time begins when another serves
         for member in [member for member in self.members if member.may_go(now_s)]:
             self.members.remove(member)
             self.remember()

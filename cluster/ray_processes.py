@@ -22,7 +22,7 @@ from cluster.workers import Worker
 
 NAMESPACE = "shoal"
 NAME = "life"
-CONCURRENCY_GROUPS = {"ctl": 2, "pulse": 2, "load": 1}
+CONCURRENCY_GROUPS = {"ctl": 2, "pulse": 2, "load": 1, "trace": 1}  # a trace may take a minute
 MEMORY_KEY = b"controller"
 
 

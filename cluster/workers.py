@@ -135,7 +135,7 @@ class Worker:
         pairs: list[list[int]] = self._server.expert_pairs().tolist()
         return pairs
 
-    @beside("ctl")
+    @beside("trace")
     def trace(self, steps: int, seconds: float) -> tuple[str, list[Any]] | None:
         """Its id and the spans (actors/trace.py) of its next steps, of those that fall within the time."""
         if self._loaded is None or not self._is_running:

@@ -138,6 +138,7 @@ def _gate_topk(  # type: ignore[no-untyped-def]
         total += tl.load(scores_ptr + (part * rows + row).to(tl.int64) * E + e)
     score = 1.0 / (1.0 + tl.exp(-total))
     choice = score + tl.load(bias_ptr + e)
+    choice = tl.where(choice == choice, choice, float("-inf"))  # NaN would rank first, every one of them
     if KEPT < GROUPS:
         by_group = tl.reshape(choice, [GROUPS, IN_GROUP])
         inner = tl.arange(0, IN_GROUP)[None, :]

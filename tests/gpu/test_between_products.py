@@ -75,6 +75,21 @@ def test_gate_chooses_as_the_model_does(device: torch.device, shared: bool) -> N
     assert torch.equal(routes.tiles[: routes.shared_tiles], expected.tiles[: routes.shared_tiles])
 
 
+def test_a_row_that_is_no_number_spoils_no_other(device: torch.device) -> None:
+    shape = GateShape(num_experts=32, per_row=4, num_groups=8, kept_groups=4, scaling=2.5, shared=False)
+    parts = torch.randn(1, 3, 32, device=device)
+    parts[0, 1] = NAN
+    bias = torch.zeros(32, device=device)
+    weights = torch.full((3, 4), -1.0, device=device)
+    chosen = torch.full((3, 4), -1, dtype=torch.int32, device=device)
+    routes = empty_routes(32, 3, 4, TILE_ROWS, device, shared=False)
+    gate_topk(parts, bias, shape, weights, chosen, routes)
+    _, wanted = gate_topk_reference(parts[0, [0, 2]], bias, shape)
+    assert torch.equal(chosen[[0, 2]].long(), wanted)
+    assert torch.isfinite(weights[[0, 2]]).all()
+    assert int(routes.counts[:32].sum()) == 12, "four experts a row, whatever it holds"
+
+
 def test_latents_and_keys_are_written_where_the_slots_say(device: torch.device) -> None:
     shape = LatentShape(query=256, latent=512, rotary=64, index=128, index_at=896)
     rows, slots, splits, width = 3, 70, 2, 1024

@@ -18,6 +18,7 @@ from cluster.fleet import Fleet
 from cluster.hosts import seat_for
 from cluster.orders import obey
 from router.view import View
+from tests.simulation import machine
 from tests.simulation.fleets import (
     CONFIG,
     CRASH,
@@ -234,3 +235,20 @@ def test_who_came_last_leaves_first_and_names_are_given_again():
         story.until_well()
         assert [m.actor_id for m in story.fleet.experts] == [f"expert-{n}" for n in names]
     check_end(story)
+
+
+def test_an_attention_actor_that_leaves_serves_until_another_does(monkeypatch: pytest.MonkeyPatch):
+    story = Story(PLANS[0])
+    story.until_well()
+    obey(story.fleet, "scale", {"attention": 1})
+    story.run(5.0)
+    monkeypatch.setitem(machine.CALL_S, "load_attention", 40.0)  # longer than one that leaves is waited for
+    obey(story.fleet, "scale", {"attention": 2})
+    obey(story.fleet, "drain", {"name": "attention-0"})
+    serving = [True]
+    while len(story.fleet.attention) > 1 or not story.fleet.is_settled:
+        story.look()
+        serving.append(any(member.is_active for member in story.fleet.attention))
+        assert len(serving) < 100_000, "it never leaves"
+    assert all(serving)
+    assert [member.actor_id for member in story.fleet.attention] == ["attention-1"]
