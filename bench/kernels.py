@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bench import kernel_cases, product_cases
 from bench.kernel_cases import Case
+from bench.machine import command
 
 CASES = {**kernel_cases.CASES, **product_cases.CASES}
 L2_BYTES = 50 << 20
@@ -55,7 +56,12 @@ def _arguments() -> argparse.Namespace:
 
 def _report(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     device = torch.cuda.get_device_properties(0)
-    return {"device": device.name, "torch": torch.__version__, "results": list(results)}
+    return {
+        "command": command("bench.kernels"),
+        "device": device.name,
+        "torch": torch.__version__,
+        "results": list(results),
+    }
 
 
 def _compile_all(ops: Sequence[str], jobs: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bench.machine import describe
+from bench.machine import command, describe
 from bench.true_width import Slice, random_inputs, random_slice, true_width
 from model.cache import PAGE_TOKENS
 from model.fp8_step import DecodeStep
@@ -61,7 +61,7 @@ def main() -> None:
                 sys.stderr.write(line_of(result) + "\n")
     if given.out:
         report: dict[str, Any] = {
-            "command": " ".join(["python", "-m", "bench.layers", *sys.argv[1:]]),
+            "command": command("bench.layers"),
             "machine": describe(),
         }
         report |= {"card": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results}

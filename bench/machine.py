@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-PATH_OPTIONS = ("--json", "--checkpoint", "--against")
+PATH_OPTIONS = ("--json", "--checkpoint", "--against", "--out")
 PACKAGES = ("shoal", "torch", "transformers", "ray")
 
 

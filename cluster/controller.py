@@ -64,7 +64,9 @@ class Controller:
         """Keep every member alive until stopped."""
         try:
             self._watch()
-        except Exception:
+        except (
+            Exception
+        ):  # whatever it is: a controller that stood still would keep its name, an ended one is begun again
             logger.critical("the controller ends by a fault of its own", exc_info=True)
             time.sleep(FAULT_PAUSE_S)
             self._exit(FAULT)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.fp8_rows import Fp8Rows, Fp8Weight, quantize_rows
+from kernels.listed_tile import listed_tile
 from kernels.quantize import inverse_of, scale_bits_of
 from kernels.routes import Routes
 
@@ -177,11 +178,7 @@ def _expert_up(  # type: ignore[no-untyped-def]
     place = tl.program_id(0) // TILES
     if place >= shared_tiles + tl.load(counts_ptr + E):
         return
-    entry = tl.load(tiles_ptr + place)
-    expert = entry & 0xFFFF
-    r = (entry >> 16) * BLOCK_R + tl.arange(0, BLOCK_R)
-    inside = r < tl.load(counts_ptr + expert)
-    pair = tl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
+    expert, pair, inside = listed_tile(tiles_ptr, counts_ptr, pairs_ptr, place, capacity, BLOCK_R)
     n = tl.arange(0, BLOCK_N)
     k = tl.arange(0, GROUP)
     w_offset = n[:, None] * D + k[None, :]
@@ -238,11 +235,7 @@ def _expert_down(  # type: ignore[no-untyped-def]
     place = tl.program_id(0) // TILES
     if place >= shared_tiles + tl.load(counts_ptr + E):
         return
-    entry = tl.load(tiles_ptr + place)
-    expert = entry & 0xFFFF
-    r = (entry >> 16) * BLOCK_R + tl.arange(0, BLOCK_R)
-    inside = r < tl.load(counts_ptr + expert)
-    pair = tl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
+    expert, pair, inside = listed_tile(tiles_ptr, counts_ptr, pairs_ptr, place, capacity, BLOCK_R)
     n = tl.arange(0, BLOCK_N)
     k = tl.arange(0, GROUP)
     w_offset = n[:, None] * F + k[None, :]

@@ -309,6 +309,16 @@ def test_arguments_that_hold_paths_are_left_out_of_the_record() -> None:
     assert command("bench.serving", given_arguments) == "python -m bench.serving --quick --seed 3"
 
 
+def test_kept_results_say_their_command_and_no_place_of_a_machine() -> None:
+    kept = sorted((Path(__file__).parents[2] / "bench" / "results").glob("*.json"))
+    assert kept
+    for file in kept:
+        result = json.loads(file.read_text())
+        told = result.get("command") or result["workload"]["command"]
+        assert told.startswith(("python -m bench.", "make ")), file.name
+        assert not any(word.startswith("/") for word in told.replace("=", " ").split()), file.name
+
+
 def test_foreign_cores_are_what_the_machine_did_beyond_us() -> None:
     before = CpuTimes(wall_s=10.0, machine_s=100.0, own_s=50.0)
     after = CpuTimes(wall_s=20.0, machine_s=115.0, own_s=60.0)
