@@ -3,7 +3,7 @@
 Projections that read the same rows stand in one weight, one under the other, each padded to whole blocks of
 128 outputs. Knows nothing of files: model/fp8_random.py makes these from noise, a loader fills them.
 
-Letters: D hidden  E experts  F expert width  H index heads  N heads
+Letters: D hidden  E experts  F expert width  H index heads  N heads  V vocabulary
 """
 
 from __future__ import annotations
@@ -59,6 +59,28 @@ class Fp8Layer:
     attention: Fp8Attention
     ffn_norm_D: Tensor
     ffn: Fp8Dense | Fp8Moe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fp8Mtp:
+    """As model/decoder.py's Mtp. join_DE: bf16 [D, 2D], over [embedding | hidden], as released."""
+
+    layer: Fp8Layer
+    embedding_norm_D: Tensor
+    hidden_norm_D: Tensor
+    join_DE: Tensor
+    norm_D: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fp8Model:
+    """All of a model on one GPU. embedding_VD and head_VD: bf16, as released. mtp: None if nobody drafts."""
+
+    layers: list[Fp8Layer]
+    embedding_VD: Tensor
+    last_norm_D: Tensor
+    head_VD: Tensor
+    mtp: Fp8Mtp | None
 
 
 def latent_shape(config: ModelConfig) -> LatentShape:
