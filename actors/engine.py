@@ -230,7 +230,10 @@ class Engine:
         laps = self.counters.laps
         laps.lap("plan")
         self._runner.cache.clear(self._pool.unclean())
+        waited_s = self._runner.waited_s
         logits = self._runner.compute(planned)
+        for work in planned:
+            work.sequence.note_step(now_s, self._runner.waited_s - waited_s)
         laps.lap("forward")
         starts = [work.sequence.num_computed for work in planned]
         events = self._settle(planned, logits)
@@ -302,6 +305,7 @@ class Engine:
             top=tuple(token.top for token in said if token.top),
             num_cached=sequence.num_cached if first == 0 else None,
             finish=sequence.finish,
+            work=sequence.work if sequence.finish else None,
         )
 
     def _publish(self, sequence: LiveSequence) -> None:

@@ -86,6 +86,7 @@ class TokenEvent:
     logprobs: one per token id, when asked for. top: per token, (token id, logprob) pairs, likeliest first.
     num_cached: with the first token, how many tokens of the prompt were not computed for it.
     finish: None while the sequence lives, else one of FINISH_*; exactly one event of a sequence carries it.
+    work: with the last token, what this actor did for it (actors/sequence.py).
     The first event of a sequence that is let in says only that it is: it has neither tokens nor a finish.
     """
 
@@ -99,6 +100,7 @@ class TokenEvent:
     finish: str | None = None
     error: str | None = None
     retry_after_s: float | None = None
+    work: dict[str, int | float] | None = None
 
 
 def taken_event(request_id: str, first: int) -> TokenEvent:

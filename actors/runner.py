@@ -73,6 +73,11 @@ class Runner:
         yield Sample("shoal_overlap_changes_total", self.overlap.changes)
         yield from exchange_samples(self.exchange)
 
+    @property
+    def waited_s(self) -> float:
+        """For experts, since birth."""
+        return self.exchange.counters.waited_s
+
     def record(self, recorder: Recorder | None) -> None:
         """Note what happens when from the next step on, or no more; safe from any thread."""
         self._walked = self.decoder, self.exchange

@@ -28,7 +28,8 @@ class Sequence:
     computed tokens; num_followed: how many it has read. num_published: pages that others can find; page_keys:
     what by (actors/prefix.py). num_cached: tokens that it did not compute when it first began; num_known:
     those that it need not, as far as was known when it came. matcher: where it stands in its grammar, if it
-    has one. ticket: its place by age among all. since_s: when it came.
+    has one. ticket: its place by age among all. since_s: when it came; begun_s: when its
+    first step began; num_steps: that it was in; experts_s: how long those waited for experts.
     """
 
     request_id: str
@@ -53,6 +54,9 @@ class Sequence:
     finish: str | None = None
     ticket: int = 0
     since_s: float = 0.0
+    begun_s: float | None = None
+    num_steps: int = 0
+    experts_s: float = 0.0
     num_restarts: int = 0
 
     @property
@@ -82,6 +86,24 @@ class Sequence:
         self.num_computed = self.num_followed = self.num_published = 0
         self.drafts.clear()
         self.unfollowed.clear()
+
+    def note_step(self, now_s: float, experts_s: float) -> None:
+        """It was in a step that began at now_s and waited so long for experts."""
+        if self.begun_s is None:
+            self.begun_s = now_s
+        self.num_steps += 1
+        self.experts_s += experts_s
+
+    @property
+    def work(self) -> dict[str, int | float]:
+        """What was done for it here, for its client's trace."""
+        assert self.begun_s is not None, "a sequence ends with a token in a step"
+        return {
+            "queue_s": self.begun_s - self.since_s,
+            "steps": self.num_steps,
+            "experts_s": self.experts_s,
+            "restarts": self.num_restarts,
+        }
 
     def draw(self, drafts: list[int]) -> Draw:
         """What the sampler must know for the token after these drafts, should they hold."""

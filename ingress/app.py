@@ -231,7 +231,7 @@ class Door:
             max_wait_s=min(waits, default=None),
             cache_salt=order.cache_salt,
         )
-        return Call(terms=terms, deadline_s=deadline_s)
+        return Call(terms=terms, deadline_s=deadline_s, parent=request.headers.get("traceparent"))
 
     def _heading(self, kind: str) -> Heading:
         # Never made of what a client sent: ids of two requests must not meet.

@@ -44,10 +44,11 @@ MAX_LOSSES = 8  # actors lost in a row by one sequence without a new token: it m
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """How a request is to be served. deadline_s: on the running loop's clock."""
+    """How a request is to be served. deadline_s: on the running loop's clock. parent: W3C's traceparent."""
 
     terms: Terms = ANY_TERMS
     deadline_s: float | None = None
+    parent: str | None = None
 
 
 class EngineClient:
@@ -141,14 +142,14 @@ class EngineClient:
         call = call or Call()
         journal = Journal(request_id, prompt_ids, sampling, call.terms)
         self._open_sequences += 1
-        watch = watch or self.metrics.watch(len(prompt_ids))
+        watch = watch or self.metrics.watch(len(prompt_ids), call.parent)
         finish = None
         try:
-            async with aclosing(self._resumed(journal, call.deadline_s)) as events:
+            async with aclosing(self._resumed(journal, call.deadline_s, watch)) as events:
                 async for event in events:
                     if event.finish in REFUSALS:
                         raise _refused(event)
-                    watch.delivered(len(event.token_ids))
+                    watch.delivered(len(event.token_ids), event.work)
                     yield event
         except TimeoutError:
             finish = FINISH_DEADLINE
@@ -157,13 +158,16 @@ class EngineClient:
             self._open_sequences -= 1
             watch.end(journal.finish or finish)
 
-    async def _resumed(self, journal: Journal, deadline_s: float | None) -> AsyncGenerator[TokenEvent, None]:
+    async def _resumed(
+        self, journal: Journal, deadline_s: float | None, watch: Watch
+    ) -> AsyncGenerator[TokenEvent, None]:
         """The events of `journal`'s sequence over as many actors as it takes; TimeoutError: the deadline."""
         losses = 0
         while journal.finish is None:
             num_known = len(journal.emitted)
             async with asyncio.timeout_at(deadline_s):
                 link = await self._choose(journal)
+            watch.sent(link.endpoint.actor_id)
             try:
                 async with aclosing(_follow(link, journal, deadline_s)) as events:
                     async for event in events:

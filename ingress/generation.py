@@ -101,7 +101,10 @@ class Generation:
         output = Output(choice, self._tokenizer, self._order.output)
         sequence_id = f"{self._answer_id}-{choice}"
         prompt_ids, sampling = self._order.prompt_of(choice), self._order.samplings[choice]
-        call, watch = replace(self._call, terms=terms), self._engine.metrics.watch(len(prompt_ids))
+        call, watch = (
+            replace(self._call, terms=terms),
+            self._engine.metrics.watch(len(prompt_ids), self._call.parent),
+        )
         async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling, call, watch)) as events:
             async for event in events:
                 self._check(event)

@@ -37,16 +37,27 @@ class Histogram:
         return Buckets(self._bounds, tuple(self._counts), self._sum)
 
 
+@dataclass(kw_only=True, slots=True)
+class Stint:
+    """What one attention actor did of a choice. first_s: None if no token came. work: None if it was lost."""
+
+    actor_id: str
+    start_s: float
+    first_s: float | None = None
+    work: dict[str, int | float] | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Took:
-    """A choice that has ended, by the monotonic clock. first_s: None if no token came."""
+    """A choice that has ended, by the monotonic clock. parent: of its trace, as its client named it."""
 
     prompt_tokens: int
     generated_tokens: int
     finish: str
     start_s: float
-    first_s: float | None
     end_s: float
+    stints: tuple[Stint, ...]
+    parent: str | None = None
 
 
 class RequestMetrics:
@@ -58,11 +69,11 @@ class RequestMetrics:
         self.ended: Counter[str] = Counter()
         self.on_end: Callable[[Took], None] | None = None
 
-    def watch(self, num_prompt: int) -> Watch:
-        """A choice begins."""
+    def watch(self, num_prompt: int, parent: str | None = None) -> Watch:
+        """A choice begins. parent: W3C's traceparent, if its client sent one."""
         self.prompt_tokens += num_prompt
         self.open += 1
-        return Watch(self, num_prompt)
+        return Watch(self, num_prompt, parent)
 
     def samples(self) -> Iterator[Sample]:
         """The metrics; read from another thread."""
@@ -80,24 +91,31 @@ class RequestMetrics:
 class Watch:
     """One choice from its start to its end."""
 
-    def __init__(self, metrics: RequestMetrics, num_prompt: int) -> None:
+    def __init__(self, metrics: RequestMetrics, num_prompt: int, parent: str | None) -> None:
         self._metrics = metrics
+        self._parent = parent
         self._num_prompt, self._num_generated = num_prompt, 0
-        self._first_s: float | None = None
+        self._stints: list[Stint] = []
         self._start_s = self._last_s = time.monotonic()
         self._has_spoken = False
         self._stopped: str | None = None
 
-    def delivered(self, num_tokens: int) -> None:
-        """So many tokens have come at once."""
+    def sent(self, actor_id: str) -> None:
+        """This attention actor has it from here on."""
+        self._stints.append(Stint(actor_id=actor_id, start_s=time.monotonic()))
+
+    def delivered(self, num_tokens: int, work: dict[str, int | float] | None = None) -> None:
+        """So many tokens have come at once; work: with the last."""
         if not num_tokens:
             return
         now_s = time.monotonic()
+        if self._stints:
+            stint = self._stints[-1]
+            stint.first_s, stint.work = stint.first_s or now_s, work
         histogram = self._metrics.gap_s if self._has_spoken else self._metrics.first_s
         histogram.observe(now_s - self._last_s)
         self._metrics.generated_tokens += num_tokens
         self._num_generated += num_tokens
-        self._first_s = self._first_s or now_s
         self._last_s, self._has_spoken = now_s, True
 
     def stop(self, finish: str) -> None:
@@ -115,7 +133,8 @@ class Watch:
                 generated_tokens=self._num_generated,
                 finish=finish or CUT,
                 start_s=self._start_s,
-                first_s=self._first_s,
                 end_s=time.monotonic(),
+                stints=tuple(self._stints),
+                parent=self._parent,
             )
             self._metrics.on_end(took)
