@@ -64,7 +64,10 @@ def of_kind(manifests: Sequence[MANIFEST], kind: str) -> list[MANIFEST]:
 def pods_of(cluster: MANIFEST, head_address: str) -> Iterator[Pod]:
     """The head's pod and one of each group. head_address: as workers reach it."""
     spec = cluster["spec"]
-    yield _pod("head", spec["headGroupSpec"], "ray start --head", {"dashboard-host": "0.0.0.0"})
+    missing = {"dashboard-host": "0.0.0.0"}
+    if "gcsFaultToleranceOptions" in spec:
+        missing["redis-password"] = "$REDIS_PASSWORD"
+    yield _pod("head", spec["headGroupSpec"], "ray start --head", missing)
     for group in spec["workerGroupSpecs"]:
         yield _pod(group["groupName"], group, "ray start", {"address": f"{head_address}:6379"})
 
@@ -123,6 +126,22 @@ def environment_of(
             reference = entry["valueFrom"]["secretKeyRef"]
             found[entry["name"]] = secrets[reference["name"]][reference["key"]]
     return found
+
+
+def recovery_of(
+    cluster: MANIFEST, pod: Pod, secrets: Mapping[str, Mapping[str, str]], addresses: Mapping[str, str]
+) -> dict[str, str]:
+    """What gcsFaultToleranceOptions puts into the environment of a pod's Ray. addresses: of Services."""
+    if pod.group != "head":
+        return {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
+    options = cluster["spec"]["gcsFaultToleranceOptions"]
+    reference = options["redisPassword"]["valueFrom"]["secretKeyRef"]
+    service, port = re.fullmatch(r"redis://([\w-]+):(\d+)", options["redisAddress"]).groups()  # type: ignore[union-attr]
+    return {
+        "RAY_REDIS_ADDRESS": f"redis://{addresses[service]}:{port}",
+        "REDIS_PASSWORD": secrets[reference["name"]][reference["key"]],
+        "RAY_external_storage_namespace": "the uid of the RayCluster",
+    }
 
 
 def expanded(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ Never applied to a cluster: this is as near as one machine comes.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from tests.pods import (
     of_kind,
     pods_of,
     probe_address,
+    recovery_of,
     rendered,
 )
 from tests.ray.hosts import Hosts, are_possible
@@ -37,7 +39,11 @@ from tests.ray.test_serving import oracle, prompt, stream_tokens
 pytestmark = [pytest.mark.pods, pytest.mark.timeout(540)]  # two minutes: make pods
 PATIENCE_S = 120.0
 TOKEN, KEY = "0" * 64, "a key for tests"
-SECRETS = {"shoal-ray-token": {"auth_token": TOKEN}, "shoal-admin": {"key": KEY}}
+SECRETS = {
+    "shoal-ray-token": {"auth_token": TOKEN},
+    "shoal-admin": {"key": KEY},
+    "shoal-redis": {"password": "a-password"},
+}
 PROMPT = prompt(40, seed=3)
 SKIPPED = ("/dev/shm", "/models")  # a host has a /dev/shm of its own; the embedded model needs no volume
 
@@ -65,6 +71,7 @@ class Cluster:
         self.key = add_key(keys, "me")
         self._secrets = {**SECRETS, "shoal-api-keys": {keys.name: keys.read_text()}}
         self.running: dict[str, Running] = {}
+        self._addresses = {"shoal-redis": self._start_redis()}
         host, address = hosts.add()
         self._pods = {pod.group: pod for pod in pods_of(self._cluster, address)}
         self._run("head", Running(pod=self._pods["head"], host=host, address=address, directory=directory))
@@ -87,6 +94,7 @@ class Cluster:
         if container is at.pod.ray:  # as spec.authOptions makes KubeRay do
             assert self._cluster["spec"]["authOptions"]["secretName"] == "shoal-ray-token"
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+            environment |= recovery_of(self._cluster, at.pod, self._secrets, self._addresses)
         return self.hosts.start(
             at.host,
             expanded(command or container.command, environment),
@@ -144,6 +152,18 @@ class Cluster:
         # One after another: Ray nodes that start at the same moment may meet on one file system.
         self.until(f"{name} is alive", lambda: self.passes(name, running.pod.ray, "livenessProbe"))
 
+    def _start_redis(self) -> str:
+        """The container of its StatefulSet; the address of its host."""
+        sets = {found["metadata"]["name"]: found for found in of_kind(self._manifests, "StatefulSet")}
+        [own] = sets["shoal-redis"]["spec"]["template"]["spec"]["containers"]
+        container = Container(name="redis", command=tuple(own["command"]), own=own)
+        host, address = self.hosts.add()
+        environment = self._image | environment_of(container, self._manifests, self._secrets, address)
+        data = self._directory / "redis"
+        data.mkdir()
+        self.hosts.start(host, container.command, environment, {"/data": data})
+        return address
+
     def _mounts(self, name: str, container: Container) -> dict[str, Path]:
         mounted = {m["mountPath"]: m["name"] for m in container.own["volumeMounts"]}
         mounts = {path: self._volume(name, own) for path, own in mounted.items() if path not in SKIPPED}
@@ -178,6 +198,8 @@ class Cluster:
 def pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if not are_possible():
         pytest.skip("network, process and mount namespaces need root")
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (Debian package redis-server)")
     hosts = Hosts(tmp_path_factory.mktemp("hosts"))
     try:
         cluster = Cluster(hosts, tmp_path_factory.mktemp("pods"))
@@ -257,3 +279,24 @@ def test_an_ingress_that_is_to_end_waits_for_its_streams(ready: Cluster) -> None
     ended = ready.tokens(PROMPT, on_first=lambda: hooks.append(ready.start("ingress-0", ingress, command)))
     assert ended == oracle(embedded_directory(), PROMPT)
     assert hooks[0].wait(60) == 0
+
+
+def test_a_head_that_dies_is_not_seen_by_streams_and_its_next_life_knows_all(ready: Cluster) -> None:
+    expected, lives, head = oracle(embedded_directory(), PROMPT), ready.lives(), ready.running["head"]
+
+    def die() -> None:
+        for process in head.processes.values():
+            ready.hosts.kill(process)
+
+    assert ready.tokens(PROMPT, on_first=die) == expected
+    assert ready.tokens(PROMPT) == expected, "a new request while there is no head"
+    for container in head.pod.containers:
+        ready.start_again("head", container)
+    sidecar = head.pod.containers[0]
+    ready.until("it is back", lambda: ready.passes("head", sidecar, "readinessProbe"))
+    assert ready.lives() == lives, "it began again what lives"
+    ready.hosts.kill(ready.running["expert-1"].processes["ray"])
+    ready.add("expert", "expert-3")
+    assert ready.tokens(PROMPT) == expected
+    ready.until("all serve", lambda: ready.passes("head", sidecar, "readinessProbe"))
+    assert ready.running["expert-3"].address in {actor["host"] for actor in ready.actors()}
