@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from bench.machine import command, describe
-from bench.true_width import Slice, random_inputs, random_slice, true_width
+from bench.true_width import Slice, random_inputs, random_slice
 from model.cache import PAGE_TOKENS
 from model.fp8_step import DecodeStep
+from model.true_width import true_width
 
 # ms of the forward (no head, no sampler) of 1 + 4 layers, CUDA events, CUDA graphs, H200, random FP8 weights
 # with routing spread, measured with vLLM 0.26.0; floor: bytes and operations over measured ceilings.
