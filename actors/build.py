@@ -20,6 +20,7 @@ from actors.engine import Engine
 from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
 from actors.exposition import MetricsServer
 from actors.options import ActorOptions, AttentionOptions, Loaded
+from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
@@ -86,10 +87,15 @@ def build_attention(
             should_stop=stopping.is_set,
             answer_timeout_s=attention.answer_timeout_s,
         )
-    engine = Engine(
+    runner = Runner(
         decoder,
         exchange,
         num_pages=attention.cache_tokens // PAGE_TOKENS + 1,
+        draft_tokens=options.draft_tokens,
+        micro_batches=1 if attention.local else attention.micro_batches,  # local: there is nothing to hide
+    )
+    engine = Engine(
+        runner,
         context_tokens=attention.context_tokens,
         limits=SchedulerLimits(
             max_sequences=attention.max_sequences,
@@ -97,9 +103,7 @@ def build_attention(
             max_queue=attention.max_queue,
             max_step_tokens=attention.max_sequences * (1 + options.draft_tokens) + 2 * attention.chunk_tokens,
         ),
-        draft_tokens=options.draft_tokens,
         prefix_cache=attention.prefix_cache,
-        micro_batches=1 if attention.local else attention.micro_batches,  # local: there is nothing to hide
     )
     server = AttentionServer(
         engine,
