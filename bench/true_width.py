@@ -20,8 +20,10 @@ from model.fp8_weights import Fp8Layer
 from model.rope_config import RopeConfig
 
 
-def true_width(*, moe_layers: int, dense_layers: int = 1, num_experts: int = 256) -> ModelConfig:
-    """config.json of DeepSeek-V3.2 with fewer layers (and, for tests, fewer experts)."""
+def true_width(
+    *, moe_layers: int, dense_layers: int = 1, num_experts: int = 256, mtp: bool = False
+) -> ModelConfig:
+    """config.json of DeepSeek-V3.2 with fewer layers (and, for tests, fewer experts). mtp: one more layer."""
     groups = 8 if num_experts >= 64 else 1
     return ModelConfig(
         vocab_size=129280,
@@ -61,7 +63,7 @@ def true_width(*, moe_layers: int, dense_layers: int = 1, num_experts: int = 256
             }
         ),
         indexer=IndexerConfig(num_heads=64, head_dim=128, topk=2048),
-        num_mtp_layers=0,
+        num_mtp_layers=int(mtp),
         bos_token_id=0,
         eos_token_ids=(1,),
         fp8_block=(GROUP, GROUP),

@@ -1,7 +1,7 @@
-"""Layers of true width made of noise, on the GPU, without a file.
+"""Models of true width made of noise, on the GPU, without a file.
 
-To measure a model's layers one needs its shapes, not its wisdom: values that keep their size from layer to
-layer, and routing that spreads. Knows nothing of kernels.
+To measure a model one needs its shapes, not its wisdom: values that keep their size from layer to layer,
+routing that spreads, logits that differ. Knows nothing of kernels.
 """
 
 from __future__ import annotations
@@ -10,12 +10,34 @@ import torch
 from torch import Tensor
 
 from kernels.fp8_rows import GROUP, Fp8Weight
-from kernels.latent_write import LatentNorms
+from kernels.latent_shape import LatentNorms
 from model.config import ModelConfig
-from model.fp8_weights import Fp8Attention, Fp8Dense, Fp8Layer, Fp8Moe, latent_shape
+from model.fp8_weights import (
+    Fp8Attention,
+    Fp8Dense,
+    Fp8Layer,
+    Fp8Model,
+    Fp8Moe,
+    Fp8Mtp,
+    latent_shape,
+)
 
 INDEX_NORM_EPS = 1e-6
 NOISE_STD = 13.5  # of the E4M3 bytes below, measured
+HEAD_GAIN = 2.0  # spreads the logits to std 2, so that the best token has about 1 part in 6
+
+
+def random_model(config: ModelConfig, device: torch.device, seed: int = 0) -> Fp8Model:
+    """All of `config` on `device`, its MTP layer where it has one."""
+    make = RandomLayers(config, device, seed)
+    hidden, vocab = config.hidden_size, config.vocab_size
+    return Fp8Model(
+        layers=[make.layer(index) for index in range(config.num_layers)],
+        embedding_VD=make.wide(vocab, hidden, std=1.0),
+        last_norm_D=torch.ones(hidden, device=device),
+        head_VD=make.wide(vocab, hidden, std=HEAD_GAIN * hidden**-0.5),
+        mtp=make.mtp() if config.num_mtp_layers else None,
+    )
 
 
 class RandomLayers:
@@ -37,7 +59,7 @@ class RandomLayers:
         else:
             experts, width = config.num_experts, config.moe_intermediate_size
             ffn = Fp8Moe(
-                gate_ED=self._noise(experts, hidden).mul_(hidden**-0.5).bfloat16(),
+                gate_ED=self.wide(experts, hidden, std=hidden**-0.5),
                 bias_E=torch.zeros(experts, device=self._device),
                 gate_up=self._weight(experts + 1, 2 * width, hidden),
                 down=self._weight(experts + 1, hidden, width),
@@ -49,6 +71,22 @@ class RandomLayers:
             ffn=ffn,
         )
 
+    def mtp(self) -> Fp8Mtp:
+        hidden = self._config.hidden_size
+        ones_D = torch.ones(hidden, device=self._device)
+        return Fp8Mtp(
+            layer=self.layer(self._config.num_layers),
+            embedding_norm_D=ones_D,
+            hidden_norm_D=ones_D,
+            join_DE=self.wide(hidden, 2 * hidden, std=(2 * hidden) ** -0.5),
+            norm_D=ones_D,
+        )
+
+    def wide(self, *shape: int, std: float) -> Tensor:
+        """A matrix that is released in bf16."""
+        matrix = torch.empty(shape, dtype=torch.bfloat16, device=self._device)
+        return matrix.normal_(0.0, std, generator=self._generator)
+
     def _attention(self) -> Fp8Attention:
         config = self._config
         shape = latent_shape(config)
@@ -57,7 +95,7 @@ class RandomLayers:
         ones = torch.ones(max(shape.query, shape.latent), device=self._device)
         return Fp8Attention(
             down=self._weight(shape.index_at + shape.index, hidden),
-            head_weights_HD=self._noise(config.indexer.num_heads, hidden).mul_(hidden**-0.5).bfloat16(),
+            head_weights_HD=self.wide(config.indexer.num_heads, hidden, std=hidden**-0.5),
             norms=LatentNorms(
                 query_Q=ones[: shape.query],
                 latent_C=ones[: shape.latent],
@@ -70,9 +108,6 @@ class RandomLayers:
             kv_b=self._weight(heads * (config.qk_nope_head_dim + config.v_head_dim), shape.latent),
             out=self._weight(hidden, heads * config.v_head_dim),
         )
-
-    def _noise(self, *shape: int) -> Tensor:
-        return torch.randn(shape, device=self._device, generator=self._generator)
 
     def _weight(self, *shape: int) -> Fp8Weight:
         """E4M3 of magnitudes 2 to 30, so that no byte is NaN; products keep the size of a row."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kernels.fp8_rows import GROUP, Fp8Weight
-from kernels.latent_write import LatentNorms, LatentShape
+from kernels.latent_shape import LatentNorms, LatentShape
 from model.config import ModelConfig
 from model.fields import ConfigError
 

@@ -12,9 +12,8 @@ from kernels.fp8_rows import Fp8Rows, empty_rows, quantize_rows
 from kernels.gate_topk import GateShape, gate_topk, gate_topk_reference
 from kernels.index_logits import IndexCache
 from kernels.index_query import index_query, index_query_reference
+from kernels.latent_shape import LatentNorms, LatentShape
 from kernels.latent_write import (
-    LatentNorms,
-    LatentShape,
     hadamard,
     latent_write,
     latent_write_reference,
