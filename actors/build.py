@@ -19,6 +19,7 @@ from actors.attention import AttentionServer, ViewInbox
 from actors.engine import Engine
 from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
 from actors.exposition import MetricsServer
+from actors.loopback import loopback_exchange
 from actors.options import ActorOptions, AttentionOptions, Loaded
 from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
@@ -30,9 +31,8 @@ from model.load import Reader, load_decoder
 from model.names import attention_tensors, expert_tensors, mtp_attention_tensors
 from model.reader import Progress, WeightReader
 from router.exchange import Exchange
-from router.local import LocalTransport
 from router.tcp import TcpTransport
-from router.view import ActorId, ExpertActor, Pair, View, make_view
+from router.view import Pair, View
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # of the weights
 
@@ -122,16 +122,7 @@ def local_exchange(reader: Reader, config: ModelConfig, dtype: torch.dtype, acto
     """An exchange whose experts, all of them, live in this process under the name actor_id."""
     held = HeldExperts(config, dtype)
     load_experts(reader, held, in_every_layer(config, range(config.num_experts)), dtype)
-    own = ExpertActor(actor_id=ActorId(actor_id), incarnation=1, host="", port=0)
-    view = make_view(
-        1,
-        [own],
-        {own.actor_id: range(config.num_experts)},
-        num_experts=config.num_experts,
-        first_layer=config.num_dense_layers,
-        num_layers=len(config.routed_layers),
-    )
-    return Exchange(LocalTransport(held.forward), view)
+    return loopback_exchange(config, actor_id, held.forward)
 
 
 def _grammars(directory: Path, config: ModelConfig) -> Grammars | None:
