@@ -66,7 +66,8 @@ def test_running_out_of_pages_and_beginning_alike_change_nothing(
     assert generate(engine, prompts(), GREEDY) == alone
     assert engine.stats()["preemptions"] > 0
     had = engine.stats()["prefix_hit_tokens"]
-    assert generate(engine, prompts()[:1] * 2, GREEDY) == alone[:1] * 2
+    for _ in range(2):
+        assert generate(engine, prompts()[:1], GREEDY) == alone[:1]
     assert engine.stats()["prefix_hit_tokens"] > had
 
 
