@@ -19,7 +19,9 @@ from actors.attention import AttentionServer, ViewInbox
 from actors.engine import Engine
 from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
 from actors.exposition import MetricsServer
+from actors.loopback import loopback_exchange
 from actors.options import ActorOptions, AttentionOptions, Loaded
+from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
@@ -29,9 +31,8 @@ from model.load import Reader, load_decoder
 from model.names import attention_tensors, expert_tensors, mtp_attention_tensors
 from model.reader import Progress, WeightReader
 from router.exchange import Exchange
-from router.local import LocalTransport
 from router.tcp import TcpTransport
-from router.view import ActorId, ExpertActor, Pair, View, make_view
+from router.view import Pair, View
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # of the weights
 
@@ -86,10 +87,15 @@ def build_attention(
             should_stop=stopping.is_set,
             answer_timeout_s=attention.answer_timeout_s,
         )
-    engine = Engine(
+    runner = Runner(
         decoder,
         exchange,
         num_pages=attention.cache_tokens // PAGE_TOKENS + 1,
+        draft_tokens=options.draft_tokens,
+        micro_batches=1 if attention.local else attention.micro_batches,  # local: there is nothing to hide
+    )
+    engine = Engine(
+        runner,
         context_tokens=attention.context_tokens,
         limits=SchedulerLimits(
             max_sequences=attention.max_sequences,
@@ -97,9 +103,7 @@ def build_attention(
             max_queue=attention.max_queue,
             max_step_tokens=attention.max_sequences * (1 + options.draft_tokens) + 2 * attention.chunk_tokens,
         ),
-        draft_tokens=options.draft_tokens,
         prefix_cache=attention.prefix_cache,
-        micro_batches=1 if attention.local else attention.micro_batches,  # local: there is nothing to hide
     )
     server = AttentionServer(
         engine,
@@ -118,16 +122,7 @@ def local_exchange(reader: Reader, config: ModelConfig, dtype: torch.dtype, acto
     """An exchange whose experts, all of them, live in this process under the name actor_id."""
     held = HeldExperts(config, dtype)
     load_experts(reader, held, in_every_layer(config, range(config.num_experts)), dtype)
-    own = ExpertActor(actor_id=ActorId(actor_id), incarnation=1, host="", port=0)
-    view = make_view(
-        1,
-        [own],
-        {own.actor_id: range(config.num_experts)},
-        num_experts=config.num_experts,
-        first_layer=config.num_dense_layers,
-        num_layers=len(config.routed_layers),
-    )
-    return Exchange(LocalTransport(held.forward), view)
+    return loopback_exchange(config, actor_id, held.forward)
 
 
 def _grammars(directory: Path, config: ModelConfig) -> Grammars | None:

@@ -22,7 +22,7 @@ import torch
 from bench.machine import command, describe
 from bench.true_width import Slice, random_inputs, random_slice
 from model.cache import PAGE_TOKENS
-from model.fp8_step import DecodeStep
+from model.fp8_step import DecodeStep, StepTables
 from model.true_width import true_width
 
 # ms of the forward (no head, no sampler) of 1 + 4 layers, CUDA events, CUDA graphs, H200, random FP8 weights
@@ -75,7 +75,8 @@ def measure(model: Slice, rows: int, context: int, *, exact: bool, profile: bool
     torch.manual_seed(rows)  # both modes meet the same rows, and with them the same experts
     inputs = random_inputs(model.config, rows, context, model.cache.num_pages)
     embedded_RD = inputs.hidden_RD.clone()
-    step = DecodeStep(model.config, inputs, context, exact=exact)
+    tables = StepTables(model.config, context, inputs.hidden_RD.device)
+    step = DecodeStep(model.config, inputs, tables, exact=exact)
 
     def run() -> None:
         inputs.hidden_RD.copy_(embedded_RD)

@@ -21,7 +21,7 @@ import typer
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-import actors.engine
+import actors.runner
 import actors.step
 import model.mla
 from actors.engine import Engine
@@ -59,7 +59,7 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
     (ExpertShard, "forward", "routed experts"),
     (Exchange, "dispatch", "exchange"),
     (Exchange, "combine", "exchange"),
-    (actors.engine, "sample", "sampler"),
+    (actors.runner, "sample", "sampler"),
 )
 PRODUCTS = frozenset(
     ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_grouped_mm", "aten::_int_mm")

@@ -21,14 +21,14 @@ from kernels.expert_gemm import expert_down, expert_up, tile_rows_for
 from kernels.fp8_gemm import fp8_matmul, splits_for
 from kernels.fp8_rows import Fp8Weight, empty_rows
 from kernels.gate_topk import GateShape, gate_topk
-from kernels.index_logits import decode_config_for, index_logits_decode
+from kernels.index_logits import IndexCache, decode_config_for, index_logits_decode
 from kernels.index_query import index_query
 from kernels.latent_write import hadamard, latent_write
 from kernels.residual_norm import Weighted, residual_norm
 from kernels.routes import empty_routes
 from kernels.select_topk import select_topk
+from kernels.sparse_mla import QuantizedCache, sparse_mla
 from kernels.sparse_mla import config_for as attention_config_for
-from kernels.sparse_mla import sparse_mla
 from kernels.swiglu import swiglu_quantize
 from model.config import ModelConfig
 from model.fp8_cache import Fp8Cache
@@ -55,27 +55,38 @@ class StepInputs:
     pages_RP: Tensor
 
 
-class DecodeStep:
-    """The walk for one number of rows. exact: no bit of a row depends on how many rows there are."""
+class StepTables:
+    """What steps of any number of rows share. num_positions: that a sequence may have."""
 
-    def __init__(
-        self, config: ModelConfig, inputs: StepInputs, num_positions: int, *, exact: bool = True
-    ) -> None:
-        self._config, self._inputs = config, inputs
-        rows, device = inputs.hidden_RD.shape[0], inputs.hidden_RD.device
-        self._shape = latent_shape(config)
-        assert config.indexer is not None, "latent_shape refuses a model without one"
+    def __init__(self, config: ModelConfig, num_positions: int, device: torch.device) -> None:
+        self.shape = latent_shape(config)
         angles_TP = torch.outer(
             torch.arange(num_positions, dtype=torch.float32),
             inverse_frequencies(config.rope, config.qk_rope_head_dim),
         )
         factor = config.rope.attention_factor
-        self._cos = (angles_TP.cos() * factor).to(device)
-        self._sin = (angles_TP.sin() * factor).to(device)
-        self._hadamard = hadamard(self._shape.index, device)
-        self._attention = attention_config_for(rows, exact=exact)
+        self.cos_TP = (angles_TP.cos() * factor).to(device)
+        self.sin_TP = (angles_TP.sin() * factor).to(device)
+        self.hadamard_II = hadamard(self.shape.index, device)
         # The choice of keys runs here while the queries go to the latents.
-        self._beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+class DecodeStep:
+    """The walk for one number of rows. exact: no bit of a row depends on how many rows there are.
+
+    All rows write their latents before any row attends, layer by layer, so rows may be of one sequence: each
+    sees those before it as if they had come in an earlier step.
+    """
+
+    def __init__(
+        self, config: ModelConfig, inputs: StepInputs, tables: StepTables, *, exact: bool = True
+    ) -> None:
+        self._config, self._inputs, self._tables = config, inputs, tables
+        rows, device = inputs.hidden_RD.shape[0], inputs.hidden_RD.device
+        self._shape = tables.shape
+        assert config.indexer is not None, "latent_shape refuses a model without one"
+        self._attention = attention_config_for(rows, exact=exact)
         per_row = config.num_experts_per_token
         self._gate = GateShape(
             num_experts=config.num_experts,
@@ -86,7 +97,7 @@ class DecodeStep:
             shared=True,
         )
         routed = config.num_experts + 1
-        self._counts = torch.zeros(config.num_layers, routed + 1, dtype=torch.int32, device=device)
+        self._counts = torch.empty(config.num_layers, routed + 1, dtype=torch.int32, device=device)
         tile_rows = tile_rows_for(rows * per_row / config.num_experts)
         routes = empty_routes(routed, rows, per_row + 1, tile_rows, device, shared=True)
         self._routes = [replace(routes, counts=counts) for counts in self._counts]
@@ -108,76 +119,89 @@ class DecodeStep:
         self._weights = torch.empty(rows, per_row, device=device)
         self._experts = torch.empty(rows, per_row, dtype=torch.int32, device=device)
 
-    def run(self, layers: Sequence[Fp8Layer], cache: Fp8Cache, last_norm_D: Tensor) -> Tensor:
-        """bf16 [R, D] after the last norm; the inputs' hidden_RD is the residual by then."""
+    def run(
+        self,
+        layers: Sequence[Fp8Layer],
+        cache: Fp8Cache,
+        last_norm_D: Tensor,
+        *,
+        first_plane: int = 0,
+        delta: Delta = None,
+        out_RD: Tensor | None = None,
+    ) -> Tensor:
+        """bf16 [R, D] after the last norm, in out_RD if it is given; hidden_RD is the residual by then.
+
+        first_plane: of the cache, that of the first layer. delta: what is still to be added to hidden_RD.
+        """
         self._counts.zero_()
-        delta: Delta = None
         for index, layer in enumerate(layers):
             self._norm(delta, layer.attention_norm_D)
-            delta = self._attend(index, layer.attention, cache)
+            plane = first_plane + index
+            delta = self._attend(layer.attention, cache.latents[plane], cache.keys[plane])
             self._norm(delta, layer.ffn_norm_D)
             delta = self._dense(layer.ffn) if isinstance(layer.ffn, Fp8Dense) else self._moe(index, layer.ffn)
-        self._norm(delta, last_norm_D)
-        return self._normed
+        self._norm(delta, last_norm_D, out_RD)
+        return self._normed if out_RD is None else out_RD
 
-    def _norm(self, delta: Delta, weight_D: Tensor) -> None:
-        residual_norm(
-            self._inputs.hidden_RD, delta, weight_D, self._config.rms_norm_eps, self._normed, self._normed8
-        )
+    def _norm(self, delta: Delta, weight_D: Tensor, out_RD: Tensor | None = None) -> None:
+        out_RD = self._normed if out_RD is None else out_RD
+        eps = self._config.rms_norm_eps
+        residual_norm(self._inputs.hidden_RD, delta, weight_D, eps, out_RD, self._normed8)
 
-    def _attend(self, index: int, weights: Fp8Attention, cache: Fp8Cache) -> Tensor:
+    def _attend(self, weights: Fp8Attention, latents: QuantizedCache, keys: IndexCache) -> Tensor:
         """The parts of what attention adds to the residual."""
         config, inputs = self._config, self._inputs
         heads_SRH = self._parts(weights.head_weights_HD, NARROW_SPLITS)
         bf16_matmul(self._normed, weights.head_weights_HD, heads_SRH)
         down_SRX = self._split(weights.down)
         fp8_matmul(self._normed8, weights.down, down_SRX)
-        turn = (self._cos, self._sin, inputs.positions_R)
+        tables = self._tables
+        turn = (tables.cos_TP, tables.sin_TP, inputs.positions_R)
         latent_write(
             down_SRX,
             self._shape,
             weights.norms,
             *turn,
             inputs.slots_R,
-            self._hadamard,
+            tables.hadamard_II,
             self._query8,
-            cache.latents[index],
-            cache.keys[index],
+            latents,
+            keys,
         )
         up_RX = self._normed.new_empty(len(self._normed), weights.up.values_NK.shape[0])
         fp8_matmul(self._query8, weights.up, up_RX)
         here = torch.cuda.current_stream()
-        self._beside.wait_stream(here)
-        with torch.cuda.stream(self._beside):
-            slots_RJ = self._choose(up_RX, heads_SRH, index, cache)
+        tables.beside.wait_stream(here)
+        with torch.cuda.stream(tables.beside):
+            slots_RJ = self._choose(up_RX, heads_SRH, keys)
         absorb_query(up_RX, weights.kv_b, *turn, self._query)
-        here.wait_stream(self._beside)
+        here.wait_stream(tables.beside)
         gathered_RNC = sparse_mla(
-            self._query, slots_RJ, cache.latents[index], scale=config.softmax_scale, config=self._attention
+            self._query, slots_RJ, latents, scale=config.softmax_scale, config=self._attention
         )
         absorb_value(gathered_RNC, weights.kv_b, self._values8)
         out_SRD = self._split(weights.out)
         fp8_matmul(self._values8, weights.out, out_SRD)
         return out_SRD
 
-    def _choose(self, up_RX: Tensor, heads_SRH: Tensor, index: int, cache: Fp8Cache) -> Tensor:
+    def _choose(self, up_RX: Tensor, heads_SRH: Tensor, keys: IndexCache) -> Tensor:
         """int32 [R, J]: the slots that each row sees."""
         config, inputs = self._config, self._inputs
         index_query(
             up_RX,
             config.num_heads * config.qk_head_dim,
             heads_SRH,
-            self._cos,
-            self._sin,
+            self._tables.cos_TP,
+            self._tables.sin_TP,
             inputs.positions_R,
-            self._hadamard,
+            self._tables.hadamard_II,
             self._index_query,
             self._index_weights,
         )
         logits_RL = index_logits_decode(
             self._index_query,
             self._index_weights,
-            cache.keys[index],
+            keys,
             inputs.pages_RP,
             inputs.lengths_R,
             config=decode_config_for(*inputs.pages_RP.shape),

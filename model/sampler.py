@@ -69,6 +69,11 @@ def sample(logits_BV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     ]
 
 
+def takes_the_likeliest(draw: Draw) -> bool:
+    """Whether the draw is the first of the largest logits, told with no more than its own log probability."""
+    return _is_plain_greedy(draw) and draw.allowed_V is None and not draw.sampling.logprobs
+
+
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that depends on (seed, position) alone."""
     digest = hashlib.blake2b(struct.pack("<qq", seed, position), digest_size=8).digest()
