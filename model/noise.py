@@ -43,14 +43,13 @@ class Noise:
             values.zero_()
         elif values.dim() == 1:
             values.fill_(1.0)
-        else:
-            values.normal_(0.0, std_of(name, values.shape[1]), generator=self._begin(name))
+        else:  # uniform: an integer and one multiplication, several times quicker than a normal
+            values.copy_(self._words(name, 2 * values.numel()).view(torch.int16).view(values.shape))
+            values.mul_(std_of(name, values.shape[1]) * 3**0.5 / 32768)
 
     def fill_fp8(self, name: str, values_NK: Tensor) -> None:
         """E4M3 of magnitudes 2 to 30, so that no byte is NaN."""
-        words = torch.empty(-(-values_NK.numel() // 8), dtype=torch.int64, device=self._device)
-        words.random_(-(1 << 63), None, generator=self._begin(name))
-        bytes_NK = words.view(torch.uint8)[: values_NK.numel()].view(values_NK.shape)
+        bytes_NK = self._words(name, values_NK.numel()).view(values_NK.shape)
         bytes_NK.bitwise_and_(0xDF).bitwise_or_(0x40)  # exponents 8 .. 11 of 15
         values_NK.view(torch.uint8).copy_(bytes_NK)
 
@@ -58,6 +57,12 @@ class Noise:
         """Of such a matrix with so many columns."""
         scale.uniform_(0.5, 1.5, generator=self._begin(name + "_scale_inv"))
         scale.div_(NOISE_STD * columns**0.5)
+
+    def _words(self, name: str, num_bytes: int) -> Tensor:
+        """uint8, drawn eight at a time: byte by byte it takes ten times as long."""
+        words = torch.empty(-(-num_bytes // 8), dtype=torch.int64, device=self._device)
+        words.random_(-(1 << 63), None, generator=self._begin(name))
+        return words.view(torch.uint8)[:num_bytes]
 
     def _begin(self, name: str) -> torch.Generator:
         return self._generator.manual_seed(seed_of(self._seed, name))
