@@ -15,7 +15,7 @@ MicroBatches = Literal[1, 2, "auto"]  # of a step; auto: what measuring says
 class ActorOptions:
     """For every data-plane actor.
 
-    directory: the checkpoint. draft_tokens: how far ahead its MTP layer drafts; at 0 nobody loads it. token:
+    directory: the checkpoint. device: cpu, or cuda, where dtype says nothing: all is FP8. draft_tokens: how far ahead its MTP layer drafts; at 0 nobody loads it. token:
     the cluster token, never logged.
     """
 
@@ -26,6 +26,7 @@ class ActorOptions:
     host: str
     token: bytes
     draft_tokens: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
