@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -71,11 +72,10 @@ class RowRunner:
         self.drafter = Drafter(self._draft, draft_tokens) if self.draft_tokens else None
         self._model, self._buffers = model, buffers
         self._cache_bytes_per_token = cache_bytes_per_token
-        self._sizes, self._draw_sizes = sizes_up_to(buffers.most_rows), sizes_up_to(buffers.most_draws)
         self._hidden_ND = torch.empty(0)
         self._received: Received = [], [], []
         self.padding_rows = 0
-        model.prepare(self._sizes, self._draw_sizes)
+        model.prepare(sizes_up_to(buffers.most_rows), sizes_up_to(buffers.most_draws))
 
     def clear(self, pages: list[int]) -> None:
         """Nothing to do: no row reads a slot that was not written for its own sequence."""
@@ -123,17 +123,17 @@ class RowRunner:
 
         Returns how many tokens. A quicker way for large chunks belongs here.
         """
-        rows, tables = StepRows(), self._buffers.tables
+        rows, buffers = StepRows(), self._buffers
         for chunk in chunks:
-            rows.add(chunk, tables.seat(chunk.pages))
+            rows.add(chunk, buffers.tables.seat(chunk.pages))
         num_rows, num_draws = len(rows.ids), len(rows.places)
-        size, draw_size = _least(self._sizes, num_rows), _least(self._draw_sizes, num_draws)
-        self._buffers.send(rows, size, draw_size)
+        size, draw_size = size_for(buffers.most_rows, num_rows), size_for(buffers.most_draws, num_draws)
+        buffers.send(rows, size, draw_size)
         self.padding_rows += size - num_rows
         walk(size)
         if num_draws:
             self._model.draw(draw_size)
-        self._received = self._buffers.receive(num_draws)
+        self._received = buffers.receive(num_draws)
         return num_rows
 
     def _drawn(self, draws: Sequence[Draw]) -> list[Drawn]:
@@ -171,13 +171,14 @@ class RowRunner:
 NOT_FINITE = Drawn(0, finite=False)
 
 
-def sizes_up_to(most: int) -> list[int]:
+@cache
+def sizes_up_to(most: int) -> tuple[int, ...]:
     """Numbers of rows to prepare for: 1, 2, 4, 8, 16, 32, 48, 64, 96, 128, ... and the most itself."""
     sizes, size = set(), 1
     while size < most:
         sizes |= {size} if size < FINEST_SIZE else {size, size * 3 // 2}
         size *= 2
-    return sorted({one for one in sizes if one < most} | {most})
+    return tuple(sorted({one for one in sizes if one < most} | {most}))
 
 
 def parts_of(chunks: Iterable[Chunk], most_rows: int) -> list[list[Chunk]]:
@@ -196,10 +197,10 @@ def parts_of(chunks: Iterable[Chunk], most_rows: int) -> list[list[Chunk]]:
     return parts
 
 
-def _least(sizes: Sequence[int], count: int) -> int:
-    """The least of the sizes that holds so many."""
-    assert count <= sizes[-1], f"{count} rows: the buffers and the scheduler's limits are for {sizes[-1]}"
-    return next(size for size in sizes if size >= count)
+def size_for(most: int, count: int) -> int:
+    """The least of the sizes up to `most` that holds so many."""
+    assert count <= most, f"{count} rows: the buffers, and so the scheduler's limits, are for {most}"
+    return next(size for size in sizes_up_to(most) if size >= count)
 
 
 def _ends(chunks: Iterable[Chunk]) -> list[int]:
