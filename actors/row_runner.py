@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -71,11 +72,11 @@ class RowRunner:
         self.drafter = Drafter(self._draft, draft_tokens) if self.draft_tokens else None
         self._model, self._buffers = model, buffers
         self._cache_bytes_per_token = cache_bytes_per_token
-        self._sizes, self._draw_sizes = sizes_up_to(buffers.most_rows), sizes_up_to(buffers.most_draws)
         self._hidden_ND = torch.empty(0)
+        self._draws: list[Draw] = []
         self._received: Received = [], [], []
         self.padding_rows = 0
-        model.prepare(self._sizes, self._draw_sizes)
+        model.prepare(sizes_up_to(buffers.most_rows), sizes_up_to(buffers.most_draws))
 
     def clear(self, pages: list[int]) -> None:
         """Nothing to do: no row reads a slot that was not written for its own sequence."""
@@ -83,14 +84,15 @@ class RowRunner:
     def compute(self, planned: Sequence[Work]) -> None:
         """Every token and draft, and the logits of those after which one is drawn."""
         self.exchange.begin_step()
-        chunks = [chunk for work in planned for chunk in chunks_of(work)]
-        num_rows = self._walk(chunks, self._model.walk)
+        num_rows = self._launch([chunk for work in planned for chunk in chunks_of(work)], self._model.walk)
         if self.drafter is not None:
             self._hidden_ND = self._buffers.hidden_RD[:num_rows].clone()
+        self._draws = [draw for work in planned for draw in draws_of(work)]  # while the device computes
+        self._received = self._buffers.receive(len(self._draws))
 
     def draw(self, planned: Sequence[Work]) -> list[Drawn]:
         """What follows each token of the computed step after which one is drawn."""
-        return self._drawn([draw for work in planned for draw in draws_of(work)])
+        return self._drawn(self._draws, self._received)
 
     def hidden(self, planned: Sequence[Work]) -> list[Tensor]:
         """Of each work's tokens and drafts in the last step, [tokens, D]."""
@@ -118,30 +120,28 @@ class RowRunner:
     def record(self, recorder: Recorder | None) -> None:
         """The step loop's own laps are all that can be told: a step is one launch."""
 
-    def _walk(self, chunks: Iterable[Chunk], walk: Callable[[int], None]) -> int:
+    def _launch(self, chunks: Iterable[Chunk], walk: Callable[[int], None]) -> int:
         """All tokens of the chunks through the layers, and the logits after those that want some.
 
-        Returns how many tokens. A quicker way for large chunks belongs here.
+        Returns how many tokens, without waiting. A quicker way for large chunks belongs here.
         """
-        rows, tables = StepRows(), self._buffers.tables
+        rows, buffers = StepRows(), self._buffers
         for chunk in chunks:
-            rows.add(chunk, tables.seat(chunk.pages))
+            rows.add(chunk, buffers.tables.seat(chunk.pages))
         num_rows, num_draws = len(rows.ids), len(rows.places)
-        size, draw_size = _least(self._sizes, num_rows), _least(self._draw_sizes, num_draws)
-        self._buffers.send(rows, size, draw_size)
+        size, draw_size = size_for(buffers.most_rows, num_rows), size_for(buffers.most_draws, num_draws)
+        buffers.send(rows, size, draw_size)
         self.padding_rows += size - num_rows
         walk(size)
         if num_draws:
             self._model.draw(draw_size)
-        self._received = self._buffers.receive(num_draws)
         return num_rows
 
-    def _drawn(self, draws: Sequence[Draw]) -> list[Drawn]:
-        """Of the last walk. What asks for more than the likeliest token is drawn from the logits, here."""
-        assert len(draws) == len(self._received[0]), "a draw for each row of logits"
+    def _drawn(self, draws: Sequence[Draw], received: Received) -> list[Drawn]:
+        """Of the last launch. What asks for more than the likeliest token is drawn from the logits, here."""
         drawn = [
             Drawn(token, None if draw.sampling.logprobs is None else logprob) if finite else NOT_FINITE
-            for draw, token, logprob, finite in zip(draws, *self._received, strict=True)
+            for draw, token, logprob, finite in zip(draws, *received, strict=True)
         ]
         special = [place for place, draw in enumerate(draws) if not takes_the_likeliest(draw)]
         if special:
@@ -161,9 +161,10 @@ class RowRunner:
             places = [place for place, chunk in zip(_ends(part), part, strict=True) if chunk.wants_logits]
             num_rows = sum(len(chunk.token_ids) for chunk in part)
             self._buffers.given_RD[:num_rows].copy_(hidden_ND[done : done + num_rows])
-            self._walk(part, self._model.walk_mtp)
-            drawn += self._drawn(draws[len(drawn) : len(drawn) + len(places)])
+            self._launch(part, self._model.walk_mtp)
             hidden.append(self._buffers.hidden_RD[places])
+            own = draws[len(drawn) : len(drawn) + len(places)]
+            drawn += self._drawn(own, self._buffers.receive(len(own)))
             done += num_rows
         return torch.cat(hidden), drawn
 
@@ -171,13 +172,14 @@ class RowRunner:
 NOT_FINITE = Drawn(0, finite=False)
 
 
-def sizes_up_to(most: int) -> list[int]:
+@cache
+def sizes_up_to(most: int) -> tuple[int, ...]:
     """Numbers of rows to prepare for: 1, 2, 4, 8, 16, 32, 48, 64, 96, 128, ... and the most itself."""
     sizes, size = set(), 1
     while size < most:
         sizes |= {size} if size < FINEST_SIZE else {size, size * 3 // 2}
         size *= 2
-    return sorted({one for one in sizes if one < most} | {most})
+    return tuple(sorted({one for one in sizes if one < most} | {most}))
 
 
 def parts_of(chunks: Iterable[Chunk], most_rows: int) -> list[list[Chunk]]:
@@ -196,10 +198,10 @@ def parts_of(chunks: Iterable[Chunk], most_rows: int) -> list[list[Chunk]]:
     return parts
 
 
-def _least(sizes: Sequence[int], count: int) -> int:
-    """The least of the sizes that holds so many."""
-    assert count <= sizes[-1], f"{count} rows: the buffers and the scheduler's limits are for {sizes[-1]}"
-    return next(size for size in sizes if size >= count)
+def size_for(most: int, count: int) -> int:
+    """The least of the sizes up to `most` that holds so many."""
+    assert count <= most, f"{count} rows: the buffers, and so the scheduler's limits, are for {most}"
+    return next(size for size in sizes_up_to(most) if size >= count)
 
 
 def _ends(chunks: Iterable[Chunk]) -> list[int]:

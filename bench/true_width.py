@@ -31,6 +31,17 @@ class Slice:
 def random_slice(config: ModelConfig, num_pages: int, device: torch.device) -> Slice:
     maker = RandomLayers(config, device)
     cache = Fp8Cache(config, num_pages, device)
+    fill_with_noise(cache)
+    return Slice(
+        config=config,
+        layers=[maker.layer(index) for index in range(config.num_layers)],
+        last_norm_D=torch.ones(config.hidden_size, device=device),
+        cache=cache,
+    )
+
+
+def fill_with_noise(cache: Fp8Cache) -> None:
+    """As if every slot had been written, with values of a size that attention can take."""
     for latent, key in zip(cache.latents, cache.keys, strict=True):
         for plane in (latent.latent_SC, key.key_SI):
             bytes_SC = plane.view(torch.uint8)
@@ -38,12 +49,6 @@ def random_slice(config: ModelConfig, num_pages: int, device: torch.device) -> S
         latent.scale_SG.fill_(2.0**-4)
         key.scale_S.fill_(2.0**-4)
         latent.rotary_SR.normal_()
-    return Slice(
-        config=config,
-        layers=[maker.layer(index) for index in range(config.num_layers)],
-        last_norm_D=torch.ones(config.hidden_size, device=device),
-        cache=cache,
-    )
 
 
 def random_inputs(config: ModelConfig, rows: int, context: int, num_pages: int) -> StepInputs:

@@ -41,13 +41,11 @@ class StepRows:
         return [position + 1 for position in self.positions]
 
     def add(self, chunk: Chunk, seat: int) -> None:
-        count, end = len(chunk.token_ids), chunk.start + len(chunk.token_ids)
+        positions, pages = range(chunk.start, chunk.start + len(chunk.token_ids)), chunk.pages
         self.ids += chunk.token_ids
-        self.positions += range(chunk.start, end)
-        self.slots += [
-            chunk.pages[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS for at in range(chunk.start, end)
-        ]
-        self.seats += [seat] * count
+        self.positions += positions
+        self.slots += [pages[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS for at in positions]
+        self.seats += [seat] * len(positions)
         if chunk.wants_logits:
             self.places.append(len(self.ids) - 1)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.engine import Engine
-from actors.row_runner import parts_of, sizes_up_to
+from actors.row_runner import parts_of, size_for, sizes_up_to
 from actors.scheduler import SchedulerLimits
 from model.batch import Chunk
 from model.decoder import Decoder
@@ -137,10 +137,10 @@ def model_of(engine: Engine) -> ReferenceRows:
 
 @given(st.integers(1, 3000))
 def test_sizes_hold_every_number_of_rows_with_little_to_spare(most: int) -> None:
-    sizes = sizes_up_to(most)
-    assert sizes[-1] == most and sizes == sorted(set(sizes))
     for count in range(1, most + 1):
-        size = next(size for size in sizes if size >= count)
+        size = size_for(most, count)
+        assert size in sizes_up_to(most)
+        assert count <= size <= most
         assert size < 2 * count and (count <= 32 or size <= 1.5 * count)
 
 

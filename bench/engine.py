@@ -1,0 +1,142 @@
+"""The whole engine on one GPU: whether it is exact, and how quick.
+
+    python -m bench.engine --out bench/results/engine.json
+
+A random model of DeepSeek-V3.2's true width, one dense and a few MoE layers and the MTP layer, with its ends:
+requests go in, tokens come out. Answers mean nothing, but the bits of a token may depend on its request alone
+(bench/engine_checks.py); then decode and prefill (bench/engine_speed.py). Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.fp8_runner import Fp8Parts, fp8_parts
+from actors.scheduler import SchedulerLimits
+from bench.engine_checks import Checks
+from bench.engine_speed import DecodeSpeed, prefill
+from bench.machine import command, describe
+from bench.true_width import true_width
+from kernels.greedy import CHUNK, greedy, greedy_reference
+from model.cache import PAGE_TOKENS
+from model.fp8_random import random_model
+
+SEQUENCES = (1, 16, 64, 128)
+GIB = 2**30
+
+
+class Report:
+    """What is found, part by part; a part that fails is told and does not end the rest."""
+
+    def __init__(self, out: Path | None) -> None:
+        self._out, self._start_s = out, time.perf_counter()
+        self.figures: dict[str, Any] = {"command": command("bench.engine"), "machine": describe()}
+        self.failed = 0
+
+    def part(self, name: str, compute: Callable[[], Any]) -> None:
+        start_s = time.perf_counter()
+        try:
+            found = compute()
+        except Exception as error:  # noqa: BLE001 - device time is dear: the other parts still count
+            self.failed += 1
+            found = f"FAILED: {type(error).__name__}: {error}"[:2000]
+            self.say(traceback.format_exc())
+        self.figures[name] = found
+        self.say(f"{name}: {json.dumps(found)} ({time.perf_counter() - start_s:.1f} s)")
+        if self._out:
+            self._out.write_text(json.dumps(self.figures, indent=1) + "\n")
+
+    def say(self, text: str) -> None:
+        sys.stderr.write(f"[{time.perf_counter() - self._start_s:6.1f} s] {text}\n")
+        sys.stderr.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--moe-layers", type=int, default=4)
+    parser.add_argument("--context", type=int, default=4096, help="of decoding sequences")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes, steps and layers")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    given = parser.parse_args()
+    report = Report(given.out)
+    limits = SchedulerLimits(max_sequences=128, chunk_tokens=512, max_step_tokens=768)
+    if given.quick:
+        limits = SchedulerLimits(max_sequences=16, chunk_tokens=128, max_step_tokens=192)
+    parts = build(report, limits, 1 if given.quick else given.moe_layers, given.context)
+    for name, check in Checks(parts, limits).all().items():
+        report.part(f"exact: {name}", check)
+    report.part("draws", lambda: compare_draws(parts))
+    speed = DecodeSpeed(parts, limits, given.context, 10 if given.quick else 40)
+    for sequences in SEQUENCES:
+        if sequences <= limits.max_sequences:
+            report.part(f"decode {sequences}", partial(speed.plain, sequences))
+            report.part(f"decode {sequences}, every draft right", partial(speed.drafted, sequences))
+    report.part("prefill", lambda: prefill(parts, limits, 1 if given.quick else 4, given.context))
+    report.part("compiled after warm-up", lambda: not_late(parts))
+    report.say("all parts done" if not report.failed else f"{report.failed} parts FAILED")
+    sys.exit(bool(report.failed))
+
+
+def build(report: Report, limits: SchedulerLimits, moe_layers: int, context: int) -> Fp8Parts:
+    """Model, cache and graphs; without them there is nothing to go on with."""
+    device = torch.device("cuda")
+    report.figures |= {"card": torch.cuda.get_device_name(), "torch": torch.__version__}
+    config = true_width(moe_layers=moe_layers, mtp=True)
+    start_s = time.perf_counter()
+    model = random_model(config, device)
+    torch.cuda.synchronize()
+    memory = {"model_gib": torch.cuda.memory_allocated() / GIB}
+    seconds = {"model_s": time.perf_counter() - start_s}
+    pages = 1 + limits.max_sequences * (context // PAGE_TOKENS + 3)
+    tables = context + 4 * PAGE_TOKENS
+    parts = fp8_parts(config, model, limits, num_pages=pages, context_tokens=tables, draft_tokens=1)
+    memory["cache_and_buffers_gib"] = torch.cuda.memory_allocated() / GIB - memory["model_gib"]
+    held, start_s = torch.cuda.memory_reserved(), time.perf_counter()
+    parts.runner(draft_tokens=1)
+    memory["graphs_gib"] = (torch.cuda.memory_reserved() - held) / GIB
+    seconds["compile_and_capture_s"] = time.perf_counter() - start_s
+    report.part("start", lambda: {name: round(value, 2) for name, value in (memory | seconds).items()})
+    return parts
+
+
+@torch.inference_mode()
+def compare_draws(parts: Fp8Parts) -> dict[str, float]:
+    """The head's product beside fp32, and the drawn tokens beside those of the reference."""
+    buffers, rows = parts.buffers, min(16, parts.buffers.most_draws)
+    buffers.hidden_RD.normal_()
+    parts.graphs.draw(rows)
+    tokens_R, logprobs_R, finite_R = buffers.drawn_3R[:, :rows]
+    wanted_R, wanted_logprobs_R, _ = greedy_reference(buffers.logits_RV[:rows])
+    assert torch.equal(tokens_R.long(), wanted_R) and finite_R.all()
+    hidden_RD = buffers.hidden_RD.index_select(0, buffers.of("places", rows))
+    product_RV = hidden_RD.float() @ parts.model.head_VD.float().t()
+    error = (buffers.logits_RV[:rows] - product_RV).norm() / product_RV.norm()
+    assert error < 1e-2, error
+    return {
+        "logits_error": float(error),
+        "logprobs_error": float((logprobs_R.view(torch.float32) - wanted_logprobs_R).abs().max()),
+    }
+
+
+def not_late(parts: Fp8Parts) -> str:
+    late = parts.graphs.late_compilations
+    assert late == 0, f"{late} kernels"
+    wide_RV = torch.zeros(1, 100 * CHUNK, device="cuda")  # no model's
+    out_3R = torch.zeros(3, 1, dtype=torch.int32, device="cuda")
+    greedy(wide_RV, out_3R[0], out_3R[1].view(torch.float32), out_3R[2])
+    assert parts.graphs.late_compilations > 0, "the counter does not count"
+    return "nothing, and the counter counts"
+
+
+if __name__ == "__main__":
+    main()
