@@ -15,8 +15,8 @@ MicroBatches = Literal[1, 2, "auto"]  # of a step; auto: what measuring says
 class ActorOptions:
     """For every data-plane actor.
 
-    directory: the checkpoint. device: cpu, or cuda, where dtype says nothing: all is FP8. draft_tokens: how far ahead its MTP layer drafts; at 0 nobody loads it. token:
-    the cluster token, never logged.
+    directory: the checkpoint. draft_tokens: how far ahead its MTP layer drafts; at 0 nobody loads it. token:
+    the cluster token, never logged. device: cpu or cuda.
     """
 
     actor_id: str
@@ -45,6 +45,14 @@ class AttentionOptions:
     max_queue: int
     micro_batches: MicroBatches
     answer_timeout_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsRead:
+    """How much came from files, and its checksum (model/reader.py)."""
+
+    bytes_read: int
+    checksum: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
