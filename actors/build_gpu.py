@@ -40,7 +40,10 @@ def build_gpu_runner(
 ) -> tuple[RowRunner, ModelConfig, WeightsRead]:
     """All of the model on this process's GPU, every step captured."""
     if not torch.cuda.is_available():
-        raise ConfigError("device is cuda: this process sees no GPU; check `nvidia-smi`, or use --device cpu")
+        raise ConfigError(
+            f"device is cuda: torch {torch.__version__} sees no GPU here; ask `shoal doctor`, "
+            "or use --device cpu"
+        )
     model, config, read = load_or_make(options, torch.device("cuda"), note)
     parts = fp8_parts(
         config,

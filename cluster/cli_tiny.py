@@ -6,12 +6,15 @@ Knows nothing of what a checkpoint holds.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from cluster.cli_console import console, fail
+
+if TYPE_CHECKING:
+    from model.config import ModelConfig
 
 
 def make_tiny(
@@ -30,26 +33,31 @@ def make_tiny(
     ] = False,
 ) -> None:
     """Write a seeded random checkpoint of V3.2 shape with a byte-level tokenizer."""
-    from cluster.random_model import write_checkpoint, write_true_width_checkpoint
+    from cluster.random_model import write_checkpoint
 
     if (directory / "config.json").exists():
         fail(f"{directory} already holds a checkpoint; choose another directory or remove it")
     try:
-        if true_width:
-            with Progress(
-                BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=console
-            ) as bars:
-                bar = bars.add_task("")
-                config = write_true_width_checkpoint(
-                    directory,
-                    layers=layers,
-                    mtp=mtp,
-                    seed=seed,
-                    progress=lambda done, total: bars.update(bar, completed=done, total=total),
-                )
-        else:
-            config = write_checkpoint(directory, preset, seed)
+        config = (
+            _write_true_width(directory, layers=layers, mtp=mtp, seed=seed)
+            if true_width
+            else write_checkpoint(directory, preset, seed)
+        )
     except (ValueError, OSError) as error:
         fail(str(error))
     size_mb = sum(file.stat().st_size for file in directory.iterdir()) / 1e6
     console.print(f"{directory}: {config.num_layers} layers, {config.num_experts} experts, {size_mb:.1f} MB")
+
+
+def _write_true_width(directory: Path, *, layers: int, mtp: bool, seed: int) -> ModelConfig:
+    """With a bar: it takes minutes."""
+    from cluster.random_model import write_true_width_checkpoint
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("")
+
+        def show(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total)
+
+        return write_true_width_checkpoint(directory, layers=layers, mtp=mtp, seed=seed, progress=show)

@@ -21,7 +21,7 @@ def check_gpus(found: Sequence[Gpu], num_actors: int = 1, *, triton: bool | None
     """Raise SpecError unless each actor can have a GPU that kernels run on. triton: whether it is there."""
     if not found:
         raise SpecError(
-            "device is cuda: no GPU is seen here; check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use "
+            "device is cuda: no GPU is seen here; see `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use "
             "--device cpu"
         )
     for gpu in found:
