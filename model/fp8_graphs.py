@@ -21,7 +21,8 @@ from kernels.greedy import greedy
 from kernels.residual_norm import residual_norm
 from model.config import ModelConfig
 from model.fp8_cache import Fp8Cache
-from model.fp8_step import NARROW_SPLITS, DecodeStep, StepInputs, StepTables
+from model.fp8_step import DecodeStep, StepInputs
+from model.fp8_walk import NARROW_SPLITS, WalkTables
 from model.fp8_weights import Fp8Model, Fp8Mtp
 from model.row_buffers import RowBuffers
 
@@ -41,7 +42,7 @@ class Fp8Graphs:
     ) -> None:
         self._config, self._model, self._cache, self._buffers = config, model, cache, buffers
         self._exact = exact
-        self._tables = StepTables(config, num_positions, model.embedding_VD.device)
+        self._tables = WalkTables(config, num_positions, model.embedding_VD.device)
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[tuple[str, int], torch.cuda.CUDAGraph] = {}
         self.late_compilations = 0
@@ -90,7 +91,7 @@ class Fp8Graphs:
         buffers, model = self._buffers, self._model
         hidden_RD = model.embedding_VD.index_select(0, buffers.of("ids", rows))
         step = DecodeStep(self._config, self._inputs(hidden_RD), self._tables, exact=self._exact)
-        step.run(model.layers, self._cache, model.last_norm_D, out_RD=buffers.hidden_RD[:rows])
+        buffers.hidden_RD[:rows].copy_(step.run(model.layers, self._cache, model.last_norm_D))
 
     def _walk_mtp(self, rows: int) -> None:
         buffers, model = self._buffers, self._model
@@ -100,14 +101,14 @@ class Fp8Graphs:
         step = DecodeStep(
             self._config, self._inputs(torch.zeros_like(embedded_RD)), self._tables, exact=self._exact
         )
-        step.run(
+        hidden_RD = step.run(
             [mtp.layer],
             self._cache,
             mtp.norm_D,
             first_plane=self._config.num_layers,
             delta=self._joined(mtp, embedded_RD, buffers.given_RD[:rows]),
-            out_RD=buffers.hidden_RD[:rows],
         )
+        buffers.hidden_RD[:rows].copy_(hidden_RD)
 
     def _joined(self, mtp: Fp8Mtp, embedded_RD: Tensor, hidden_RD: Tensor) -> Tensor:
         """The parts of what the MTP layer starts from."""
