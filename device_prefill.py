@@ -24,7 +24,8 @@ from tests.gpu import test_fp8_prefill as tp
 from tests.gpu.attention_inputs import chosen_slots, latent_cache, queries, index_cache, index_queries
 from kernels import sparse_mla as dec, sparse_mla_prefill as pre
 from kernels.unpage_latents import unpage_latents, unpage_latents_reference
-from bench.true_width import random_slice, true_width
+from bench.true_width import random_slice
+from model.true_width import true_width
 SC = 192**-0.5
 VARIANTS = [(192,56),(168,120),(184,40),(200,40),(208,32),(176,56)]
 def setup(experts=64):

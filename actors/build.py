@@ -20,9 +20,10 @@ from actors.engine import Engine
 from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
 from actors.exposition import MetricsServer
 from actors.loopback import loopback_exchange
-from actors.options import ActorOptions, AttentionOptions, Loaded
+from actors.options import ActorOptions, AttentionOptions, Loaded, WeightsRead
 from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
+from actors.step_runner import StepRunner
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
@@ -52,7 +53,7 @@ def build_expert(options: ActorOptions, pairs: Iterable[Pair], note: Note) -> tu
         token=options.token,
         host=options.host,
     )
-    return server, _loaded(server, reader)
+    return server, _loaded(server, _read_by(reader))
 
 
 def take_experts(server: ExpertServer, options: ActorOptions, pairs: Iterable[Pair], note: Note) -> None:
@@ -68,6 +69,47 @@ def build_attention(
 
     view: where the experts are; None when local.
     """
+    views, stopping = ViewInbox(), threading.Event()
+    limits = SchedulerLimits(
+        max_sequences=attention.max_sequences,
+        chunk_tokens=attention.chunk_tokens,
+        max_queue=attention.max_queue,
+        max_step_tokens=attention.max_sequences * (1 + options.draft_tokens) + 2 * attention.chunk_tokens,
+    )
+    runner: StepRunner
+    if options.device == "cuda":
+        from actors.build_gpu import build_gpu_runner  # late: it takes Triton, which a CPU can do without
+
+        runner, config, read = build_gpu_runner(options, attention, limits, note)
+    else:
+        runner, config, read = _build_cpu_runner(options, attention, view, note, views, stopping)
+    engine = Engine(
+        runner,
+        context_tokens=attention.context_tokens,
+        limits=limits,
+        prefix_cache=attention.prefix_cache,
+    )
+    server = AttentionServer(
+        engine,
+        views=views,
+        stopping=stopping,
+        actor_id=options.actor_id,
+        incarnation=options.incarnation,
+        token=options.token,
+        host=options.host,
+        grammars=_grammars(Path(options.directory), config),
+    )
+    return server, _loaded(server, read)
+
+
+def _build_cpu_runner(
+    options: ActorOptions,
+    attention: AttentionOptions,
+    view: View | None,
+    note: Note,
+    views: ViewInbox,
+    stopping: threading.Event,
+) -> tuple[Runner, ModelConfig, WeightsRead]:
     checkpoint = Checkpoint.open(Path(options.directory))
     config = checkpoint.config_to_serve(options.draft_tokens)
     names = [*attention_tensors(config), *mtp_attention_tensors(config)]
@@ -75,7 +117,6 @@ def build_attention(
         names += _expert_names(config, in_every_layer(config, range(config.num_experts)))
     reader = checkpoint.reader(note, total_names=names)
     decoder = load_decoder(reader, config, DTYPES[options.dtype], attention.context_tokens)
-    views, stopping = ViewInbox(), threading.Event()
     if attention.local:
         exchange = local_exchange(reader, config, DTYPES[options.dtype], options.actor_id)
     else:
@@ -94,28 +135,7 @@ def build_attention(
         draft_tokens=options.draft_tokens,
         micro_batches=1 if attention.local else attention.micro_batches,  # local: there is nothing to hide
     )
-    engine = Engine(
-        runner,
-        context_tokens=attention.context_tokens,
-        limits=SchedulerLimits(
-            max_sequences=attention.max_sequences,
-            chunk_tokens=attention.chunk_tokens,
-            max_queue=attention.max_queue,
-            max_step_tokens=attention.max_sequences * (1 + options.draft_tokens) + 2 * attention.chunk_tokens,
-        ),
-        prefix_cache=attention.prefix_cache,
-    )
-    server = AttentionServer(
-        engine,
-        views=views,
-        stopping=stopping,
-        actor_id=options.actor_id,
-        incarnation=options.incarnation,
-        token=options.token,
-        host=options.host,
-        grammars=_grammars(Path(options.directory), config),
-    )
-    return server, _loaded(server, reader)
+    return runner, config, _read_by(reader)
 
 
 def local_exchange(reader: Reader, config: ModelConfig, dtype: torch.dtype, actor_id: str) -> Exchange:
@@ -142,13 +162,17 @@ def _expert_names(config: ModelConfig, pairs: Iterable[Pair]) -> list[str]:
     return [name for layer, expert in pairs for name in expert_tensors(config, layer, expert)]
 
 
-def _loaded(server: AttentionServer | ExpertServer, reader: WeightReader) -> Loaded:
+def _read_by(reader: WeightReader) -> WeightsRead:
+    return WeightsRead(bytes_read=reader.bytes_read, checksum=reader.checksum())
+
+
+def _loaded(server: AttentionServer | ExpertServer, read: WeightsRead) -> Loaded:
     metrics = MetricsServer(server.samples, server.host)  # lives as long as the process
     return Loaded(
         host=server.host,
         port=server.port,
         metrics_port=metrics.port,
         pid=os.getpid(),
-        bytes_read=reader.bytes_read,
-        checksum=reader.checksum(),
+        bytes_read=read.bytes_read,
+        checksum=read.checksum,
     )

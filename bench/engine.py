@@ -26,10 +26,10 @@ from actors.scheduler import SchedulerLimits
 from bench.engine_checks import Checks
 from bench.engine_speed import DecodeSpeed, prefill
 from bench.machine import command, describe
-from bench.true_width import true_width
 from kernels.greedy import CHUNK, greedy, greedy_reference
 from model.cache import PAGE_TOKENS
 from model.fp8_random import random_model
+from model.true_width import true_width
 
 SEQUENCES = (1, 16, 64, 128)
 GIB = 2**30

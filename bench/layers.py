@@ -22,10 +22,11 @@ import torch
 
 from bench.layers_prefill import line_of_prefill, measure_prefill
 from bench.machine import command, describe
-from bench.true_width import Slice, random_inputs, random_slice, true_width
+from bench.true_width import Slice, random_inputs, random_slice
 from model.cache import PAGE_TOKENS
 from model.fp8_step import DecodeStep
 from model.fp8_walk import WalkTables
+from model.true_width import true_width
 
 # ms of the forward (no head, no sampler) of 1 + 4 layers, CUDA events, CUDA graphs, H200, random FP8 weights
 # with routing spread, measured with vLLM 0.26.0; floor: bytes and operations over measured ceilings.

@@ -29,7 +29,7 @@ from actors.scheduler import Scheduler
 from bench.local import local_engine
 from bench.report import stdout_console
 from bench.timing import make_prompts
-from cluster.preflight import write_checkpoint
+from cluster.random_model import write_checkpoint
 from cluster.spec import cache_directory
 from model.checkpoint import Checkpoint
 from model.decoder import Decoder

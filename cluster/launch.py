@@ -264,6 +264,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
     """Or the one that is there: of a cluster that was joined again."""
     plan = Plan(
         directory=str(preflight.directory),
+        device=spec.device,
         dtype=spec.dtype,
         data_host=spec.data_host,
         num_attention=spec.attention,
@@ -294,6 +295,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
     if running is not None:
         _check_same(running, plan)
         return running
+    gpus_each = 1 if spec.device == "cuda" else 0
     controller = (
         remote_class(Controller)
         .options(
@@ -303,7 +305,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
             max_restarts=-1,  # no data passes through it, so nobody waits for the seconds that Ray takes
             max_task_retries=-1,
         )
-        .remote(plan, preflight.config, data_token(), RayProcesses(), RayMemory())
+        .remote(plan, preflight.config, data_token(), RayProcesses(gpus_each), RayMemory())
     )
     controller.run.remote()
     return controller

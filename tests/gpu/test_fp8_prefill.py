@@ -8,7 +8,6 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from bench.true_width import true_width
 from model.cache import PAGE_TOKENS
 from model.config import ModelConfig
 from model.fp8_cache import Fp8Cache
@@ -17,6 +16,7 @@ from model.fp8_random import RandomLayers
 from model.fp8_step import DecodeStep, StepInputs
 from model.fp8_walk import WalkTables
 from model.fp8_weights import Fp8Layer
+from model.true_width import true_width
 
 LENGTHS = (2200, 700, 90)  # one sees more than it may choose, one less, one more than a page
 PAGES = -(-max(LENGTHS) // PAGE_TOKENS)

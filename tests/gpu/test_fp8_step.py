@@ -9,7 +9,6 @@ from torch.nn import functional
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from bench.true_width import true_width
 from kernels.absorb import absorb_query_reference, absorb_value_reference
 from kernels.expert_gemm import expert_up_reference
 from kernels.fp8_rows import Fp8Weight
@@ -22,6 +21,7 @@ from model.fp8_step import DecodeStep, StepInputs
 from model.fp8_walk import WalkTables
 from model.fp8_weights import Fp8Attention, Fp8Dense, Fp8Layer, Fp8Moe, latent_shape
 from model.rope import inverse_frequencies
+from model.true_width import true_width
 from tests.gpu.fp8_inputs import relative_error
 
 pytestmark = [

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 
-import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton", reason="needs Triton")
-
-from bench.true_width import true_width
 from kernels.fp8_rows import Fp8Weight
 from model.config import ModelConfig
 from model.fp8_random import random_model
 from model.fp8_weights import Fp8Dense, Fp8Moe
+from model.true_width import true_width
 
 CPU = torch.device("cpu")
 
