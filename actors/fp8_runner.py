@@ -16,6 +16,8 @@ from model.fp8_graphs import Fp8Graphs
 from model.fp8_weights import Fp8Model
 from model.row_buffers import RowBuffers
 
+MOST_ROWS = 512  # of a graph
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fp8Parts:
@@ -51,9 +53,12 @@ def fp8_parts(
 ) -> Fp8Parts:
     """exact: no bit of a token depends on what shares its steps; without it small steps are quicker."""
     device = model.embedding_VD.device
+    most_rows = min(MOST_ROWS, limits.max_step_tokens)
+    assert most_rows >= limits.max_sequences * (1 + draft_tokens), "a step of single tokens is one graph"
     buffers = RowBuffers(
         config,
-        most_rows=limits.max_step_tokens,
+        most_rows=most_rows,
+        most_many=limits.max_step_tokens if limits.max_step_tokens > most_rows else 0,
         most_draws=limits.max_sequences * (1 + draft_tokens),
         most_sequences=limits.max_sequences,
         context_tokens=context_tokens,

@@ -2,15 +2,15 @@
 
 Chunks of prompts, single tokens and drafts are all rows: a token at its position, with the keys before it.
 What computes them (on a GPU model/fp8_graphs.py) is prepared for some numbers of rows; the next larger is
-taken and the rest are rows without a token. Since no bit of a row depends on the others, neither does a
-token. Knows nothing of who runs next.
+taken and the rest are rows without a token. Long chunks may go a quicker way with the same bits. Since no bit
+of a row depends on the others, neither does a token. Knows nothing of who runs next.
 
 Letters: N tokens, in the order of the chunks  R rows  D hidden  V vocabulary
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Protocol
@@ -28,10 +28,11 @@ from actors.trace import Recorder
 from actors.verify import chunks_of, draws_of
 from model.batch import Chunk
 from model.config import ModelConfig
-from model.row_buffers import Received, RowBuffers, StepRows
+from model.row_buffers import Received, RowBuffers, RowSpan, StepRows
 from model.sampler import Draw, Drawn, sample, takes_the_likeliest
 from router.assign import Ints
 
+LONG_CHUNK = 256  # tokens that are quicker as a chunk than as rows
 FINEST_SIZE = 32  # up to here sizes double, from here on there is one more between
 
 
@@ -43,11 +44,14 @@ class RowModel(Protocol):
     def prepare(self, rows: Iterable[int], draws: Iterable[int]) -> None:
         """For walks of these numbers of rows, and draws of those."""
 
-    def walk(self, rows: int) -> None:
-        """Through all layers, from `ids` to hidden_RD."""
+    def walk(self, rows: int, *, mtp: bool = False) -> None:
+        """The first rows through all layers, from `ids` to hidden_RD.
 
-    def walk_mtp(self, rows: int) -> None:
-        """Through the MTP layer, from given_RD and the `ids` that follow to hidden_RD."""
+        mtp: through the MTP layer, from given_RD and the `ids` that follow.
+        """
+
+    def walk_many(self, spans: Sequence[RowSpan], *, mtp: bool = False) -> None:
+        """The same for the rows of these spans, which stand one after the other."""
 
     def draw(self, rows: int) -> None:
         """From the `places` of hidden_RD to logits_RV and drawn_3R."""
@@ -72,7 +76,8 @@ class RowRunner:
         self.drafter = Drafter(self._draft, draft_tokens) if self.draft_tokens else None
         self._model, self._buffers = model, buffers
         self._cache_bytes_per_token = cache_bytes_per_token
-        self._hidden_ND = torch.empty(0)
+        self._hidden_RD = torch.empty(0)
+        self._first_rows: list[int] = []  # of the last step's chunks
         self._draws: list[Draw] = []
         self._received: Received = [], [], []
         self.padding_rows = 0
@@ -84,9 +89,10 @@ class RowRunner:
     def compute(self, planned: Sequence[Work]) -> None:
         """Every token and draft, and the logits of those after which one is drawn."""
         self.exchange.begin_step()
-        num_rows = self._launch([chunk for work in planned for chunk in chunks_of(work)], self._model.walk)
+        chunks = [chunk for work in planned for chunk in chunks_of(work)]
+        self._first_rows = self._launch(chunks)
         if self.drafter is not None:
-            self._hidden_ND = self._buffers.hidden_RD[:num_rows].clone()
+            self._hidden_RD = self._buffers.hidden_RD.clone()
         self._draws = [draw for work in planned for draw in draws_of(work)]  # while the device computes
         self._received = self._buffers.receive(len(self._draws))
 
@@ -96,7 +102,13 @@ class RowRunner:
 
     def hidden(self, planned: Sequence[Work]) -> list[Tensor]:
         """Of each work's tokens and drafts in the last step, [tokens, D]."""
-        return list(torch.split(self._hidden_ND, [work.num_tokens + work.num_drafts for work in planned]))
+        hidden, first_rows = [], iter(self._first_rows)
+        for work in planned:
+            first = next(first_rows)
+            hidden.append(self._hidden_RD[first : first + work.num_tokens + work.num_drafts])
+            for _ in range(work.num_drafts):
+                next(first_rows)  # a draft's row is the next one
+        return hidden
 
     def follow(self, advanced: Sequence[tuple[LiveSequence, Tensor]]) -> None:
         """Let the drafter see what holds of the step: each sequence with hidden states, as `hidden` gives."""
@@ -120,22 +132,63 @@ class RowRunner:
     def record(self, recorder: Recorder | None) -> None:
         """The step loop's own laps are all that can be told: a step is one launch."""
 
-    def _launch(self, chunks: Iterable[Chunk], walk: Callable[[int], None]) -> int:
+    def _launch(self, chunks: Sequence[Chunk], given_ND: Tensor | None = None) -> list[int]:
         """All tokens of the chunks through the layers, and the logits after those that want some.
 
-        Returns how many tokens, without waiting. A quicker way for large chunks belongs here.
+        given_ND: what the MTP layer reads with them, if it is that which they go through. Returns the first
+        row of each chunk, without waiting.
         """
-        rows, buffers = StepRows(), self._buffers
-        for chunk in chunks:
-            rows.add(chunk, buffers.tables.seat(chunk.pages))
-        num_rows, num_draws = len(rows.ids), len(rows.places)
-        size, draw_size = size_for(buffers.most_rows, num_rows), size_for(buffers.most_draws, num_draws)
-        buffers.send(rows, size, draw_size)
-        self.padding_rows += size - num_rows
-        walk(size)
-        if num_draws:
-            self._model.draw(draw_size)
-        return num_rows
+        buffers, rows = self._buffers, StepRows()
+        many = self._taken_as_many(chunks)
+        spans = {i: self._add(rows, chunk) for i, chunk in enumerate(chunks) if i not in many}
+        size = size_for(buffers.most_rows, len(rows.ids)) if spans else 0
+        self.padding_rows += size - len(rows.ids)
+        rows.pad(size)
+        spans |= {i: self._add(rows, chunks[i]) for i in many}
+        first_rows = [spans[i].first_row for i in range(len(chunks))]
+        places = [
+            first + len(chunk.token_ids) - 1
+            for first, chunk in zip(first_rows, chunks, strict=True)
+            if chunk.wants_logits
+        ]
+        buffers.send(rows, places)
+        if given_ND is not None:
+            self._give(given_ND, [spans[i] for i in range(len(chunks))])
+        mtp = given_ND is not None
+        if size:
+            self._model.walk(size, mtp=mtp)
+        if many:
+            self._model.walk_many([spans[i] for i in many], mtp=mtp)  # in the order of their rows
+        if places:
+            self._model.draw(size_for(buffers.most_draws, len(places)))
+        return first_rows
+
+    def _give(self, given_ND: Tensor, spans: Sequence[RowSpan]) -> None:
+        """Into the rows of these spans, which are in the order of what is given."""
+        rows = [row for span in spans for row in range(span.first_row, span.first_row + span.num_rows)]
+        given_RD = self._buffers.given_RD
+        if rows == list(range(len(rows))):
+            given_RD[: len(rows)].copy_(given_ND)
+        else:
+            given_RD[torch.tensor(rows, device=given_RD.device)] = given_ND
+
+    def _add(self, rows: StepRows, chunk: Chunk) -> RowSpan:
+        return rows.add(chunk, self._buffers.tables.seat(chunk.pages))
+
+    def _taken_as_many(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Which go the way of long chunks: long ones, and the longest of the rest if they are too many."""
+        if not self._buffers.most_many:
+            return []
+        lengths = [len(chunk.token_ids) for chunk in chunks]
+        many = [i for i, length in enumerate(lengths) if length >= LONG_CHUNK]
+        few = sum(lengths) - sum(lengths[i] for i in many)
+        if few > self._buffers.most_rows:
+            for i in sorted(range(len(chunks)), key=lambda i: -lengths[i])[len(many) :]:
+                many.append(i)
+                few -= lengths[i]
+                if few <= self._buffers.most_rows:
+                    break
+        return sorted(many)
 
     def _drawn(self, draws: Sequence[Draw], received: Received) -> list[Drawn]:
         """Of the last launch. What asks for more than the likeliest token is drawn from the logits, here."""
@@ -154,18 +207,17 @@ class RowRunner:
         self, chunks: Sequence[Chunk], hidden_ND: Tensor, draws: Sequence[Draw]
     ) -> tuple[Tensor, list[Drawn]]:
         """A pass of the MTP layer, in parts where there are too many rows for one."""
+        buffers = self._buffers
         hidden: list[Tensor] = []
         drawn: list[Drawn] = []
-        done = 0
-        for part in parts_of(chunks, self._buffers.most_rows):
-            places = [place for place, chunk in zip(_ends(part), part, strict=True) if chunk.wants_logits]
-            num_rows = sum(len(chunk.token_ids) for chunk in part)
-            self._buffers.given_RD[:num_rows].copy_(hidden_ND[done : done + num_rows])
-            self._launch(part, self._model.walk_mtp)
-            hidden.append(self._buffers.hidden_RD[places])
-            own = draws[len(drawn) : len(drawn) + len(places)]
-            drawn += self._drawn(own, self._buffers.receive(len(own)))
-            done += num_rows
+        first = 0
+        for part in parts_of(chunks, max(buffers.most_rows, buffers.most_many)):
+            end = first + sum(len(chunk.token_ids) for chunk in part)
+            self._launch(part, hidden_ND[first:end])
+            own = draws[len(drawn) :][: sum(chunk.wants_logits for chunk in part)]
+            hidden.append(buffers.hidden_RD.index_select(0, buffers.places(len(own))))
+            drawn += self._drawn(own, buffers.receive(len(own)))
+            first = end
         return torch.cat(hidden), drawn
 
 
@@ -202,15 +254,6 @@ def size_for(most: int, count: int) -> int:
     """The least of the sizes up to `most` that holds so many."""
     assert count <= most, f"{count} rows: the buffers, and so the scheduler's limits, are for {most}"
     return next(size for size in sizes_up_to(most) if size >= count)
-
-
-def _ends(chunks: Iterable[Chunk]) -> list[int]:
-    """The place of the last token of each."""
-    ends, end = [], 0
-    for chunk in chunks:
-        end += len(chunk.token_ids)
-        ends.append(end - 1)
-    return ends
 
 
 def _nothing_is_dispatched(layer: int, rows_RD: Tensor, row_P: Ints, expert_P: Ints) -> Tensor:

@@ -118,7 +118,7 @@ def compare_draws(parts: Fp8Parts) -> dict[str, float]:
     tokens_R, logprobs_R, finite_R = buffers.drawn_3R[:, :rows]
     wanted_R, wanted_logprobs_R, _ = greedy_reference(buffers.logits_RV[:rows])
     assert torch.equal(tokens_R.long(), wanted_R) and finite_R.all()
-    hidden_RD = buffers.hidden_RD.index_select(0, buffers.of("places", rows))
+    hidden_RD = buffers.hidden_RD.index_select(0, buffers.places(rows))
     product_RV = hidden_RD.float() @ parts.model.head_VD.float().t()
     error = (buffers.logits_RV[:rows] - product_RV).norm() / product_RV.norm()
     assert error < 1e-2, error

@@ -100,7 +100,7 @@ class DecodeSpeed:
         }
         if draft_tokens:  # two tokens of each sequence are followed, one is drawn
             drawn = size_for(buffers.most_draws, sequences)
-            graph_ms["follow"] = _median_ms(lambda: graphs.walk_mtp(rows))
+            graph_ms["follow"] = _median_ms(lambda: graphs.walk(rows, mtp=True))
             graph_ms["draw drafts"] = _median_ms(lambda: graphs.draw(drawn))
         host_share = 1 - sum(graph_ms.values()) / step_ms
         return {"graph_ms": graph_ms, "host_share": round(host_share, 3)}

@@ -34,7 +34,8 @@ from model.fp8_cache import Fp8Cache
 from model.fp8_load import load_fp8_model
 from model.fp8_places import tensors_of_model
 from model.fp8_random import random_model
-from model.fp8_step import DecodeStep, StepInputs, StepTables
+from model.fp8_step import DecodeStep, StepInputs
+from model.fp8_walk import WalkTables
 from model.fp8_weights import Fp8Model, Fp8Moe
 from model.load import load_decoder
 from model.true_width import true_width_json, write_true_width
@@ -142,7 +143,7 @@ def on_the_gpu(config: ModelConfig, model: Fp8Model, ids: Tensor) -> Tensor:
         lengths_R=positions_R + 1,
         pages_RP=torch.ones(len(ids), 1, dtype=torch.int32, device=DEVICE),
     )
-    step = DecodeStep(config, inputs, StepTables(config, 64, DEVICE))
+    step = DecodeStep(config, inputs, WalkTables(config, 64, DEVICE))
     return step.run(model.layers, Fp8Cache(config, 2, DEVICE), model.last_norm_D).float().cpu()
 
 

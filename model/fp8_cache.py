@@ -49,11 +49,20 @@ class Fp8Cache:
         ]
 
     @property
-    def bytes_per_token(self) -> int:
-        """Of one token over all layers."""
-        planes = [
+    def planes(self) -> list[torch.Tensor]:
+        """Of all layers, a row a slot."""
+        return [
             plane
             for latent, key in zip(self.latents, self.keys, strict=True)
             for plane in (latent.latent_SC, latent.scale_SG, latent.rotary_SR, key.key_SI, key.scale_S)
         ]
-        return sum(plane[0].numel() * plane.itemsize for plane in planes)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of one token over all layers."""
+        return sum(plane[0].numel() * plane.itemsize for plane in self.planes)
+
+    def clear_null_page(self) -> None:
+        """Zero the page that nobody owns."""
+        for plane in self.planes:
+            plane[:PAGE_TOKENS].zero_()

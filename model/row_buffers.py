@@ -19,35 +19,49 @@ from model.batch import Chunk
 from model.cache import PAGE_TOKENS
 from model.config import ModelConfig
 
-ROW_FIELDS = ("ids", "positions", "slots", "lengths", "seats", "places")
-PADDING = {"slots": -1}  # of a row without a token; all else is 0
+ROW_FIELDS = ("ids", "positions", "slots", "lengths", "seats")
 Received = tuple[list[int], list[float], list[int]]  # tokens, log probabilities, whether finite
 ALIGNED = 4  # int32 that fill 16 bytes: what starts at a multiple of them is read in the widest loads
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowSpan:
+    """Rows of one sequence's consecutive tokens."""
+
+    first_row: int
+    num_rows: int
+    first_position: int
+    seat: int
+
+
 @dataclass(slots=True)
 class StepRows:
-    """Of the rows of a step, in order; places: those after which a token is drawn."""
+    """Of the rows of a step, in order. lengths: keys that each sees, itself included, 0 without a token."""
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
     seats: list[int] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
 
-    @property
-    def lengths(self) -> list[int]:
-        """Keys that each row sees, itself included."""
-        return [position + 1 for position in self.positions]
-
-    def add(self, chunk: Chunk, seat: int) -> None:
-        positions, pages = range(chunk.start, chunk.start + len(chunk.token_ids)), chunk.pages
+    def add(self, chunk: Chunk, seat: int) -> RowSpan:
+        """Behind those there are."""
+        count, pages = len(chunk.token_ids), chunk.pages
+        span = RowSpan(first_row=len(self.ids), num_rows=count, first_position=chunk.start, seat=seat)
+        positions = range(chunk.start, chunk.start + count)
         self.ids += chunk.token_ids
         self.positions += positions
         self.slots += [pages[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS for at in positions]
-        self.seats += [seat] * len(positions)
-        if chunk.wants_logits:
-            self.places.append(len(self.ids) - 1)
+        self.lengths += range(chunk.start + 1, chunk.start + count + 1)
+        self.seats += [seat] * count
+        return span
+
+    def pad(self, rows: int) -> None:
+        """Rows without a token, so that there are so many."""
+        missing = rows - len(self.ids)
+        for values in (self.ids, self.positions, self.lengths, self.seats):
+            values += [0] * missing
+        self.slots += [-1] * missing
 
 
 class PageTables:
@@ -84,7 +98,10 @@ class PageTables:
 
 
 class RowBuffers:
-    """For steps of at most most_rows rows, most_draws draws and most_sequences sequences.
+    """For steps of at most most_draws draws and most_sequences sequences.
+
+    most_rows: that are computed at once, whosesoever they are. most_many: beside them, of long chunks, where
+    there is a quicker way for those; 0 where there is none.
 
     hidden_RD: after the last norm, of the last walk. given_RD: what a walk of the MTP layer reads. logits_RV,
     and drawn_3R (token, bits of its fp32 log probability, whether all were finite): of the last draw.
@@ -99,35 +116,39 @@ class RowBuffers:
         most_sequences: int,
         context_tokens: int,
         device: torch.device,
+        most_many: int = 0,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self.most_rows, self.most_draws = most_rows, most_draws
+        self.most_rows, self.most_many, self.most_draws = most_rows, most_many, most_draws
         pinned = device.type == "cuda"
-        shape = (len(ROW_FIELDS), -(-most_rows // ALIGNED) * ALIGNED)
+        all_rows = most_rows + most_many
+        shape = (len(ROW_FIELDS) + 1, _aligned(max(all_rows, most_draws)))  # the last: places
         self._host_FR = torch.zeros(shape, dtype=torch.int32, pin_memory=pinned)
         self._array_FR = self._host_FR.numpy()
-        self._device_FR = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._device_FR = torch.zeros(self._host_FR.shape, dtype=torch.int32, device=device)
         self.tables = PageTables(most_sequences, -(-context_tokens // PAGE_TOKENS), device)
-        self.hidden_RD = torch.zeros(most_rows, config.hidden_size, dtype=dtype, device=device)
-        drafts = most_rows if config.num_mtp_layers else 0
+        self.hidden_RD = torch.zeros(all_rows, config.hidden_size, dtype=dtype, device=device)
+        drafts = all_rows if config.num_mtp_layers else 0
         self.given_RD = torch.zeros(drafts, config.hidden_size, dtype=dtype, device=device)
         self.logits_RV = torch.zeros(most_draws, config.vocab_size, device=device)
-        drawn = (3, -(-most_draws // ALIGNED) * ALIGNED)
-        self.drawn_3R = torch.zeros(drawn, dtype=torch.int32, device=device)
-        self._drawn_3R = torch.zeros(drawn, dtype=torch.int32, pin_memory=pinned)
+        self.drawn_3R = torch.zeros(3, _aligned(most_draws), dtype=torch.int32, device=device)
+        self._drawn_3R = torch.zeros(self.drawn_3R.shape, dtype=torch.int32, pin_memory=pinned)
         self._stream = torch.cuda.current_stream(device) if pinned else None
 
-    def of(self, name: str, rows: int) -> Tensor:
-        """int32 [rows] on the device: a field of the first rows."""
-        return self._device_FR[ROW_FIELDS.index(name), :rows]
+    def of(self, name: str, rows: int, first: int = 0) -> Tensor:
+        """int32 [rows] on the device: a field of these rows."""
+        return self._device_FR[ROW_FIELDS.index(name), first : first + rows]
 
-    def send(self, rows: StepRows, padded_rows: int, padded_draws: int) -> None:
-        """The rows, and behind them rows without a token; all that was sent before must have been used."""
-        for place, name in enumerate(ROW_FIELDS):
-            values = getattr(rows, name)
-            end = padded_draws if name == "places" else padded_rows
-            self._array_FR[place, : len(values)] = values
-            self._array_FR[place, len(values) : end] = PADDING.get(name, 0)
+    def places(self, draws: int) -> Tensor:
+        """int32 [draws] on the device: the rows after which a token is drawn."""
+        return self._device_FR[-1, :draws]
+
+    def send(self, rows: StepRows, places: Sequence[int]) -> None:
+        """All that was sent before must have been used. Draws beyond the last are of some row or other."""
+        count = len(rows.ids)
+        for field_R, name in zip(self._array_FR[:-1], ROW_FIELDS, strict=True):
+            field_R[:count] = getattr(rows, name)
+        self._array_FR[-1, : len(places)] = places
         self._device_FR.copy_(self._host_FR, non_blocking=True)
         self.tables.send()
 
@@ -141,3 +162,7 @@ class RowBuffers:
             self._stream.synchronize()
         tokens_R, logprobs_R, finite_R = self._drawn_3R[:, :count]
         return tokens_R.tolist(), logprobs_R.view(torch.float32).tolist(), finite_R.tolist()
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGNED) * ALIGNED

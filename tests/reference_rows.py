@@ -7,10 +7,9 @@ that lies between: buffers, sizes, padding, page tables, drafts. Rows without a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
 
 from actors.engine import Engine
 from actors.row_runner import RowRunner
@@ -19,7 +18,7 @@ from actors.step import forward, forward_mtp
 from model.batch import Chunk
 from model.cache import PAGE_TOKENS, LatentCache
 from model.decoder import Decoder
-from model.row_buffers import RowBuffers
+from model.row_buffers import RowBuffers, RowSpan
 from router.exchange import Exchange
 from tests.shoals import CONTEXT
 
@@ -31,26 +30,39 @@ class ReferenceRows:
         self._prepared: tuple[set[int], set[int]] = set(), set()
         self.late_compilations = 0
         self.walked: list[int] = []
+        self.spans: list[int] = []
 
     def prepare(self, rows: Iterable[int], draws: Iterable[int]) -> None:
         self._prepared = set(rows), set(draws)
 
-    def walk(self, rows: int) -> None:
+    def walk(self, rows: int, *, mtp: bool = False) -> None:
         live, chunks = self._chunks(rows)
-        self._leave(rows, live, forward(self._decoder, chunks, self._cache, self._exchange))
+        self._buffers.hidden_RD[:rows] = torch.nan
+        self._compute(live, chunks, mtp=mtp)
 
-    def walk_mtp(self, rows: int) -> None:
-        live, chunks = self._chunks(rows)
-        mtp, given_ND = self._decoder.mtp, self._buffers.given_RD[live]
-        assert mtp is not None
-        self._leave(
-            rows, live, forward_mtp(self._decoder, mtp, chunks, given_ND, self._cache, self._exchange)
-        )
+    def walk_many(self, spans: Sequence[RowSpan], *, mtp: bool = False) -> None:
+        for span in spans:
+            rows = list(range(span.first_row, span.first_row + span.num_rows))
+            tokens = self._buffers.of("ids", span.num_rows, span.first_row).tolist()
+            pages = self._buffers.tables.pages_SP[span.seat].tolist()
+            chunk = Chunk(token_ids=tokens, start=span.first_position, pages=pages, wants_logits=True)
+            self.spans.append(span.num_rows)
+            self._compute(rows, [chunk], mtp=mtp)
+
+    def _compute(self, rows: list[int], chunks: list[Chunk], *, mtp: bool) -> None:
+        decoder, buffers = self._decoder, self._buffers
+        if mtp:
+            assert decoder.mtp is not None
+            given_ND = buffers.given_RD[rows]
+            out_ND = forward_mtp(decoder, decoder.mtp, chunks, given_ND, self._cache, self._exchange)
+        else:
+            out_ND = forward(decoder, chunks, self._cache, self._exchange)
+        buffers.hidden_RD[rows] = out_ND
 
     def draw(self, rows: int) -> None:
         assert rows in self._prepared[1]
         buffers = self._buffers
-        logits_RV = self._decoder.logits(buffers.hidden_RD, buffers.of("places", rows).long())
+        logits_RV = self._decoder.logits(buffers.hidden_RD, buffers.places(rows).long())
         buffers.logits_RV[:rows] = logits_RV
         for row, logits_V in enumerate(logits_RV):
             token = logits_V.argmax()
@@ -77,10 +89,6 @@ class ReferenceRows:
             chunks.append(Chunk(token_ids=[token], start=position, pages=pages, wants_logits=True))
         return live, chunks
 
-    def _leave(self, rows: int, live: list[int], hidden_ND: Tensor) -> None:
-        self._buffers.hidden_RD[:rows] = torch.nan
-        self._buffers.hidden_RD[live] = hidden_ND
-
 
 def rows_engine(
     parts: tuple[Decoder, Exchange],
@@ -88,13 +96,15 @@ def rows_engine(
     num_pages: int = 128,
     draft_tokens: int = 0,
     prefix_cache: bool = True,
+    most_rows: int | None = None,
 ) -> Engine:
-    """As tests.shoals.engine_of, on rows."""
+    """As tests.shoals.engine_of, on rows; most_rows: beyond them chunks go the way of long ones."""
     decoder, exchange = parts
     limits = limits or SchedulerLimits()
     buffers = RowBuffers(
         decoder.config,
-        most_rows=limits.max_step_tokens,
+        most_rows=most_rows or limits.max_step_tokens,
+        most_many=limits.max_step_tokens if most_rows else 0,
         most_draws=limits.max_sequences * (1 + draft_tokens),
         most_sequences=limits.max_sequences,
         context_tokens=CONTEXT,

@@ -20,6 +20,7 @@ from kernels.latent_write import (
 )
 from kernels.residual_norm import Weighted, residual_norm, residual_norm_reference
 from kernels.routes import empty_routes, routes_of
+from kernels.sort_tiles import sort_tiles
 from kernels.sparse_mla import QuantizedCache
 from tests.gpu.fp8_inputs import random_weight, relative_error
 
@@ -72,6 +73,9 @@ def test_gate_chooses_as_the_model_does(device: torch.device, shared: bool) -> N
     used = int(routes.counts[-1]) + routes.shared_tiles
     assert torch.equal(routes.tiles[:used].sort().values, expected.tiles[:used].sort().values)
     assert torch.equal(routes.tiles[: routes.shared_tiles], expected.tiles[: routes.shared_tiles])
+    sort_tiles(routes)
+    by_expert = sorted(expected.tiles[routes.shared_tiles : used].tolist(), key=lambda it: (it & 0xFFFF, it))
+    assert routes.tiles[routes.shared_tiles : used].tolist() == by_expert
 
 
 def test_a_row_that_is_no_number_spoils_no_other(device: torch.device) -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import actors.row_runner
 from actors.engine import Engine
 from actors.row_runner import parts_of, size_for, sizes_up_to
 from actors.scheduler import SchedulerLimits
@@ -57,6 +58,20 @@ def test_chunks_of_any_size_are_the_same_rows(
     engine = rows_engine(parts, limits)
     assert generate(engine, prompts(), GREEDY) == alone
     assert max(model_of(engine).walked) <= 70
+
+
+@pytest.mark.parametrize("draft_tokens", [0, 2])
+def test_long_chunks_that_go_another_way_change_nothing(
+    tiny_v32: Path, alone: list[Generated], monkeypatch: pytest.MonkeyPatch, draft_tokens: int
+) -> None:
+    """Some for being long, and more where graphs have no room for all that are short."""
+    monkeypatch.setattr(actors.row_runner, "LONG_CHUNK", 50)
+    parts = local_parts(tiny_v32, draft_tokens=draft_tokens)
+    limits = SchedulerLimits(max_sequences=8, chunk_tokens=64, max_step_tokens=190)
+    engine = rows_engine(parts, limits, draft_tokens=draft_tokens, most_rows=24)
+    assert generate(engine, prompts(), GREEDY) == alone
+    spans, walked = model_of(engine).spans, model_of(engine).walked
+    assert walked and max(spans) == 64 and min(spans) < 50
 
 
 def test_running_out_of_pages_and_beginning_alike_change_nothing(
@@ -185,12 +200,14 @@ def test_rows_behind_the_last_have_no_token(parts: tuple[Decoder, Exchange]) -> 
     buffers = RowBuffers(config, most_rows=6, most_draws=2, most_sequences=2, context_tokens=128, device=CPU)
     full = StepRows()
     full.add(Chunk(token_ids=[9] * 6, start=60, pages=[3, 5], wants_logits=True), seat=1)
-    buffers.send(full, 6, 1)
+    buffers.send(full, [5])
     assert buffers.of("slots", 6).tolist() == [*range(252, 256), 320, 321]
+    assert buffers.of("lengths", 6).tolist() == [61, 62, 63, 64, 65, 66]
     one = StepRows()
     one.add(Chunk(token_ids=[8], start=64, pages=[3, 5], wants_logits=True), seat=0)
-    buffers.send(one, 4, 2)
+    one.pad(4)
+    buffers.send(one, [0])
     assert buffers.of("slots", 4).tolist() == [320, -1, -1, -1]
     assert buffers.of("lengths", 4).tolist() == [65, 0, 0, 0]
     assert buffers.of("ids", 4).tolist() == [8, 0, 0, 0]
-    assert buffers.of("places", 2).tolist() == [0, 0]
+    assert buffers.places(1).tolist() == [0]
