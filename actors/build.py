@@ -128,6 +128,7 @@ def _build_cpu_runner(
             should_stop=stopping.is_set,
             answer_timeout_s=attention.answer_timeout_s,
         )
+    assert attention.cache_tokens is not None, "only a GPU is asked how much it has room for"
     runner = Runner(
         decoder,
         exchange,

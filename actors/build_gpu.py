@@ -51,11 +51,12 @@ def build_gpu_runner(
             f"{MOST_ROWS} of a GPU; lower it"
         )
     model, config, read = load_or_make(options, torch.device("cuda"), note)
+    tokens = attention.cache_tokens
     parts = fp8_parts(
         config,
         model,
         limits,
-        num_pages=attention.cache_tokens // PAGE_TOKENS + 1,
+        num_pages=None if tokens is None else tokens // PAGE_TOKENS + 1,
         context_tokens=attention.context_tokens,
         draft_tokens=options.draft_tokens,
     )

@@ -33,12 +33,12 @@ class ActorOptions:
 class AttentionOptions:
     """local: hold every expert in this process instead of dispatching to expert actors.
 
-    max_queue: most sequences that wait.
+    max_queue: most sequences that wait. cache_tokens: None, on a GPU: as many as it has room for.
     """
 
     local: bool
     context_tokens: int
-    cache_tokens: int
+    cache_tokens: int | None
     chunk_tokens: int
     max_sequences: int
     prefix_cache: bool

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 from actors.fp8_runner import Fp8Parts, fp8_parts
 from actors.scheduler import SchedulerLimits
 from bench.engine_checks import Checks
-from bench.engine_speed import DecodeSpeed, prefill
+from bench.engine_speed import DecodeSpeed, chunk_ms, prefill
 from bench.machine import command, describe
 from kernels.greedy import CHUNK, greedy, greedy_reference
 from model.cache import PAGE_TOKENS
@@ -65,13 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moe-layers", type=int, default=4)
     parser.add_argument("--context", type=int, default=4096, help="of decoding sequences")
+    parser.add_argument("--chunk", type=int, default=2048, help="tokens of a prompt in a step")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, steps and layers")
     parser.add_argument("--out", type=Path, help="JSON file")
     given = parser.parse_args()
     report = Report(given.out)
-    limits = SchedulerLimits(max_sequences=128, chunk_tokens=512, max_step_tokens=768)
+    limits = limits_of(128, given.chunk)
     if given.quick:
-        limits = SchedulerLimits(max_sequences=16, chunk_tokens=128, max_step_tokens=192)
+        limits = limits_of(16, 128)
     parts = build(report, limits, 1 if given.quick else given.moe_layers, given.context)
     for name, check in Checks(parts, limits).all().items():
         report.part(f"exact: {name}", check)
@@ -81,10 +83,22 @@ def main() -> None:
         if sequences <= limits.max_sequences:
             report.part(f"decode {sequences}", partial(speed.plain, sequences))
             report.part(f"decode {sequences}, every draft right", partial(speed.drafted, sequences))
-    report.part("prefill", lambda: prefill(parts, limits, 1 if given.quick else 4, given.context))
+    prompts = 1 if given.quick else 16
+    for chunk in sorted({128, 512, limits.chunk_tokens}):
+        if chunk <= limits.chunk_tokens:
+            smaller = replace(limits, chunk_tokens=chunk)
+            report.part(f"prefill by {chunk}", partial(prefill, parts, smaller, prompts, given.context))
+    report.part("a chunk by rows or as a chunk", lambda: chunk_ms(parts))
     report.part("compiled after warm-up", lambda: not_late(parts))
     report.say("all parts done" if not report.failed else f"{report.failed} parts FAILED")
     sys.exit(bool(report.failed))
+
+
+def limits_of(sequences: int, chunk: int) -> SchedulerLimits:
+    """As actors/build.py, with a draft of each sequence."""
+    return SchedulerLimits(
+        max_sequences=sequences, chunk_tokens=chunk, max_step_tokens=2 * sequences + 2 * chunk
+    )
 
 
 def build(report: Report, limits: SchedulerLimits, moe_layers: int, context: int) -> Fp8Parts:
@@ -95,18 +109,34 @@ def build(report: Report, limits: SchedulerLimits, moe_layers: int, context: int
     start_s = time.perf_counter()
     model = random_model(config, device)
     torch.cuda.synchronize()
-    memory = {"model_gib": torch.cuda.memory_allocated() / GIB}
-    seconds = {"model_s": time.perf_counter() - start_s}
-    pages = 1 + limits.max_sequences * (context // PAGE_TOKENS + 3)
-    tables = context + 4 * PAGE_TOKENS
-    parts = fp8_parts(config, model, limits, num_pages=pages, context_tokens=tables, draft_tokens=1)
-    memory["cache_and_buffers_gib"] = torch.cuda.memory_allocated() / GIB - memory["model_gib"]
-    held, start_s = torch.cuda.memory_reserved(), time.perf_counter()
-    parts.runner(draft_tokens=1)
-    memory["graphs_gib"] = (torch.cuda.memory_reserved() - held) / GIB
-    seconds["compile_and_capture_s"] = time.perf_counter() - start_s
-    report.part("start", lambda: {name: round(value, 2) for name, value in (memory | seconds).items()})
-    return parts
+    report.part("model", lambda: {"gib": _used_gib(), "seconds": round(time.perf_counter() - start_s, 2)})
+    positions, enough = context + 4 * PAGE_TOKENS, 1 + limits.max_sequences * (context // PAGE_TOKENS + 3)
+    parts: list[Fp8Parts] = []
+
+    def start(num_pages: int | None) -> dict[str, float]:
+        start_s = time.perf_counter()
+        made = fp8_parts(config, model, limits, num_pages=num_pages, context_tokens=positions, draft_tokens=1)
+        with_cache = _used_gib()
+        made.runner(draft_tokens=1)
+        parts.append(made)
+        return {
+            "pages": made.cache.num_pages,
+            "cache_gib": round(made.cache.num_pages * PAGE_TOKENS * made.cache.bytes_per_token / GIB, 2),
+            "graphs_gib": round(_used_gib() - with_cache, 2),
+            "free_gib": round(torch.cuda.mem_get_info()[0] / GIB, 2),
+            "compile_and_capture_s": round(time.perf_counter() - start_s, 2),
+        }
+
+    report.part("start with all memory", lambda: start(None))
+    if not parts:
+        torch.cuda.empty_cache()
+        report.part("start with enough pages", lambda: start(enough))
+    return parts[0]
+
+
+def _used_gib() -> float:
+    free, total = torch.cuda.mem_get_info()
+    return round((total - free) / GIB, 2)
 
 
 @torch.inference_mode()

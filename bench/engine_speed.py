@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -23,6 +24,7 @@ from actors.sequence import Sequence as LiveSequence
 from bench.engine_checks import GREEDY, Said, guessing, make_engine
 from bench.true_width import fill_with_noise
 from model.cache import PAGE_TOKENS
+from model.row_buffers import RowSpan
 
 WARM_UP = 5
 
@@ -123,6 +125,21 @@ def prefill(parts: Fp8Parts, limits: SchedulerLimits, prompts: int, tokens: int)
         "tokens_per_s": round(prompts * tokens / seconds, 1),
         "steps": engine.counters.steps,
     }
+
+
+def chunk_ms(parts: Fp8Parts) -> dict[str, dict[str, float]]:
+    """A chunk of one sequence at the start of its prompt, both ways."""
+    buffers, graphs = parts.buffers, parts.graphs
+    found = {}
+    for tokens in (64, 128, 256, 512, 1024, 2048):
+        span = RowSpan(first_row=0, num_rows=tokens, first_position=0, seat=0)
+        ways = {}
+        if tokens <= buffers.most_rows:
+            ways["rows"] = _median_ms(partial(graphs.walk, tokens), replays=5)
+        if tokens <= buffers.most_many:
+            ways["chunk"] = _median_ms(partial(graphs.walk_many, [span]), replays=5)
+        found[str(tokens)] = ways
+    return found
 
 
 def publish_past(engine: Engine, prompt: list[int]) -> None:

@@ -281,7 +281,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
         attention=AttentionOptions(
             local=spec.experts == 0,
             context_tokens=preflight.context_tokens,
-            cache_tokens=spec.cache_tokens,
+            cache_tokens=spec.told_cache_tokens,
             chunk_tokens=spec.chunk_tokens,
             max_sequences=spec.max_sequences,
             prefix_cache=spec.prefix_cache,

@@ -92,7 +92,11 @@ class ShoalSpec(BaseModel):
         description="address that actors' sockets bind to; node: each that of the Ray node it is on",
     )
     context_tokens: int | None = Field(None, ge=64, description="longest prompt + answer; none: the model's")
-    cache_tokens: int = Field(65536, ge=128, description="tokens of latent cache in each attention actor")
+    cache_tokens: int = Field(
+        65536,
+        ge=128,
+        description="tokens of latent cache in each attention actor; on cuda, if not set, what is free",
+    )
     chunk_tokens: int = Field(128, ge=1, le=65536, description="prefill is cut at multiples of this")
     max_sequences: int = Field(64, ge=1, le=4096, description="sequences in one step of an attention actor")
     max_queue: int = Field(1024, ge=1, le=65536, description="sequences waiting in an attention actor")
@@ -177,6 +181,12 @@ class ShoalSpec(BaseModel):
         except ValidationError as error:
             where = f"{file}: " if file else ""
             raise SpecError("\n".join(where + _explain(problem) for problem in error.errors())) from None
+
+    @property
+    def told_cache_tokens(self) -> int | None:
+        """None: on a GPU, where nobody said how many, it is what it has room for."""
+        is_open = self.device == "cuda" and "cache_tokens" not in self.model_fields_set
+        return None if is_open else self.cache_tokens
 
     @property
     def bounds(self) -> dict[str, Bounds]:

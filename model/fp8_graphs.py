@@ -25,7 +25,7 @@ from model.fp8_walk import WalkTables
 from model.fp8_weights import Fp8Model
 from model.row_buffers import RowBuffers, RowSpan
 
-WARM_UP_ROWS = 64
+WARM_UP_ROWS = 61
 
 
 class Fp8Graphs:
@@ -120,16 +120,22 @@ class Fp8Graphs:
         self._graphs[name, rows] = graph
 
     def _prepare_many(self) -> None:
-        """Compile what long chunks launch: some kernels differ with the power of two of the keys seen."""
+        """Compile what long chunks launch.
+
+        Some kernels differ with the power of two of the keys seen, some at rows that are no multiple of four.
+        """
         buffers = self._buffers
         self._many = PrefillStep(self._config, buffers.most_many, self._tables, exact=self._exact)
         ends = {self._num_positions, *(1 << n for n in range(6, self._num_positions.bit_length()))}
         for end in sorted(ends):
             rows = min(WARM_UP_ROWS, end)
-            span = RowSpan(first_row=0, num_rows=rows, first_position=end - rows, seat=0)
-            self.walk_many([span])
+            spans = [
+                RowSpan(first_row=first_row, num_rows=rows, first_position=end - rows, seat=0)
+                for first_row in (0, rows)
+            ]
+            self.walk_many(spans)
             if self._model.mtp is not None:
-                self.walk_many([span], mtp=True)
+                self.walk_many(spans, mtp=True)
         self._cache.clear_null_page()  # where the rows were written: nobody has pages yet
 
     def _walk(self, rows: int) -> None:

@@ -44,6 +44,21 @@ def fp8_cache_bytes_per_token(config: ModelConfig) -> int:
     return (latent + index) * (config.num_layers + config.num_mtp_layers)
 
 
+def fp8_step_bytes(config: ModelConfig, rows: int, many: int, context_tokens: int) -> int:
+    """What steps take beside weights, cache and buffers: an upper bound of what was measured at true width.
+
+    rows: of the largest graph. many: of long chunks at once, 0 if there are none.
+    """
+    graphs = rows * (250 * config.hidden_size + 8 * context_tokens)
+    chunks = (2 << 30) + many * 70 * config.hidden_size if many else 0
+    return (1 << 30) + graphs + chunks
+
+
+def pages_that_fit(config: ModelConfig, free_bytes: int, page_tokens: int) -> int:
+    """Pages of the FP8 cache in so many bytes."""
+    return max(0, free_bytes) // (page_tokens * fp8_cache_bytes_per_token(config))
+
+
 def _fp8_bytes(shapes: dict[str, Shape]) -> int:
     quantised = num_values(shape for name, shape in shapes.items() if is_fp8_linear(name))
     return 2 * num_values(shapes.values()) - quantised + quantised * 4 // 128**2

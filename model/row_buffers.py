@@ -70,7 +70,7 @@ class PageTables:
     """
 
     def __init__(self, num_seats: int, num_pages: int, device: torch.device) -> None:
-        self.pages_SP = torch.zeros(num_seats, num_pages, dtype=torch.int32, device=device)
+        self.pages_SP = torch.zeros(num_seats, _aligned(num_pages), dtype=torch.int32, device=device)
         self._host_SP = torch.zeros(self.pages_SP.shape, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._array_SP = self._host_SP.numpy()
         self._seats: OrderedDict[int, int] = OrderedDict()  # by the list's identity, last used last

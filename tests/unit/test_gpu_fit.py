@@ -12,6 +12,7 @@ from cluster.gpu_fit import check_gpus, check_model
 from cluster.gpus import Gpu, gpus
 from cluster.spec import ShoalSpec, SpecError
 from model.fields import ConfigError
+from model.memory import pages_that_fit
 from model.true_width import true_width
 
 H200 = Gpu(name="H200", capability=(9, 0), memory_bytes=150_754_820_096)
@@ -54,6 +55,16 @@ def test_a_spec_that_does_not_fit_its_device_is_refused(fields: dict[str, Any], 
 def test_gpus_that_cannot_serve_are_refused(found: list[Gpu], actors: int, triton: bool, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         check_gpus(found, actors, triton=triton)
+
+
+def test_a_cache_that_nobody_sized_is_what_the_gpu_has_room_for() -> None:
+    assert spec_of().told_cache_tokens is None
+    assert spec_of(cache_tokens=128).told_cache_tokens == 128
+    assert ShoalSpec().told_cache_tokens == ShoalSpec().cache_tokens
+    config = true_width(moe_layers=4, mtp=True)
+    page_bytes = 64 * 6 * (656 + 132)
+    assert pages_that_fit(config, 10 * page_bytes + 1, 64) == 10
+    assert pages_that_fit(config, -1, 64) == 0
 
 
 def test_twelve_moe_layers_fit_one_h200_and_thirteen_do_not() -> None:
