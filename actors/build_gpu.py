@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from actors.fp8_runner import MOST_ROWS, fp8_parts
+from actors.fp8_runner import fp8_parts
 from actors.options import ActorOptions, AttentionOptions, WeightsRead
 from actors.row_runner import RowRunner
 from actors.scheduler import SchedulerLimits
@@ -43,12 +43,6 @@ def build_gpu_runner(
         raise ConfigError(
             f"device is cuda: torch {torch.__version__} sees no GPU here; ask `shoal doctor`, "
             "or use --device cpu"
-        )
-    most = limits.max_sequences * (1 + options.draft_tokens)
-    if most > MOST_ROWS:
-        raise ConfigError(
-            f"max_sequences is {limits.max_sequences}: with drafts a step would have {most} rows, over the "
-            f"{MOST_ROWS} of a GPU; lower it"
         )
     model, config, read = load_or_make(options, torch.device("cuda"), note)
     tokens = attention.cache_tokens
