@@ -29,7 +29,7 @@ from actors.verify import chunks_of, draws_of
 from model.batch import Chunk
 from model.config import ModelConfig
 from model.row_buffers import Received, RowBuffers, RowSpan, StepRows
-from model.sampler import Draw, Drawn, sample, takes_the_likeliest
+from model.sampler import Draw, Drawn, takes_the_likeliest
 from router.assign import Ints
 
 LONG_CHUNK = 256  # tokens that are quicker as a chunk than as rows
@@ -55,6 +55,9 @@ class RowModel(Protocol):
 
     def draw(self, rows: int) -> None:
         """From the `places` of hidden_RD to logits_RV and drawn_3R."""
+
+    def sample(self, rows: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:
+        """A token for each of these rows of logits_RV, finite ones, that asks for more than the likeliest."""
 
 
 class RowRunner:
@@ -191,15 +194,15 @@ class RowRunner:
         return sorted(many)
 
     def _drawn(self, draws: Sequence[Draw], received: Received) -> list[Drawn]:
-        """Of the last launch. What asks for more than the likeliest token is drawn from the logits, here."""
+        """Of the last launch."""
         drawn = [
             Drawn(token, None if draw.sampling.logprobs is None else logprob) if finite else NOT_FINITE
             for draw, token, logprob, finite in zip(draws, *received, strict=True)
         ]
-        special = [place for place, draw in enumerate(draws) if not takes_the_likeliest(draw)]
+        special = [i for i, draw in enumerate(draws) if drawn[i].finite and not takes_the_likeliest(draw)]
         if special:
-            logits_BV = self._buffers.logits_RV[special].cpu()
-            for place, token in zip(special, sample(logits_BV, [draws[i] for i in special]), strict=True):
+            sampled = self._model.sample(special, [draws[i] for i in special])
+            for place, token in zip(special, sampled, strict=True):
                 drawn[place] = token
         return drawn
 
