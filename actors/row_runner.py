@@ -142,13 +142,16 @@ class RowRunner:
         row of each chunk, without waiting.
         """
         buffers, rows = self._buffers, StepRows()
+        first_rows, seat = [0] * len(chunks), buffers.tables.seat
         many = self._taken_as_many(chunks)
-        spans = {i: self._add(rows, chunk) for i, chunk in enumerate(chunks) if i not in many}
-        size = size_for(buffers.most_rows, len(rows.ids)) if spans else 0
+        few = [i for i in range(len(chunks)) if i not in many] if many else range(len(chunks))
+        for i in few:
+            first_rows[i] = rows.add(chunks[i], seat(chunks[i].pages))
+        size = size_for(buffers.most_rows, len(rows.ids)) if few else 0
         self.padding_rows += size - len(rows.ids)
         rows.pad(size)
-        spans |= {i: self._add(rows, chunks[i]) for i in many}
-        first_rows = [spans[i].first_row for i in range(len(chunks))]
+        for i in many:
+            first_rows[i] = rows.add(chunks[i], seat(chunks[i].pages))
         places = [
             first + len(chunk.token_ids) - 1
             for first, chunk in zip(first_rows, chunks, strict=True)
@@ -156,27 +159,37 @@ class RowRunner:
         ]
         buffers.send(rows, places)
         if given_ND is not None:
-            self._give(given_ND, [spans[i] for i in range(len(chunks))])
+            self._give(given_ND, first_rows, chunks)
         mtp = given_ND is not None
         if size:
             self._model.walk(size, mtp=mtp)
         if many:
-            self._model.walk_many([spans[i] for i in many], mtp=mtp)  # in the order of their rows
+            spans = [
+                RowSpan(
+                    first_row=first_rows[i],
+                    num_rows=len(chunks[i].token_ids),
+                    first_position=chunks[i].start,
+                    seat=seat(chunks[i].pages),
+                )
+                for i in many
+            ]
+            self._model.walk_many(spans, mtp=mtp)
         if places:
             self._model.draw(size_for(buffers.most_draws, len(places)))
         return first_rows
 
-    def _give(self, given_ND: Tensor, spans: Sequence[RowSpan]) -> None:
-        """Into the rows of these spans, which are in the order of what is given."""
-        rows = [row for span in spans for row in range(span.first_row, span.first_row + span.num_rows)]
+    def _give(self, given_ND: Tensor, first_rows: Sequence[int], chunks: Sequence[Chunk]) -> None:
+        """Into the rows of these chunks, in whose order it is given."""
+        rows = [
+            row
+            for first, chunk in zip(first_rows, chunks, strict=True)
+            for row in range(first, first + len(chunk.token_ids))
+        ]
         given_RD = self._buffers.given_RD
         if rows == list(range(len(rows))):
             given_RD[: len(rows)].copy_(given_ND)
         else:
             given_RD[torch.tensor(rows, device=given_RD.device)] = given_ND
-
-    def _add(self, rows: StepRows, chunk: Chunk) -> RowSpan:
-        return rows.add(chunk, self._buffers.tables.seat(chunk.pages))
 
     def _taken_as_many(self, chunks: Sequence[Chunk]) -> list[int]:
         """Which go the way of long chunks: long ones, and the longest of the rest if they are too many."""
