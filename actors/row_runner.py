@@ -29,7 +29,7 @@ from actors.verify import chunks_of, draws_of
 from model.batch import Chunk
 from model.config import ModelConfig
 from model.row_buffers import Received, RowBuffers, RowSpan, StepRows
-from model.sampler import Draw, Drawn, sample, takes_the_likeliest
+from model.sampler import Draw, Drawn, takes_the_likeliest
 from router.assign import Ints
 
 LONG_CHUNK = 256  # tokens that are quicker as a chunk than as rows
@@ -55,6 +55,9 @@ class RowModel(Protocol):
 
     def draw(self, rows: int) -> None:
         """From the `places` of hidden_RD to logits_RV and drawn_3R."""
+
+    def sample(self, rows: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:
+        """A token for each of these rows of logits_RV, finite ones, that asks for more than the likeliest."""
 
 
 class RowRunner:
@@ -139,13 +142,16 @@ class RowRunner:
         row of each chunk, without waiting.
         """
         buffers, rows = self._buffers, StepRows()
+        first_rows, seat = [0] * len(chunks), buffers.tables.seat
         many = self._taken_as_many(chunks)
-        spans = {i: self._add(rows, chunk) for i, chunk in enumerate(chunks) if i not in many}
-        size = size_for(buffers.most_rows, len(rows.ids)) if spans else 0
+        few = [i for i in range(len(chunks)) if i not in many] if many else range(len(chunks))
+        for i in few:
+            first_rows[i] = rows.add(chunks[i], seat(chunks[i].pages))
+        size = size_for(buffers.most_rows, len(rows.ids)) if few else 0
         self.padding_rows += size - len(rows.ids)
         rows.pad(size)
-        spans |= {i: self._add(rows, chunks[i]) for i in many}
-        first_rows = [spans[i].first_row for i in range(len(chunks))]
+        for i in many:
+            first_rows[i] = rows.add(chunks[i], seat(chunks[i].pages))
         places = [
             first + len(chunk.token_ids) - 1
             for first, chunk in zip(first_rows, chunks, strict=True)
@@ -153,27 +159,37 @@ class RowRunner:
         ]
         buffers.send(rows, places)
         if given_ND is not None:
-            self._give(given_ND, [spans[i] for i in range(len(chunks))])
+            self._give(given_ND, first_rows, chunks)
         mtp = given_ND is not None
         if size:
             self._model.walk(size, mtp=mtp)
         if many:
-            self._model.walk_many([spans[i] for i in many], mtp=mtp)  # in the order of their rows
+            spans = [
+                RowSpan(
+                    first_row=first_rows[i],
+                    num_rows=len(chunks[i].token_ids),
+                    first_position=chunks[i].start,
+                    seat=seat(chunks[i].pages),
+                )
+                for i in many
+            ]
+            self._model.walk_many(spans, mtp=mtp)
         if places:
             self._model.draw(size_for(buffers.most_draws, len(places)))
         return first_rows
 
-    def _give(self, given_ND: Tensor, spans: Sequence[RowSpan]) -> None:
-        """Into the rows of these spans, which are in the order of what is given."""
-        rows = [row for span in spans for row in range(span.first_row, span.first_row + span.num_rows)]
+    def _give(self, given_ND: Tensor, first_rows: Sequence[int], chunks: Sequence[Chunk]) -> None:
+        """Into the rows of these chunks, in whose order it is given."""
+        rows = [
+            row
+            for first, chunk in zip(first_rows, chunks, strict=True)
+            for row in range(first, first + len(chunk.token_ids))
+        ]
         given_RD = self._buffers.given_RD
         if rows == list(range(len(rows))):
             given_RD[: len(rows)].copy_(given_ND)
         else:
             given_RD[torch.tensor(rows, device=given_RD.device)] = given_ND
-
-    def _add(self, rows: StepRows, chunk: Chunk) -> RowSpan:
-        return rows.add(chunk, self._buffers.tables.seat(chunk.pages))
 
     def _taken_as_many(self, chunks: Sequence[Chunk]) -> list[int]:
         """Which go the way of long chunks: long ones, and the longest of the rest if they are too many."""
@@ -191,15 +207,15 @@ class RowRunner:
         return sorted(many)
 
     def _drawn(self, draws: Sequence[Draw], received: Received) -> list[Drawn]:
-        """Of the last launch. What asks for more than the likeliest token is drawn from the logits, here."""
+        """Of the last launch."""
         drawn = [
             Drawn(token, None if draw.sampling.logprobs is None else logprob) if finite else NOT_FINITE
             for draw, token, logprob, finite in zip(draws, *received, strict=True)
         ]
-        special = [place for place, draw in enumerate(draws) if not takes_the_likeliest(draw)]
+        special = [i for i, draw in enumerate(draws) if drawn[i].finite and not takes_the_likeliest(draw)]
         if special:
-            logits_BV = self._buffers.logits_RV[special].cpu()
-            for place, token in zip(special, sample(logits_BV, [draws[i] for i in special]), strict=True):
+            sampled = self._model.sample(special, [draws[i] for i in special])
+            for place, token in zip(special, sampled, strict=True):
                 drawn[place] = token
         return drawn
 

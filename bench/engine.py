@@ -83,6 +83,7 @@ def main() -> None:
         if sequences <= limits.max_sequences:
             report.part(f"decode {sequences}", partial(speed.plain, sequences))
             report.part(f"decode {sequences}, every draft right", partial(speed.drafted, sequences))
+            report.part(f"decode {sequences}, sampled", partial(speed.sampled, sequences))
     prompts = 1 if given.quick else 16
     for chunk in sorted({128, 512, limits.chunk_tokens}):
         if chunk <= limits.chunk_tokens:

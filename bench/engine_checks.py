@@ -26,6 +26,8 @@ TOKENS = 12
 GREEDY = Sampling(max_tokens=TOKENS, temperature=0.0, ignore_eos=True, logprobs=0)
 SAMPLED = Sampling(max_tokens=TOKENS, temperature=0.8, top_p=0.95, seed=7, ignore_eos=True, logprobs=0)
 
+PENALISED = replace(SAMPLED, frequency_penalty=0.5)  # drawn on the host
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -73,7 +75,7 @@ class Checks:
         rng = Random(1)
         vocab = parts.config.vocab_size
         self._prompts = [[rng.randrange(2, vocab) for _ in range(count)] for count in lengths]
-        self._sampling = [GREEDY if i % 4 else SAMPLED for i in range(1, len(lengths) + 1)]
+        self._sampling = [(GREEDY, SAMPLED, GREEDY, PENALISED)[i % 4] for i in range(len(lengths))]
         self._alone: list[Said] = []
 
     def all(self) -> dict[str, Callable[[], str]]:

@@ -21,10 +21,11 @@ from actors.fp8_runner import Fp8Parts
 from actors.row_runner import size_for
 from actors.scheduler import SchedulerLimits
 from actors.sequence import Sequence as LiveSequence
-from bench.engine_checks import GREEDY, Said, guessing, make_engine
+from bench.engine_checks import GREEDY, SAMPLED, Said, guessing, make_engine
 from bench.true_width import fill_with_noise
 from model.cache import PAGE_TOKENS
 from model.row_buffers import RowSpan
+from model.sampling import Sampling
 
 WARM_UP = 5
 
@@ -36,26 +37,30 @@ class DecodeSpeed:
         self._parts, self._limits, self._context, self._steps = parts, limits, context, steps
         self._said: list[Said] = []
 
-    def plain(self, sequences: int) -> dict[str, Any]:
+    def sampled(self, sequences: int) -> dict[str, Any]:
+        """With a temperature and top_p, without drafts."""
+        return self.plain(sequences, SAMPLED)
+
+    def plain(self, sequences: int, sampling: Sampling = GREEDY) -> dict[str, Any]:
         """Without drafts."""
-        engine = self._begun(sequences)
+        engine = self._begun(sequences, sampling)
         self._said = [Said()] * sequences
         figures = self._timed(engine)
         return figures | self._shares(figures["step_ms"], sequences, draft_tokens=0)
 
     def drafted(self, sequences: int) -> dict[str, Any]:
         """As `plain` just before, and every draft is what came there: the most that can be gained."""
-        engine = self._begun(sequences, draft_tokens=1)
+        engine = self._begun(sequences, GREEDY, draft_tokens=1)
         with guessing(engine, self._said, share=1.0):
             figures = self._timed(engine)
         held = {"drafted": engine.counters.drafted[0], "held": engine.counters.accepted[0]}
         return figures | held | self._shares(figures["step_ms"], sequences, draft_tokens=1)
 
-    def _begun(self, sequences: int, draft_tokens: int = 0) -> Engine:
+    def _begun(self, sequences: int, sampling: Sampling, draft_tokens: int = 0) -> Engine:
         torch.manual_seed(0)
         fill_with_noise(self._parts.cache)
         engine = make_engine(self._parts, self._limits, prefix_cache=True, draft_tokens=draft_tokens)
-        sampling = replace(GREEDY, max_tokens=2 * (WARM_UP + self._steps))
+        sampling = replace(sampling, max_tokens=2 * (WARM_UP + self._steps))
         for i, prompt in enumerate(_prompts(self._parts, sequences, self._context + 1)):
             publish_past(engine, prompt)
             assert engine.submit("bench", str(i), prompt, [], sampling) is None

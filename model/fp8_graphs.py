@@ -17,6 +17,7 @@ import triton
 from kernels.bf16_gemm import bf16_matmul
 from kernels.greedy import greedy
 from model.config import ModelConfig
+from model.device_sampler import sample_from_device
 from model.fp8_cache import Fp8Cache
 from model.fp8_prefill import PrefillStep, Span
 from model.fp8_start import Start, join_few, join_many, start_of_model, start_of_mtp
@@ -24,6 +25,8 @@ from model.fp8_step import DecodeStep, StepInputs
 from model.fp8_walk import WalkTables
 from model.fp8_weights import Fp8Model
 from model.row_buffers import RowBuffers, RowSpan
+from model.sampler import Draw, Drawn
+from model.sampling import Sampling
 
 WARM_UP_ROWS = 61
 
@@ -59,6 +62,8 @@ class Fp8Graphs:
                 self._capture("mtp", count, self._walk_mtp)
         for count in sorted(draws, reverse=True):
             self._capture("draw", count, self._draw)
+        told = Sampling(max_tokens=1, logprobs=0)
+        self.sample([0], [Draw(sampling=told, position=0, prompt_ids=(), emitted_ids=())])  # compiles
         if self._buffers.most_many and self._many is None:
             self._prepare_many()
         triton.knobs.runtime.jit_post_compile_hook = self._count_compilation
@@ -103,6 +108,11 @@ class Fp8Graphs:
     def draw(self, rows: int) -> None:
         """From the `places` of hidden_RD to logits_RV and drawn_3R."""
         self._graphs["draw", rows].replay()
+
+    @torch.inference_mode()
+    def sample(self, rows: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:
+        """A token for each of these rows of logits_RV, finite ones, that asks for more than the likeliest."""
+        return sample_from_device(self._buffers.logits_RV, rows, draws)
 
     def _capture(self, name: str, rows: int, body: Callable[[int], None]) -> None:
         if (name, rows) in self._graphs:

@@ -44,17 +44,16 @@ class StepRows:
     lengths: list[int] = field(default_factory=list)
     seats: list[int] = field(default_factory=list)
 
-    def add(self, chunk: Chunk, seat: int) -> RowSpan:
-        """Behind those there are."""
-        count, pages = len(chunk.token_ids), chunk.pages
-        span = RowSpan(first_row=len(self.ids), num_rows=count, first_position=chunk.start, seat=seat)
+    def add(self, chunk: Chunk, seat: int) -> int:
+        """Behind those there are; returns the first."""
+        first_row, count, pages = len(self.ids), len(chunk.token_ids), chunk.pages
         positions = range(chunk.start, chunk.start + count)
         self.ids += chunk.token_ids
         self.positions += positions
         self.slots += [pages[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS for at in positions]
         self.lengths += range(chunk.start + 1, chunk.start + count + 1)
         self.seats += [seat] * count
-        return span
+        return first_row
 
     def pad(self, rows: int) -> None:
         """Rows without a token, so that there are so many."""

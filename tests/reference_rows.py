@@ -19,6 +19,7 @@ from model.batch import Chunk
 from model.cache import PAGE_TOKENS, LatentCache
 from model.decoder import Decoder
 from model.row_buffers import RowBuffers, RowSpan
+from model.sampler import Draw, Drawn, sample
 from router.exchange import Exchange
 from tests.shoals import CONTEXT
 
@@ -69,6 +70,9 @@ class ReferenceRows:
             buffers.drawn_3R[0, row] = token
             buffers.drawn_3R[1, row] = torch.log_softmax(logits_V, -1)[token].view(torch.int32)
             buffers.drawn_3R[2, row] = torch.isfinite(logits_V).all()
+
+    def sample(self, rows: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:
+        return sample(self._buffers.logits_RV[list(rows)], draws)
 
     def _chunks(self, rows: int) -> tuple[list[int], list[Chunk]]:
         assert rows in self._prepared[0], "only what was prepared at start"
