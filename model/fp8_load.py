@@ -74,6 +74,7 @@ class _Carrier:
         self._rooms = [torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=self._flies) for _ in range(2)]
         self._landed = [_event() for _ in self._rooms] if self._flies else []
 
+    @torch.inference_mode()  # of a thread: who made the places may have been in it, and these are others
     def carry(self, place: Place) -> None:
         values, scales = self._bring(place), self._reader.read_scales(place.name)
         if place.scale is None:

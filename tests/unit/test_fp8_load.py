@@ -207,6 +207,14 @@ def test_only_what_is_served_is_read_and_that_once(ragged: Path) -> None:
     assert reader.bytes_read + checkpoint.stored_bytes(mtp_copies(config)) == everything
 
 
+def test_a_load_may_stand_in_inference_mode(ragged: Path) -> None:
+    """Which is of a thread, and the loader has others."""
+    _, plain = load(ragged)
+    with torch.inference_mode():
+        _, found = load(ragged)
+    assert torch.equal(found.layers[1].attention.up.float(), plain.layers[1].attention.up.float())
+
+
 def test_checksum_is_that_of_one_thread(ragged: Path) -> None:
     checksums = []
     for threads in (1, 4):
