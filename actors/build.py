@@ -19,8 +19,11 @@ from actors.attention import AttentionServer, ViewInbox
 from actors.engine import Engine
 from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
 from actors.exposition import MetricsServer
-from actors.options import ActorOptions, AttentionOptions, Loaded
+from actors.loopback import loopback_exchange
+from actors.options import ActorOptions, AttentionOptions, Loaded, WeightsRead
+from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
+from actors.step_runner import StepRunner
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
@@ -29,9 +32,8 @@ from model.load import Reader, load_decoder
 from model.names import attention_tensors, expert_tensors, mtp_attention_tensors
 from model.reader import Progress, WeightReader
 from router.exchange import Exchange
-from router.local import LocalTransport
 from router.tcp import TcpTransport
-from router.view import ActorId, ExpertActor, Pair, View, make_view
+from router.view import Pair, View
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # of the weights
 
@@ -51,7 +53,7 @@ def build_expert(options: ActorOptions, pairs: Iterable[Pair], note: Note) -> tu
         token=options.token,
         host=options.host,
     )
-    return server, _loaded(server, reader)
+    return server, _loaded(server, _read_by(reader))
 
 
 def take_experts(server: ExpertServer, options: ActorOptions, pairs: Iterable[Pair], note: Note) -> None:
@@ -67,39 +69,25 @@ def build_attention(
 
     view: where the experts are; None when local.
     """
-    checkpoint = Checkpoint.open(Path(options.directory))
-    config = checkpoint.config_to_serve(options.draft_tokens)
-    names = [*attention_tensors(config), *mtp_attention_tensors(config)]
-    if attention.local:
-        names += _expert_names(config, in_every_layer(config, range(config.num_experts)))
-    reader = checkpoint.reader(note, total_names=names)
-    decoder = load_decoder(reader, config, DTYPES[options.dtype], attention.context_tokens)
     views, stopping = ViewInbox(), threading.Event()
-    if attention.local:
-        exchange = local_exchange(reader, config, DTYPES[options.dtype], options.actor_id)
+    limits = SchedulerLimits(
+        max_sequences=attention.max_sequences,
+        chunk_tokens=attention.chunk_tokens,
+        max_queue=attention.max_queue,
+        max_step_tokens=attention.max_sequences * (1 + options.draft_tokens) + 2 * attention.chunk_tokens,
+    )
+    runner: StepRunner
+    if options.device == "cuda":
+        from actors.build_gpu import build_gpu_runner  # late: it takes Triton, which a CPU can do without
+
+        runner, config, read = build_gpu_runner(options, attention, limits, note)
     else:
-        assert view is not None, "only a local attention actor can do without a view"
-        exchange = Exchange(
-            TcpTransport(token=options.token, actor=options.actor_id, incarnation=options.incarnation),
-            view,
-            next_view=views.newest,
-            should_stop=stopping.is_set,
-            answer_timeout_s=attention.answer_timeout_s,
-        )
+        runner, config, read = _build_cpu_runner(options, attention, view, note, views, stopping)
     engine = Engine(
-        decoder,
-        exchange,
-        num_pages=attention.cache_tokens // PAGE_TOKENS + 1,
+        runner,
         context_tokens=attention.context_tokens,
-        limits=SchedulerLimits(
-            max_sequences=attention.max_sequences,
-            chunk_tokens=attention.chunk_tokens,
-            max_queue=attention.max_queue,
-            max_step_tokens=attention.max_sequences * (1 + options.draft_tokens) + 2 * attention.chunk_tokens,
-        ),
-        draft_tokens=options.draft_tokens,
+        limits=limits,
         prefix_cache=attention.prefix_cache,
-        micro_batches=1 if attention.local else attention.micro_batches,  # local: there is nothing to hide
     )
     server = AttentionServer(
         engine,
@@ -111,23 +99,51 @@ def build_attention(
         host=options.host,
         grammars=_grammars(Path(options.directory), config),
     )
-    return server, _loaded(server, reader)
+    return server, _loaded(server, read)
+
+
+def _build_cpu_runner(
+    options: ActorOptions,
+    attention: AttentionOptions,
+    view: View | None,
+    note: Note,
+    views: ViewInbox,
+    stopping: threading.Event,
+) -> tuple[Runner, ModelConfig, WeightsRead]:
+    checkpoint = Checkpoint.open(Path(options.directory))
+    config = checkpoint.config_to_serve(options.draft_tokens)
+    names = [*attention_tensors(config), *mtp_attention_tensors(config)]
+    if attention.local:
+        names += _expert_names(config, in_every_layer(config, range(config.num_experts)))
+    reader = checkpoint.reader(note, total_names=names)
+    decoder = load_decoder(reader, config, DTYPES[options.dtype], attention.context_tokens)
+    if attention.local:
+        exchange = local_exchange(reader, config, DTYPES[options.dtype], options.actor_id)
+    else:
+        assert view is not None, "only a local attention actor can do without a view"
+        exchange = Exchange(
+            TcpTransport(token=options.token, actor=options.actor_id, incarnation=options.incarnation),
+            view,
+            next_view=views.newest,
+            should_stop=stopping.is_set,
+            answer_timeout_s=attention.answer_timeout_s,
+        )
+    assert attention.cache_tokens is not None, "only a GPU is asked how much it has room for"
+    runner = Runner(
+        decoder,
+        exchange,
+        num_pages=attention.cache_tokens // PAGE_TOKENS + 1,
+        draft_tokens=options.draft_tokens,
+        micro_batches=1 if attention.local else attention.micro_batches,  # local: there is nothing to hide
+    )
+    return runner, config, _read_by(reader)
 
 
 def local_exchange(reader: Reader, config: ModelConfig, dtype: torch.dtype, actor_id: str) -> Exchange:
     """An exchange whose experts, all of them, live in this process under the name actor_id."""
     held = HeldExperts(config, dtype)
     load_experts(reader, held, in_every_layer(config, range(config.num_experts)), dtype)
-    own = ExpertActor(actor_id=ActorId(actor_id), incarnation=1, host="", port=0)
-    view = make_view(
-        1,
-        [own],
-        {own.actor_id: range(config.num_experts)},
-        num_experts=config.num_experts,
-        first_layer=config.num_dense_layers,
-        num_layers=len(config.routed_layers),
-    )
-    return Exchange(LocalTransport(held.forward), view)
+    return loopback_exchange(config, actor_id, held.forward)
 
 
 def _grammars(directory: Path, config: ModelConfig) -> Grammars | None:
@@ -147,13 +163,17 @@ def _expert_names(config: ModelConfig, pairs: Iterable[Pair]) -> list[str]:
     return [name for layer, expert in pairs for name in expert_tensors(config, layer, expert)]
 
 
-def _loaded(server: AttentionServer | ExpertServer, reader: WeightReader) -> Loaded:
+def _read_by(reader: WeightReader) -> WeightsRead:
+    return WeightsRead(bytes_read=reader.bytes_read, checksum=reader.checksum())
+
+
+def _loaded(server: AttentionServer | ExpertServer, read: WeightsRead) -> Loaded:
     metrics = MetricsServer(server.samples, server.host)  # lives as long as the process
     return Loaded(
         host=server.host,
         port=server.port,
         metrics_port=metrics.port,
         pid=os.getpid(),
-        bytes_read=reader.bytes_read,
-        checksum=reader.checksum(),
+        bytes_read=read.bytes_read,
+        checksum=read.checksum,
     )

@@ -10,30 +10,29 @@ Letters: N tokens, in the order of the chunks  D hidden
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from actors.sequence import Sequence as LiveSequence
-from actors.step import forward_mtp
-from model.batch import Chunk, logit_places
-from model.cache import PAGE_TOKENS, LatentCache
-from model.decoder import Decoder, Mtp
-from model.sampler import Draw, sample
-from router.exchange import Exchange
+from model.batch import Chunk
+from model.cache import PAGE_TOKENS
+from model.sampler import Draw, Drawn
 
 FEW_TOKENS = 8
+
+# One pass of the MTP layer: chunks of the tokens that follow, what the model (or the pass before) returned
+# there, and a draw for each chunk that wants logits. Returns these chunks' hidden states and tokens.
+Pass = Callable[[Sequence[Chunk], Tensor, Sequence[Draw]], tuple[Tensor, list[Drawn]]]
 
 
 class Drafter:
     """Drafts up to draft_tokens for each sequence that decodes."""
 
-    def __init__(
-        self, decoder: Decoder, mtp: Mtp, cache: LatentCache, exchange: Exchange, draft_tokens: int
-    ) -> None:
-        self._decoder, self._mtp, self._cache, self._exchange = decoder, mtp, cache, exchange
+    def __init__(self, compute: Pass, draft_tokens: int) -> None:
+        self._compute = compute
         self._draft_tokens = draft_tokens
 
     def follow(self, advanced: Sequence[tuple[LiveSequence, Tensor]]) -> None:
@@ -70,16 +69,11 @@ class Drafter:
 
     def _draft(self, chunks: list[Chunk], hidden_ND: Tensor, drafting: list[LiveSequence]) -> Tensor:
         """One pass and one more draft each; the hidden states that it was drawn from, [drafting, D]."""
-        out_ND = forward_mtp(self._decoder, self._mtp, chunks, hidden_ND, self._cache, self._exchange)
-        places = logit_places(chunks)
-        if drafting:
-            logits = self._decoder.logits(out_ND, places)
-            drawn = sample(
-                logits, [_without_logprobs(sequence.draw(sequence.drafts)) for sequence in drafting]
-            )
-            for sequence, token in zip(drafting, drawn, strict=True):
-                sequence.drafts.append(token.token_id)
-        return out_ND.index_select(0, places)
+        draws = [_without_logprobs(sequence.draw(sequence.drafts)) for sequence in drafting]
+        hidden_ND, drawn = self._compute(chunks, hidden_ND, draws)
+        for sequence, token in zip(drafting, drawn, strict=True):
+            sequence.drafts.append(token.token_id)
+        return hidden_ND
 
     def _is_due(self, sequence: LiveSequence) -> bool:
         """Whether the layer is to read what it has not read of the sequence, now."""

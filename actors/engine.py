@@ -1,6 +1,6 @@
 """Sequences in, token events out, one step at a time.
 
-The attention actor without its sockets: scheduler, pages, sampler, and a runner that computes. Knows nothing
+The attention actor without its sockets: scheduler, pages, and a runner that computes and draws. Knows nothing
 of who is connected; an owner is an opaque mark that comes back with the events.
 """
 
@@ -10,8 +10,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import islice
-
-from torch import Tensor
 
 from actors.admission import Refusal
 from actors.counters import EngineCounters
@@ -27,21 +25,18 @@ from actors.messages import (
 )
 from actors.metrics import Sample
 from actors.objection import objection
-from actors.options import MicroBatches
 from actors.pages import PagePool
 from actors.prefix import PrefixCache
-from actors.runner import Runner
 from actors.samples import page_samples, step_samples
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
+from actors.step_runner import StepRunner
 from actors.trace import Recorder, RecordingLaps
-from actors.verify import draws_of, tokens_that_hold
+from actors.verify import tokens_that_hold
 from model.cache import PAGE_TOKENS
-from model.decoder import Decoder
 from model.matcher import Matcher
-from model.sampler import Drawn, sample
+from model.sampler import Drawn
 from model.sampling import Sampling
-from router.exchange import Exchange
 from router.load import Counts
 from router.view import ExpertActor
 
@@ -55,21 +50,14 @@ class Engine:
 
     def __init__(
         self,
-        decoder: Decoder,
-        exchange: Exchange,
+        runner: StepRunner,
         *,
-        num_pages: int,
         context_tokens: int,
         limits: SchedulerLimits | None = None,
-        draft_tokens: int = 0,
         prefix_cache: bool = True,
-        micro_batches: MicroBatches = 1,
     ) -> None:
-        self._config = decoder.config
-        self._runner = Runner(
-            decoder, exchange, num_pages=num_pages, draft_tokens=draft_tokens, micro_batches=micro_batches
-        )
-        self._pool = PagePool(num_pages)
+        self._runner = runner
+        self._pool = PagePool(runner.num_pages)
         # A sequence that could not fit alone would wait for ever: the pool bounds the context.
         self.context_tokens = min(context_tokens, self._pool.num_pages * PAGE_TOKENS)
         self._prefixes = PrefixCache(self._pool) if prefix_cache else None
@@ -77,7 +65,8 @@ class Engine:
         self._sequences: dict[tuple[Hashable, str], LiveSequence] = {}
         self.num_waiting = 0
         self.wait_s = 0.0  # until all that waits has begun, estimated
-        self.counters = EngineCounters(drafted=[0] * draft_tokens, accepted=[0] * draft_tokens)
+        drafts = runner.draft_tokens
+        self.counters = EngineCounters(drafted=[0] * drafts, accepted=[0] * drafts)
         self._laps = self.counters.laps
 
     @property
@@ -156,7 +145,7 @@ class Engine:
         matcher: of the sampling's grammar, after the emitted tokens.
         """
         assert bool(sampling.grammar) == (matcher is not None), "a grammar comes with its matcher"
-        config, num_emitted = self._config, len(emitted_ids)
+        config, num_emitted = self._runner.config, len(emitted_ids)
         if (owner, request_id) in self._sequences:
             problem: str | None = f"request id {request_id} is already running"
         else:
@@ -229,14 +218,15 @@ class Engine:
             return {}
         laps = self.counters.laps
         laps.lap("plan")
-        self._runner.cache.clear(self._pool.unclean())
-        waited_s = self._runner.waited_s
-        logits = self._runner.compute(planned)
+        self._runner.clear(self._pool.unclean())
+        experts = self._runner.exchange.counters
+        waited_s = experts.waited_s
+        self._runner.compute(planned)
         for work in planned:
-            work.sequence.note_step(now_s, self._runner.waited_s - waited_s)
+            work.sequence.note_step(now_s, experts.waited_s - waited_s)
         laps.lap("forward")
         starts = [work.sequence.num_computed for work in planned]
-        events = self._settle(planned, logits)
+        events = self._settle(planned)
         laps.lap("sample")
         self._follow(planned, starts)
         laps.lap("draft")
@@ -247,10 +237,10 @@ class Engine:
         self._note_queue()
         return events
 
-    def _settle(self, planned: list[Work], logits: Tensor) -> OwnedEvents:
+    def _settle(self, planned: list[Work]) -> OwnedEvents:
         """Count what is computed, draw tokens and verify drafts."""
         self.counters.count_step(planned)
-        drawn = iter(sample(logits, [draw for work in planned for draw in draws_of(work)]))
+        drawn = iter(self._runner.draw(planned))
         events: OwnedEvents = defaultdict(list)
         for work in planned:
             sequence, is_last = work.sequence, work.reaches_end
@@ -272,6 +262,8 @@ class Engine:
 
     def _follow(self, planned: list[Work], starts: list[int]) -> None:
         """Let the drafter see what holds of every sequence that goes on or is gone on from."""
+        if not self._runner.draft_tokens:
+            return
         hidden = self._runner.hidden(planned)
         self._runner.follow(
             [
@@ -311,7 +303,7 @@ class Engine:
     def _publish(self, sequence: LiveSequence) -> None:
         """Let others find its full pages, once every layer has written them for good."""
         if self._prefixes is not None:
-            is_followed = self._runner.drafter is not None
+            is_followed = self._runner.draft_tokens > 0
             self._prefixes.publish(sequence, sequence.num_followed if is_followed else sequence.num_computed)
 
     def _withdraw(self, sequence: LiveSequence) -> None:

@@ -62,6 +62,13 @@ METRICS: tuple[Metric, ...] = (
         "Times that measuring chose one batch or two where it had been the other.",
     ),
     Metric(
+        "shoal_late_compilations_total",
+        "counter",
+        _ATTENTION,
+        (),
+        "GPU kernels compiled after warm-up: a step waited for each. 0 unless something is wrong.",
+    ),
+    Metric(
         "shoal_tokens_total",
         "counter",
         _ATTENTION,

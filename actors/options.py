@@ -16,7 +16,7 @@ class ActorOptions:
     """For every data-plane actor.
 
     directory: the checkpoint. draft_tokens: how far ahead its MTP layer drafts; at 0 nobody loads it. token:
-    the cluster token, never logged.
+    the cluster token, never logged. device: cpu or cuda.
     """
 
     actor_id: str
@@ -26,24 +26,33 @@ class ActorOptions:
     host: str
     token: bytes
     draft_tokens: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionOptions:
     """local: hold every expert in this process instead of dispatching to expert actors.
 
-    max_queue: most sequences that wait.
+    max_queue: most sequences that wait. cache_tokens: None, on a GPU: as many as it has room for.
     """
 
     local: bool
     context_tokens: int
-    cache_tokens: int
+    cache_tokens: int | None
     chunk_tokens: int
     max_sequences: int
     prefix_cache: bool
     max_queue: int
     micro_batches: MicroBatches
     answer_timeout_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsRead:
+    """How much came from files, and its checksum (model/reader.py)."""
+
+    bytes_read: int
+    checksum: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,7 @@
 """A planned step through the model.
 
-Holds the model, its cache and the way to the experts: tokens in, logits out, and the drafter after them.
-Knows nothing of who runs next, of pages, or of what becomes of a token.
+Holds the model, its cache and the way to the experts: tokens in, what follows them out, and the drafter after
+them. Knows nothing of who runs next, of pages, or of what becomes of a token.
 
 Letters: N tokens, in the order of the chunks  D hidden  V vocabulary
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from actors.drafter import Drafter
 from actors.metrics import Sample
+from actors.mtp_pass import MtpPass
 from actors.options import MicroBatches
 from actors.overlap import Overlap
 from actors.samples import exchange_samples
@@ -23,10 +24,12 @@ from actors.scheduler import Work
 from actors.sequence import Sequence as LiveSequence
 from actors.step import forward
 from actors.trace import Recorder, recording
-from actors.verify import chunks_of
+from actors.verify import chunks_of, draws_of
 from model.batch import logit_places
 from model.cache import LatentCache
+from model.config import ModelConfig
 from model.decoder import Decoder
+from model.sampler import Drawn, sample
 from router.exchange import Exchange
 
 
@@ -47,12 +50,22 @@ class Runner:
         self.exchange = exchange
         self.cache = LatentCache(decoder.config, num_pages, decoder.dtype)
         self.overlap = Overlap(micro_batches)
+        self.draft_tokens = draft_tokens if decoder.mtp is not None else 0
         self.drafter: Drafter | None = None
-        if draft_tokens and decoder.mtp is not None:
-            self.drafter = Drafter(decoder, decoder.mtp, self.cache, exchange, draft_tokens)
+        if self.draft_tokens and decoder.mtp is not None:
+            self.drafter = Drafter(MtpPass(decoder, decoder.mtp, self.cache, exchange), draft_tokens)
         self._clock = clock
         self._hidden_ND = torch.empty(0)
+        self._logits_BV = torch.empty(0)
         self._walked = decoder, exchange  # by the next step; what stands for them while somebody records
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.decoder.config
+
+    @property
+    def num_pages(self) -> int:
+        return self.cache.num_pages
 
     def stats(self) -> dict[str, float]:
         """What an operator asks first."""
@@ -71,12 +84,8 @@ class Runner:
         """The metrics; read from another thread."""
         yield Sample("shoal_split_steps_total", self.overlap.split_steps)
         yield Sample("shoal_overlap_changes_total", self.overlap.changes)
+        yield Sample("shoal_late_compilations_total", 0)  # nothing is compiled here
         yield from exchange_samples(self.exchange)
-
-    @property
-    def waited_s(self) -> float:
-        """For experts, since birth."""
-        return self.exchange.counters.waited_s
 
     def record(self, recorder: Recorder | None) -> None:
         """Note what happens when from the next step on, or no more; safe from any thread."""
@@ -84,15 +93,23 @@ class Runner:
         if recorder is not None:
             self._walked = recording(self.decoder, self.exchange, recorder)
 
-    def compute(self, planned: Sequence[Work]) -> Tensor:
-        """Logits of every token after which one is drawn, drafts included; fp32 [draws, V]."""
+    def clear(self, pages: list[int]) -> None:
+        """These pages have a new owner; what the last one left in them must reach nobody."""
+        self.cache.clear(pages)
+
+    def compute(self, planned: Sequence[Work]) -> None:
+        """Every token and draft, and the logits of those after which one is drawn."""
         chunks = [chunk for work in planned for chunk in chunks_of(work)]
         num_rows = sum(len(chunk.token_ids) for chunk in chunks)
         micro_batches, start_s = self.overlap.choose(num_rows), self._clock()
         decoder, exchange = self._walked
         self._hidden_ND = forward(decoder, chunks, self.cache, exchange, micro_batches)
         self.overlap.note(num_rows, micro_batches, self._clock() - start_s)
-        return self.decoder.logits(self._hidden_ND, logit_places(chunks))
+        self._logits_BV = self.decoder.logits(self._hidden_ND, logit_places(chunks))
+
+    def draw(self, planned: Sequence[Work]) -> list[Drawn]:
+        """What follows each token of the computed step after which one is drawn."""
+        return sample(self._logits_BV, [draw for work in planned for draw in draws_of(work)])
 
     def follow(self, advanced: Sequence[tuple[LiveSequence, Tensor]]) -> None:
         """Let the drafter see what holds of the step: each sequence with hidden states, as `hidden` gives."""

@@ -20,6 +20,7 @@ import torch
 
 from actors.build import local_exchange
 from actors.engine import Engine
+from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
 from bench.mix import PROMPT_TOKENS, SHARED_TOKENS, Request, make_mix, with_prompts
 from bench.outcome import Outcome, tokens_per_s
@@ -109,7 +110,8 @@ def compare(
 
         def burst(settings: Settings, seed: int, count: int) -> list[Outcome]:
             engine = engines[replace(settings, micro_batches=1)]
-            overlap: Any = engine._runner.overlap
+            runner: Any = engine._runner
+            overlap = runner.overlap
             overlap.micro_batches = settings.micro_batches
             return replay(engine, _requests(settings, seed, count))
 
@@ -154,15 +156,13 @@ def _engine(stack: ExitStack, settings: Settings, checkpoint: Path) -> Engine:
         )
         return engine
     config, reader = opened.config_to_serve(settings.draft_tokens), opened.reader()
-    return Engine(
+    runner = Runner(
         load_decoder(reader, config, settings.dtype, CONTEXT_TOKENS),
         local_exchange(reader, config, settings.dtype, "local"),
         num_pages=1 + SEQUENCES * (CONTEXT_TOKENS // PAGE_TOKENS + 1),
-        context_tokens=CONTEXT_TOKENS,
-        limits=limits,
         draft_tokens=settings.draft_tokens,
-        prefix_cache=settings.prefix_cache,
     )
+    return Engine(runner, context_tokens=CONTEXT_TOKENS, limits=limits, prefix_cache=settings.prefix_cache)
 
 
 def _serve(pipe: Connection, checkpoint: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from actors.build import local_exchange
 from actors.engine import Engine
+from actors.runner import Runner
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
@@ -25,9 +26,9 @@ def local_engine(
 ) -> Engine:
     """Without drafts. config: the checkpoint's where it is not given, or one that takes less of it."""
     config, reader = config or checkpoint.config_to_serve(draft_tokens=0), checkpoint.reader()
-    return Engine(
+    runner = Runner(
         load_decoder(reader, config, dtype, context_tokens),
         local_exchange(reader, config, dtype, "local"),
         num_pages=1 + num_sequences * (context_tokens // PAGE_TOKENS + 1),
-        context_tokens=context_tokens,
     )
+    return Engine(runner, context_tokens=context_tokens)

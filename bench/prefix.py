@@ -26,6 +26,7 @@ from rich.table import Table
 from actors.build import local_exchange
 from actors.engine import Engine
 from actors.messages import Terms
+from actors.runner import Runner
 from bench.report import stdout_console
 from bench.server import serving
 from bench.timing import Prompt, make_prompts
@@ -71,14 +72,13 @@ def make_engine(directory: Path, context_tokens: int, *, prefix_cache: bool) -> 
     checkpoint = Checkpoint.open(directory)
     draft_tokens = 1 if checkpoint.config.num_mtp_layers else 0
     config, reader = checkpoint.config_to_serve(draft_tokens), checkpoint.reader()
-    return Engine(
+    runner = Runner(
         load_decoder(reader, config, torch.float32, context_tokens),
         local_exchange(reader, config, torch.float32, "local"),
         num_pages=2 + 2 * context_tokens // PAGE_TOKENS,
-        context_tokens=context_tokens,
         draft_tokens=draft_tokens,
-        prefix_cache=prefix_cache,
     )
+    return Engine(runner, context_tokens=context_tokens, prefix_cache=prefix_cache)
 
 
 def compare(ask: Asking, prompts: list[Prompt]) -> list[tuple[float, float]]:

@@ -18,6 +18,7 @@ from actors.build import build_expert
 from actors.engine import Engine
 from actors.expert import in_every_layer
 from actors.options import ActorOptions
+from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
@@ -89,12 +90,10 @@ def remote_engine(
         num_layers=config.num_moe_layers,
     )
     transport = TcpTransport(token=TOKEN, actor="attention-0", incarnation=1)
-    engine = Engine(
+    runner = Runner(
         load_decoder(checkpoint.reader(), config, torch.float32, context_tokens),
         Exchange(transport, view),
         num_pages=1 + num_sequences * (context_tokens // PAGE_TOKENS + 1),
-        context_tokens=context_tokens,
-        limits=limits,
-        prefix_cache=False,
     )
+    engine = Engine(runner, context_tokens=context_tokens, limits=limits, prefix_cache=False)
     return engine, transport

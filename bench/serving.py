@@ -218,7 +218,7 @@ def _checkpoint(narrator: Narrator) -> Path:
 
     directory = cache_directory() / f"{PRESET}-1"
     if not (directory / "model.safetensors.index.json").exists():
-        from cluster.preflight import write_checkpoint
+        from cluster.random_model import write_checkpoint
 
         with narrator.doing("writing the checkpoint"):
             write_checkpoint(directory, PRESET, seed=0)

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from actors.build import local_exchange
 from actors.engine import Engine
+from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
 from bench.report import stdout_console
 from bench.timing import make_prompts
@@ -114,13 +115,12 @@ def _engine(checkpoint: Checkpoint, num_long: int) -> Engine:
         chunk_tokens=CHUNK_TOKENS,
         max_step_tokens=MAX_SEQUENCES + 2 * CHUNK_TOKENS,
     )
-    return Engine(
+    runner = Runner(
         decoder,
         local_exchange(reader, config, torch.float32, "local"),
         num_pages=1 + (num_long + 2) * (CONTEXT_TOKENS // PAGE_TOKENS),
-        context_tokens=CONTEXT_TOKENS,
-        limits=limits,
     )
+    return Engine(runner, context_tokens=CONTEXT_TOKENS, limits=limits)
 
 
 def _turn_of(tree: Path, arguments: Sequence[str]) -> Figures:

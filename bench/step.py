@@ -21,7 +21,7 @@ import typer
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-import actors.engine
+import actors.runner
 import actors.step
 import model.mla
 from actors.engine import Engine
@@ -29,7 +29,7 @@ from actors.scheduler import Scheduler
 from bench.local import local_engine
 from bench.report import stdout_console
 from bench.timing import make_prompts
-from cluster.preflight import write_checkpoint
+from cluster.random_model import write_checkpoint
 from cluster.spec import cache_directory
 from model.checkpoint import Checkpoint
 from model.decoder import Decoder
@@ -59,7 +59,7 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
     (ExpertShard, "forward", "routed experts"),
     (Exchange, "dispatch", "exchange"),
     (Exchange, "combine", "exchange"),
-    (actors.engine, "sample", "sampler"),
+    (actors.runner, "sample", "sampler"),
 )
 PRODUCTS = frozenset(
     ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_grouped_mm", "aten::_int_mm")

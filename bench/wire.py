@@ -27,7 +27,7 @@ from bench.local import local_engine
 from bench.remote import built_expert, other_process, remote_engine
 from bench.report import stdout_console
 from bench.timing import make_prompts
-from cluster.preflight import write_checkpoint
+from cluster.random_model import write_checkpoint
 from cluster.spec import cache_directory
 from model.checkpoint import Checkpoint
 from model.sampling import Sampling

@@ -191,6 +191,7 @@ ENGINE = Board(
                 Query(recent("shoal_steps_total"), "{{instance}}"),
                 Query(recent("shoal_split_steps_total"), "{{instance}}, as two micro-batches"),
                 Query(recent("shoal_overlap_changes_total"), "{{instance}}, changes between one and two"),
+                Query(recent("shoal_late_compilations_total"), "{{instance}}, kernels compiled late"),
             ),
             "cps",
         ),

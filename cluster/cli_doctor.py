@@ -22,17 +22,18 @@ MARKS = {"good": "[green]ok[/]  ", "poor": "[yellow]poor[/]", "bad": "[bold red]
 
 def doctor(
     model: Annotated[
-        str | None, typer.Argument(help="Checkpoint directory; default: the embedded one.")
+        str | None, typer.Argument(help="As of `shoal serve`; default: the embedded one.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file as of `shoal serve`.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port that would be used.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda, that would be used.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
 ) -> None:
     """Say what is wrong with this machine for Shoal, and how to mend it; exit code 1 if anything is bad."""
     from cluster.doctor import findings, worst
 
     try:
-        spec = ShoalSpec.from_sources(config, {"model": model, "port": port})
+        spec = ShoalSpec.from_sources(config, {"model": model, "port": port, "device": device})
     except SpecError as error:
         fail(str(error))
     found, screen = [], Console(highlight=False)

@@ -31,7 +31,8 @@ STATUS_EVERY_S = 1.0
 
 def serve(
     model: Annotated[
-        str | None, typer.Argument(help="Checkpoint directory; without it the embedded model is served.")
+        str | None,
+        typer.Argument(help="Checkpoint directory, or random:LAYERS on cuda; none: the embedded model."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same fields.")] = None,
     served_model_name: Annotated[str | None, typer.Option(help="Name in /v1/models.")] = None,
@@ -56,8 +57,12 @@ def serve(
         int | None, typer.Option(help="Processes that wait to take the place of what dies [default: 1].")
     ] = None,
     ingress: Annotated[int | None, typer.Option(help="Ingress replicas [default: 1].")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8 [default: float32].")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, or cuda: all of the model on one GPU [default: cpu].")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or int8 [default: float32]; on cuda fp8.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="HTTP address [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port [default: 8000].")] = None,
     api_keys: Annotated[

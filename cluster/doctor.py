@@ -11,13 +11,15 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
+from cluster.gpu_fit import check_gpus
+from cluster.gpus import Gpu, gpus
 from cluster.port import check_port
 from cluster.preflight import examine
 from cluster.spec import ShoalSpec, SpecError
@@ -54,7 +56,7 @@ def findings(spec: ShoalSpec, environment: Mapping[str, str]) -> Iterator[Findin
     yield open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield cores(len(os.sched_getaffinity(0)))
     yield model(spec)
-    yield gpu()
+    yield gpu(gpus())
 
 
 def python(version: tuple[int, ...]) -> Finding:
@@ -140,12 +142,18 @@ def model(spec: ShoalSpec) -> Finding:
     return Finding(name="model", state="good", text=text)
 
 
-def gpu() -> Finding:
-    """There, or not; Shoal does not use it yet."""
-    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
-    if devices:
-        return Finding(name="gpu", state="good", text=f"{len(devices)} found; Shoal runs on the CPU so far")
-    return Finding(name="gpu", state="good", text="none; none is needed so far")
+def gpu(found: Sequence[Gpu], *, has_triton: bool | None = None) -> Finding:
+    """Whether --device cuda could serve. has_triton: None to look."""
+    if not found:
+        return Finding(name="gpu", state="good", text="none seen: Shoal serves on the CPU (--device cpu)")
+    listed = ", ".join(f"{one.name} ({one.memory_bytes / 1e9:.0f} GB)" for one in found)
+    try:
+        check_gpus(found, triton=has_triton)
+    except SpecError as error:
+        what, _, remedy = str(error).removeprefix("device is cuda: ").partition("; ")
+        text = f"{listed}: --device cuda cannot serve: {what}"
+        return Finding(name="gpu", state="poor", text=text, remedy=remedy)
+    return Finding(name="gpu", state="good", text=f"{listed}: --device cuda can serve")
 
 
 def worst(found: list[Finding]) -> State:

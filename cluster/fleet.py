@@ -251,6 +251,7 @@ class Fleet:
             host=self.plan.data_host,
             token=self._token,
             draft_tokens=self.plan.draft_tokens,
+            device=self.plan.device,
         )
         if member.wanted is not None:
             term.held = member.wanted

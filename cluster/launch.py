@@ -24,6 +24,7 @@ from actors.options import AttentionOptions
 from cluster.controller import Controller
 from cluster.environment import data_token
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
+from cluster.gpus import gpus
 from cluster.hosts import pid_here
 from cluster.look import take
 from cluster.plan import Plan
@@ -146,7 +147,7 @@ def begin(spec: ShoalSpec, preflight: Preflight) -> Cluster:
     try:
         if spec.address is None:
             tell_connection_limits(spec)
-            _start_ray()
+            _start_ray(len(gpus()) if spec.device == "cuda" else 0)
         else:
             _join_ray(spec.address)
         controller = _start_controller(spec, preflight)
@@ -220,7 +221,7 @@ def stop_joined(address: str) -> None:
         _end_ray()
 
 
-def _start_ray() -> None:
+def _start_ray(num_gpus: int) -> None:
     assert os.environ.get("RAY_AUTH_MODE") == "token", (
         "cluster.environment.ray_environment comes before `import ray`"
     )
@@ -229,6 +230,7 @@ def _start_ray() -> None:
             address="local",
             namespace=NAMESPACE,
             num_cpus=STARTED_TOGETHER,
+            num_gpus=num_gpus,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -264,6 +266,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
     """Or the one that is there: of a cluster that was joined again."""
     plan = Plan(
         directory=str(preflight.directory),
+        device=spec.device,
         dtype=spec.dtype,
         data_host=spec.data_host,
         num_attention=spec.attention,
@@ -278,7 +281,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
         attention=AttentionOptions(
             local=spec.experts == 0,
             context_tokens=preflight.context_tokens,
-            cache_tokens=spec.cache_tokens,
+            cache_tokens=spec.told_cache_tokens,
             chunk_tokens=spec.chunk_tokens,
             max_sequences=spec.max_sequences,
             prefix_cache=spec.prefix_cache,
@@ -294,6 +297,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
     if running is not None:
         _check_same(running, plan)
         return running
+    gpus_each = 1 if spec.device == "cuda" else 0
     controller = (
         remote_class(Controller)
         .options(
@@ -303,7 +307,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
             max_restarts=-1,  # no data passes through it, so nobody waits for the seconds that Ray takes
             max_task_retries=-1,
         )
-        .remote(plan, preflight.config, data_token(), RayProcesses(), RayMemory())
+        .remote(plan, preflight.config, data_token(), RayProcesses(gpus_each), RayMemory())
     )
     controller.run.remote()
     return controller

@@ -27,6 +27,7 @@ class Plan:
     """
 
     directory: str
+    device: str
     dtype: str
     data_host: str
     num_attention: int

@@ -1,7 +1,7 @@
 """What can be known to fail before any process starts.
 
 Finds the checkpoint (the embedded one where none is named), reads every header, and asks whether the machine
-has room. Knows nothing of Ray, nor of torch, so that a failure is said at once.
+has room. Knows nothing of Ray, and of torch only where a GPU is asked for, so that a failure is said at once.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ import psutil
 
 from cluster.embedded import NAME as EMBEDDED_NAME
 from cluster.embedded import check_embedded, embedded_directory
-from cluster.spec import ShoalSpec, SpecError
+from cluster.gpu_fit import check_gpus, check_model
+from cluster.gpus import gpus
+from cluster.random_model import random_directory
+from cluster.spec import RANDOM, ShoalSpec, SpecError
 from ingress.keys import read_keys
 from ingress.specials import TEMPLATE_SPECIALS
-from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
-from model.memory import cache_values_per_token, weight_values
+from model.memory import cache_values_per_token, fp8_cache_bytes_per_token, weight_values
 from model.names import mtp_tensors, required_tensors
+from model.random_mark import read_mark
 
 PROCESS_BYTES = 350 << 20  # one actor process with torch imported, measured as proportional set size
+GPU_PROCESS_BYTES = 4 << 30  # with CUDA's libraries and the pinned memory of a load, estimated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +48,10 @@ def examine(spec: ShoalSpec) -> Preflight:
     if spec.api_keys is not None and not read_keys(Path(spec.api_keys)):
         raise SpecError(f"{spec.api_keys} holds no key: make one with `shoal keys add {spec.api_keys} NAME`")
     directory = _find(spec)
-    checkpoint = Checkpoint.open(directory)
     draft_tokens = 1 if spec.draft_tokens is None else spec.draft_tokens
-    config = checkpoint.config_to_serve(draft_tokens)
-    checkpoint.check(required_tensors(config) | mtp_tensors(config))
+    config = _config(directory, draft_tokens)
+    if spec.device == "cuda":
+        _check_gpus(spec, config)
     if not config.num_mtp_layers:
         if spec.draft_tokens:
             raise SpecError(f"draft_tokens is {spec.draft_tokens}: the model has no MTP layer; set it to 0")
@@ -77,13 +81,15 @@ def examine(spec: ShoalSpec) -> Preflight:
         config=config,
         context_tokens=context_tokens,
         draft_tokens=draft_tokens,
-        cache_bytes_per_token=cache_values_per_token(config) * spec.value_bytes,
+        cache_bytes_per_token=_cache_bytes_per_token(spec, config),
         needed_bytes=needed,
     )
 
 
 def needed_bytes(spec: ShoalSpec, config: ModelConfig) -> int:
-    """Weights, caches and processes of the whole cluster on one machine."""
+    """Weights, caches and processes of the whole cluster on one machine, without what lies on GPUs."""
+    if spec.device == "cuda":
+        return spec.attention * GPU_PROCESS_BYTES
     attention, routed = weight_values(config)
     copies = spec.attention if spec.experts == 0 else spec.replicas_per_expert
     cache = cache_values_per_token(config) * spec.cache_tokens
@@ -93,16 +99,33 @@ def needed_bytes(spec: ShoalSpec, config: ModelConfig) -> int:
     return values + int(experts) + processes
 
 
-def write_checkpoint(directory: Path, preset: str, seed: int) -> ModelConfig:
-    """A seeded random checkpoint with a byte-level tokenizer, ready to serve."""
-    from model.tiny import write_tiny  # late: it takes torch, which nothing else here does
+def _config(directory: Path, draft_tokens: int) -> ModelConfig:
+    """With the layers that will be served, all of whose tensors are there, or are to be made."""
+    if mark := read_mark(directory, draft_tokens):
+        return mark[0]
+    checkpoint = Checkpoint.open(directory)
+    config = checkpoint.config_to_serve(draft_tokens)
+    checkpoint.check(required_tensors(config) | mtp_tensors(config))
+    return config
 
-    directory.mkdir(parents=True, exist_ok=True)
-    vocab_size = write_byte_tokenizer(directory)
-    return write_tiny(directory, preset=preset, seed=seed, vocab_size=vocab_size)
+
+def _check_gpus(spec: ShoalSpec, config: ModelConfig) -> None:
+    """Those of this machine; a joined cluster's are on others."""
+    found = gpus() if spec.address is None else []
+    if spec.address is None:
+        check_gpus(found, spec.attention)
+    check_model(spec, config, found)
+
+
+def _cache_bytes_per_token(spec: ShoalSpec, config: ModelConfig) -> int:
+    if spec.device == "cuda":
+        return fp8_cache_bytes_per_token(config)
+    return cache_values_per_token(config) * spec.value_bytes
 
 
 def _find(spec: ShoalSpec) -> Path:
+    if spec.model is not None and spec.model.startswith(RANDOM):
+        return random_directory(spec.model, mtp=bool(spec.draft_tokens))
     if spec.model is not None:
         directory = Path(spec.model).expanduser()
         if not directory.is_dir():

@@ -60,14 +60,18 @@ class RayProcess:
         ray.kill(self.handle)
 
 
+@dataclass(frozen=True, slots=True)
 class RayProcesses:
-    """Named actors of this Ray cluster."""
+    """Named actors of this Ray cluster. gpus_each: that Ray keeps for each, and shows to no other."""
+
+    gpus_each: int = 0
 
     def spawn(self, number: int, seat: str | None = None) -> RayProcess:
         named = remote_class(Worker).options(
             name=f"{NAME}/{number}",
             namespace=NAMESPACE,
             lifetime="detached",
+            num_gpus=self.gpus_each or None,
             resources={seat: 1} if seat else None,
         )
         return RayProcess(named.remote(node_address))

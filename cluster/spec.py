@@ -21,6 +21,8 @@ from cluster.autoscale import Bounds
 from ingress.limits import ConnectionLimits
 
 CONNECTIONS = "SHOAL_CONNECTIONS"
+RANDOM = "random:"  # of model, before the number of layers: weights of noise
+ON_CUDA = {"dtype": "fp8", "experts": 0, "standbys": 0}  # defaults there, and all that is served so far
 JOINED = {"standbys": 0, "data_host": "node", "host": "0.0.0.0"}  # defaults where a Ray cluster is joined
 
 
@@ -33,7 +35,10 @@ class ShoalSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    model: str | None = Field(None, description="checkpoint directory; none: the embedded model")
+    model: str | None = Field(
+        None,
+        description="checkpoint directory, or random:LAYERS (on cuda: noise of true width); none: embedded",
+    )
     served_model_name: str | None = Field(None, description="name in /v1/models; none: the directory's name")
     attention: int = Field(1, ge=1, le=256, description="attention actors")
     experts: int = Field(
@@ -55,10 +60,12 @@ class ShoalSpec(BaseModel):
         {}, description="how many actors there may be, as {experts: 2-6}; none: as many as ordered"
     )
     ingress: int = Field(1, ge=1, le=64, description="ingress replicas")
-    device: Literal["cpu"] = Field("cpu", description="where the model runs")
-    dtype: Literal["float32", "bfloat16", "int8"] = Field(
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where the model runs; cuda: all of it on one GPU, in FP8"
+    )
+    dtype: Literal["float32", "bfloat16", "int8", "fp8"] = Field(
         "float32",
-        description="weights, activations and cache; int8: operands of products, the rest float32",
+        description="weights, activations and cache; int8: operands of products, the rest float32; fp8: cuda",
     )
     host: str = Field("127.0.0.1", description="address of the HTTP listener")
     port: int = Field(8000, ge=1, le=65535, description="port of the HTTP listener")
@@ -85,7 +92,11 @@ class ShoalSpec(BaseModel):
         description="address that actors' sockets bind to; node: each that of the Ray node it is on",
     )
     context_tokens: int | None = Field(None, ge=64, description="longest prompt + answer; none: the model's")
-    cache_tokens: int = Field(65536, ge=128, description="tokens of latent cache in each attention actor")
+    cache_tokens: int = Field(
+        65536,
+        ge=128,
+        description="tokens of latent cache in each attention actor; on cuda, if not set, what is free",
+    )
     chunk_tokens: int = Field(128, ge=1, le=65536, description="prefill is cut at multiples of this")
     max_sequences: int = Field(64, ge=1, le=4096, description="sequences in one step of an attention actor")
     max_queue: int = Field(1024, ge=1, le=65536, description="sequences waiting in an attention actor")
@@ -108,8 +119,28 @@ class ShoalSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_a_joined_cluster(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return {**JOINED, **fields} if fields.get("address") else fields
+    def _defaults_of_elsewhere(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        joined = JOINED if fields.get("address") else {}
+        on_cuda = ON_CUDA if fields.get("device") == "cuda" else {}
+        return {**joined, **on_cuda, **fields}
+
+    @model_validator(mode="after")
+    def _fits_its_device(self) -> Self:
+        if self.device == "cuda":
+            for name, only in ON_CUDA.items():
+                if getattr(self, name) != only:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)}: with device cuda it is {only}, because all of the "
+                        "model lives in FP8 on each attention actor's GPU; leave it out"
+                    )
+        elif self.dtype == "fp8":
+            raise ValueError("dtype is fp8: needs --device cuda; on a CPU int8 is the smallest")
+        elif self.model is not None and self.model.startswith(RANDOM):
+            raise ValueError(
+                f"model is {self.model}: such weights are made on a GPU (--device cuda); for a CPU write "
+                "small ones with `shoal make-tiny`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -152,6 +183,12 @@ class ShoalSpec(BaseModel):
             raise SpecError("\n".join(where + _explain(problem) for problem in error.errors())) from None
 
     @property
+    def told_cache_tokens(self) -> int | None:
+        """None: on a GPU, where nobody said how many, it is what it has room for."""
+        is_open = self.device == "cuda" and "cache_tokens" not in self.model_fields_set
+        return None if is_open else self.cache_tokens
+
+    @property
     def bounds(self) -> dict[str, Bounds]:
         """Of the autoscaler, by kind of actor."""
         found: dict[str, Bounds] = {}
@@ -164,7 +201,10 @@ class ShoalSpec(BaseModel):
 
     @property
     def value_bytes(self) -> int:
-        """Of a cached value, and of a weight of the attention side (int8: most are one, an upper bound)."""
+        """Of a cached value, and of a weight of the attention side (int8: most are one, an upper bound).
+
+        On a CPU: what lies on a GPU is counted in model/memory.py.
+        """
         return 2 if self.dtype == "bfloat16" else 4
 
     @property

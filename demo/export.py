@@ -20,7 +20,8 @@ from demo.parameters import BIAS, Parameters, trained_shapes, unstacked
 from kernels.fp8 import quantize_blocks
 from model.config import ModelConfig
 from model.names import is_fp8_linear, num_values
-from model.tiny import FP8_BLOCK, SCALE
+from model.tiny import FP8_BLOCK
+from model.write import SCALE
 
 SHARD = "model-00001-of-00001.safetensors"
 RECORD = "training.json"

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from actors.build import local_exchange
 from actors.engine import Engine
+from actors.runner import Runner
 from demo.corpus import Encoder, draw, generator, make_encoder
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
@@ -58,13 +59,13 @@ def main(
 def make_engine(checkpoint: Checkpoint, num_sequences: int, draft_tokens: int) -> Engine:
     """With room for num_sequences and every expert in it."""
     config, reader = checkpoint.config_to_serve(draft_tokens), checkpoint.reader()
-    return Engine(
+    runner = Runner(
         load_decoder(reader, config, torch.float32, CONTEXT_TOKENS),
         local_exchange(reader, config, torch.float32, "local"),
         num_pages=1 + num_sequences * CONTEXT_TOKENS // PAGE_TOKENS,
-        context_tokens=CONTEXT_TOKENS,
         draft_tokens=draft_tokens,
     )
+    return Engine(runner, context_tokens=CONTEXT_TOKENS)
 
 
 def held_out_prompts(encoder: Encoder, seed: int, count: int) -> list[list[int]]:

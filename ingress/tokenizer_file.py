@@ -1,7 +1,8 @@
 """A byte-level tokenizer.json with V3.2's special tokens.
 
-For the embedded model, which has no trained vocabulary: one token per byte, no merges. Knows nothing of the
-model. The ids are fixed (0 begin, 1 end of sentence, 2 padding, 16 + b the byte b), the bytes deterministic.
+For models without a trained vocabulary, as the embedded one: one token per byte, no merges. Knows nothing of
+the model. The ids are fixed (0 begin, 1 end of sentence, 2 padding, 16 + b the byte b), the bytes
+deterministic.
 """
 
 # The special tokens are spelled with bars that are not ASCII.
@@ -31,12 +32,17 @@ PAD = "<｜▁pad▁｜>"
 NUM_SPECIALS = 16  # so that the vocabulary, 272, is a multiple of 16
 
 
-def write_byte_tokenizer(directory: Path) -> int:
-    """Write tokenizer.json and tokenizer_config.json into `directory`; returns the vocabulary's size."""
+def write_byte_tokenizer(directory: Path, vocab_size: int = 0) -> int:
+    """Write tokenizer.json and tokenizer_config.json into `directory`; returns the vocabulary's size.
+
+    vocab_size: of a model with more tokens; no text becomes one of those, each reads as its number.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     specials = _specials()
     vocab = {token: token_id for token_id, token in enumerate(specials)}
     vocab |= {character: NUM_SPECIALS + byte for character, byte in _by_byte()}
+    blank = _by_byte()[ord(" ")][0]
+    vocab |= {f"{blank}{token_id}": token_id for token_id in range(len(vocab), vocab_size)}
     _write_json(directory / "tokenizer.json", _tokenizer(specials, vocab))
     _write_json(directory / "tokenizer_config.json", _tokenizer_config())
     return len(vocab)

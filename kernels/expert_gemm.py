@@ -55,8 +55,8 @@ def expert_up(
 ) -> None:
     """out[pair] = quantised silu(x[row] @ gate.T) * (x[row] @ up.T), for every pair in the routes.
 
-    gate_up: [E, 2F, D], gate first. out: [P, F]; pairs without an expert keep what they held. The product is
-    fp32 until it is quantised.
+    gate_up: [E, 2F, D], gate first. out: [P, F]; pairs without an expert keep what they held. Gate and
+    up are rounded to bf16.
     """
     x.check("x")
     gate_up.check("gate_up")
@@ -201,7 +201,9 @@ def _expert_up(  # type: ignore[no-untyped-def]
         gate_base += GROUP
         x_scale_base += x_scale_stride
         scale_at += 1
-    hidden = gate / (1.0 + tl.exp(-gate)) * up
+    # Rounded as kernels/expert_gemm_many.py stores them: a row has the same bits in prefill and in decode.
+    gate = gate.to(tl.bfloat16).to(tl.float32)
+    hidden = gate / (1.0 + tl.exp(-gate)) * up.to(tl.bfloat16).to(tl.float32)
     bits = scale_bits_of(tl.max(tl.abs(hidden), axis=0))
     values = (hidden * inverse_of(bits)[None, :]).to(tl.float8e4nv)
     at = out_ptr + pair[None, :].to(tl.int64) * F + n_tile * BLOCK_N + n[:, None]

@@ -102,16 +102,17 @@ def quantize_blocks(
     rows, columns = weight.shape
     quantized = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=weight.device)
     scale_inv = torch.empty(scale_shape((rows, columns), block), dtype=torch.float32, device=weight.device)
-    for i in range(scale_inv.shape[0]):
-        for j in range(scale_inv.shape[1]):
-            at = (slice(i * block[0], (i + 1) * block[0]), slice(j * block[1], (j + 1) * block[1]))
-            values = weight[at].float()
-            largest = values.abs().amax()
-            scale = (largest / E4M3_MAX).clamp(min=SMALLEST_SCALE)
-            if power_of_two and bool(torch.isfinite(largest)):
-                scale = power_of_two_scale(largest)
-            scale_inv[i, j] = scale
-            quantized[at] = (values / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    for i in range(scale_inv.shape[0]):  # strip by strip, as dequantize_blocks
+        strip = slice(i * block[0], (i + 1) * block[0])
+        values = F.pad(weight[strip].float(), (0, -columns % block[1]))
+        blocks = values.view(len(values), -1, block[1])
+        largest = blocks.abs().amax((0, 2))
+        scale = (largest / E4M3_MAX).clamp(min=SMALLEST_SCALE)
+        if power_of_two:
+            scale = torch.where(largest.isfinite(), power_of_two_scale(largest), scale)
+        scale_inv[i] = scale
+        blocks = (blocks / scale[:, None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+        quantized[strip] = blocks.view(values.shape)[:, :columns]
     if not bool(torch.isfinite(scale_inv).all()):
         raise ValueError("weight holds NaN or infinity: only finite weights can be quantised")
     return quantized, scale_inv

@@ -10,8 +10,6 @@ Letters: R rows  S slots of the cache  Q query latent  C latent  P rotary pairs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -19,33 +17,11 @@ from torch import Tensor
 
 from kernels.fp8_rows import Fp8Rows
 from kernels.index_logits import IndexCache
+from kernels.latent_shape import LatentNorms, LatentShape
 from kernels.quantize import inverse_of, scale_bits_of
 from kernels.sparse_mla import QuantizedCache
 
 NUM_WARPS = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LatentShape:
-    """Widths of what the down projection makes; index_at: the column where the indexer's key begins."""
-
-    query: int
-    latent: int
-    rotary: int
-    index: int
-    index_at: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LatentNorms:
-    """fp32 weights of the three norms; LayerNorm for the index key."""
-
-    query_Q: Tensor
-    latent_C: Tensor
-    index_weight_I: Tensor
-    index_bias_I: Tensor
-    eps: float
-    index_eps: float
 
 
 def hadamard(size: int, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ Letters: E experts  P pairs of the step (row * pairs_per_row + place among the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,15 +47,22 @@ class Routes:
     def max_tiles(self) -> int:
         return len(self.tiles)
 
+    def first(self, rows: int) -> Routes:
+        """The same memory for fewer rows."""
+        is_shared = self.shared_tiles > 0
+        shared, listed = _most_tiles(
+            rows, self.pairs_per_row - is_shared, self.num_experts - is_shared, self.tile_rows
+        )
+        shared = shared if is_shared else 0
+        return replace(self, tiles=self.tiles[: shared + listed], shared_tiles=shared)
+
 
 def empty_routes(
     num_experts: int, rows: int, pairs_per_row: int, tile_rows: int, device: torch.device, *, shared: bool
 ) -> Routes:
     """No row routed yet. num_experts counts the shared one, pairs_per_row its pair."""
-    routed = rows * (pairs_per_row - shared)
-    shared_tiles = -(-rows // tile_rows) if shared else 0
-    # Full tiles, and for each expert at most one that is not full.
-    listed = min(routed, routed // tile_rows + num_experts - shared)
+    shared_tiles, listed = _most_tiles(rows, pairs_per_row - shared, num_experts - shared, tile_rows)
+    shared_tiles = shared_tiles if shared else 0
     return Routes(
         counts=torch.zeros(num_experts + 1, dtype=torch.int32, device=device),
         tiles=torch.zeros(shared_tiles + listed, dtype=torch.int32, device=device),
@@ -64,6 +71,11 @@ def empty_routes(
         tile_rows=tile_rows,
         shared_tiles=shared_tiles,
     )
+
+
+def _most_tiles(rows: int, per_row: int, num_experts: int, tile_rows: int) -> tuple[int, int]:
+    """Of an expert that takes every row; of the others: full ones, and for each at most one that is not."""
+    return -(-rows // tile_rows), min(rows * per_row, rows * per_row // tile_rows + num_experts)
 
 
 def routes_of(experts_RK: Tensor, num_experts: int, tile_rows: int, *, shared: bool = False) -> Routes:

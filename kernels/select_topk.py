@@ -49,12 +49,14 @@ def select_topk(
     """int32 [T, 2048]: slots of the largest logits, in order of position, -1 behind them.
 
     logits_TL: fp32; what lies at and after lengths_T (int32, 0 included) is not looked at. pages_TP: int32
-    page numbers. A row of up to 2048 columns gives all of them. NaN counts as the largest.
+    page numbers, or one row of them expanded to all. A row of up to 2048 columns gives all of them. NaN
+    counts as the largest.
     """
     (num_rows, columns), device = logits_TL.shape, logits_TL.device
     check_tensor("logits_TL", logits_TL, torch.float32, (num_rows, columns), device)
     check_tensor("lengths_T", lengths_T, torch.int32, (num_rows,), device)
-    check_tensor("pages_TP", pages_TP, torch.int32, (num_rows, columns // PAGE_TOKENS), device)
+    own_TP = pages_TP if pages_TP.stride(0) else pages_TP[:1]  # one row of pages may stand for all
+    check_tensor("pages_TP", own_TP, torch.int32, (len(own_TP), columns // PAGE_TOKENS), device)
     if not MIN_CHUNK <= config.chunk <= MAX_CHUNK or config.chunk & (config.chunk - 1):
         raise ValueError(f"chunk is {config.chunk}: expected a power of two from {MIN_CHUNK} to {MAX_CHUNK}")
     slots_TJ = lengths_T.new_empty(num_rows, TOPK)
@@ -93,6 +95,7 @@ def select_topk(
         pages_TP,
         slots_TJ,
         pages_TP.shape[1],
+        pages_TP.stride(0),
         chunks,
         K=TOPK,
         MOST=most,
@@ -305,7 +308,7 @@ def narrow_kernel(
     tl.store(kept_ptr + d, at + 3, mask=d >= 0)
 
 
-@triton.jit(do_not_specialize=["num_pages", "chunks"])  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit(do_not_specialize=["num_pages", "page_stride", "chunks"])  # type: ignore[untyped-decorator,unused-ignore]
 def choose_kernel(
     values_ptr: tl.tensor,
     lengths_ptr: tl.tensor,
@@ -314,6 +317,7 @@ def choose_kernel(
     pages_ptr: tl.tensor,
     out_ptr: tl.tensor,
     num_pages: tl.int32,
+    page_stride: tl.int32,
     chunks: tl.int32,
     K: tl.constexpr,
     MOST: tl.constexpr,
@@ -340,7 +344,7 @@ def choose_kernel(
 
     a, b, c, d = _places(key_RC, bound, room)
     out_ptr += row * K
-    pages_ptr += row * num_pages
+    pages_ptr += row * page_stride
     at = tl.arange(0, BLOCK // 4) * 4
     _store_slots(out_ptr, a, kept_ptr, pages_ptr, at, IS_NARROWED)
     _store_slots(out_ptr, b, kept_ptr, pages_ptr, at + 1, IS_NARROWED)

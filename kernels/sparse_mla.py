@@ -106,17 +106,23 @@ def sparse_mla(
         **kernel_options(config, gluon=gluon),
     )
     if splits > 1:
-        combined_heads = 1 if splits > 4 else 4  # of a program; with many shares there are few queries
-        combine_kernel[(heads // combined_heads, num_queries)](
-            partial_TKNC,
-            lse_TKN,
-            out_TNC,
-            HEADS=heads,
-            SPLITS=splits,
-            BLOCK_H=combined_heads,
-            num_warps=4,
-        )
+        combine_splits(partial_TKNC, lse_TKN, out_TNC)
     return out_TNC
+
+
+def combine_splits(partial_TKNC: Tensor, lse_TKN: Tensor, out_TNC: Tensor) -> None:
+    """out_TNC: shares weighted by what each saw, in order; one that saw nothing (lse -inf) is not read."""
+    num_queries, splits, heads, _ = partial_TKNC.shape
+    combined_heads = 1 if splits > 4 else 4  # of a program; with many shares there are few queries
+    combine_kernel[(heads // combined_heads, num_queries)](
+        partial_TKNC,
+        lse_TKN,
+        out_TNC,
+        HEADS=heads,
+        SPLITS=splits,
+        BLOCK_H=combined_heads,
+        num_warps=4,
+    )
 
 
 def has_gluon(device: torch.device) -> bool:
@@ -296,7 +302,8 @@ def combine_kernel(
     for split in tl.static_range(SPLITS):
         at_H = first_H + split * HEADS
         weight_H = tl.exp2(tl.load(lse_ptr + at_H) - top_H)
-        part_HD = tl.load(partial_ptr + at_H[:, None] * 512 + dims[None, :])
+        is_there_H1 = (weight_H > 0)[:, None]
+        part_HD = tl.load(partial_ptr + at_H[:, None] * 512 + dims[None, :], mask=is_there_H1, other=0.0)
         sum_H += weight_H
         out_HD += part_HD.to(tl.float32) * weight_H[:, None]
     out_HD *= (1.0 / tl.where(sum_H > 0, sum_H, 1.0))[:, None]

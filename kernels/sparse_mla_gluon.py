@@ -36,10 +36,8 @@ def _produce(
     latent_ptr: gl.tensor,
     scale_ptr: gl.tensor,
     rotary_ptr: gl.tensor,
-    keys: gl.tuple,
-    rotaries: gl.shared_memory_descriptor,
-    ready: gl.shared_memory_descriptor,
-    free: gl.shared_memory_descriptor,
+    rooms: gl.tuple,
+    bars: gl.tuple,
     num_tiles: gl.tensor,
 ) -> None:
     """Tiles of 64 keys, in registers while the consumers hold both buffers. Eight threads have a key."""
@@ -47,6 +45,8 @@ def _produce(
     ROTARY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [PRODUCER_WARPS, 1], [1, 0])
     SCALE: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [PRODUCER_WARPS, 1], [1, 0])
     PER_KEY: gl.constexpr = gl.SliceLayout(1, LATENT)
+    _, _, keys, rotaries, _, _ = rooms
+    ready, free, _, _ = bars
     key = gl.arange(0, 64, layout=PER_KEY)
     dims = gl.arange(0, 128, layout=gl.SliceLayout(0, LATENT))
     rotary_dims = gl.arange(0, 64, layout=gl.SliceLayout(0, ROTARY))
@@ -100,49 +100,90 @@ def _load_queries(
 
 
 @gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _store_values(out_ptr: gl.tensor, values: gl.tensor, buffer: gl.shared_memory_descriptor) -> None:
-    """By way of a buffer that no one reads any more, so that stores are of whole lines."""
-    OUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
-    staged = buffer._reinterpret(out_ptr.dtype.element_ty, [64, 128], buffer.type.layout)
-    staged.store(values.to(out_ptr.dtype.element_ty))
-    gl.thread_barrier()
-    head = gl.arange(0, 64, layout=gl.SliceLayout(1, OUT))
-    dims = gl.arange(0, 128, layout=gl.SliceLayout(0, OUT))
-    gl.store(out_ptr + head[:, None] * 512 + dims[None, :], staged.load(OUT))
+def _store_values(
+    out_ptr: gl.tensor, values: gl.tensor, buffer: gl.shared_memory_descriptor, SHARES: gl.constexpr
+) -> None:
+    """Of the only share by way of a buffer that no one reads any more, so that stores are of whole lines."""
+    values = values.to(out_ptr.dtype.element_ty)
+    if SHARES > 1:
+        head = gl.arange(0, 64, layout=gl.SliceLayout(1, values.type.layout))
+        dims = gl.arange(0, 128, layout=gl.SliceLayout(0, values.type.layout))
+        gl.store(out_ptr + head[:, None] * 512 + dims[None, :], values)
+    else:
+        OUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
+        staged = buffer._reinterpret(out_ptr.dtype.element_ty, [64, 128], buffer.type.layout)
+        staged.store(values)
+        gl.thread_barrier()
+        head = gl.arange(0, 64, layout=gl.SliceLayout(1, OUT))
+        dims = gl.arange(0, 128, layout=gl.SliceLayout(0, OUT))
+        gl.store(out_ptr + head[:, None] * 512 + dims[None, :], staged.load(OUT))
 
 
 @gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _score(
+def score(
     query_ptr: gl.tensor,
     slots_ptr: gl.tensor,
     out_ptr: gl.tensor,
     lse_ptr: gl.tensor,
-    queries: gl.shared_memory_descriptor,
-    turned: gl.shared_memory_descriptor,
-    keys: gl.tuple,
-    rotaries: gl.shared_memory_descriptor,
-    weights: gl.shared_memory_descriptor,
-    shrinks: gl.shared_memory_descriptor,
-    ready: gl.shared_memory_descriptor,
-    free: gl.shared_memory_descriptor,
-    weighed: gl.shared_memory_descriptor,
-    taken: gl.shared_memory_descriptor,
+    rooms: gl.tuple,
+    bars: gl.tuple,
     num_tiles: gl.tensor,
     scale_log2: gl.tensor,
     first_row: gl.tensor,
+    HEADS: gl.constexpr,
+    SHARES: gl.constexpr,
+    TILES: gl.constexpr,
+) -> None:
+    """The shares of a program one after the other, each as if it were alone."""
+    _load_queries(query_ptr, rooms[0], rooms[1])
+    if SHARES == 1:
+        _score_share(
+            slots_ptr, out_ptr, lse_ptr, rooms, bars, 0, num_tiles, 0, scale_log2, first_row, HEADS, SHARES
+        )
+    else:
+        used = (num_tiles + TILES - 1) // TILES
+        for share in range(used):
+            end = gl.minimum((share + 1) * TILES, num_tiles)
+            _score_share(
+                slots_ptr, out_ptr, lse_ptr, rooms, bars, share * TILES, end, share, scale_log2, first_row,
+                HEADS, SHARES,
+            )  # fmt: skip
+        head = gl.arange(0, 64, layout=gl.BlockedLayout([1], [32], [4], [0]))
+        for share in range(used, SHARES):
+            gl.store(
+                lse_ptr + first_row + share * HEADS + head,
+                gl.full_like(head, 0).to(gl.float32) - float("inf"),
+            )
+
+
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _score_share(
+    slots_ptr: gl.tensor,
+    out_ptr: gl.tensor,
+    lse_ptr: gl.tensor,
+    rooms: gl.tuple,
+    bars: gl.tuple,
+    first_tile: gl.tensor,
+    end_tile: gl.tensor,
+    share: gl.tensor,
+    scale_log2: gl.tensor,
+    first_row: gl.tensor,
+    HEADS: gl.constexpr,
+    SHARES: gl.constexpr,
 ) -> None:
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
     PER_HEAD: gl.constexpr = gl.SliceLayout(1, SCORES)
     PER_ROW: gl.constexpr = gl.SliceLayout(1, VALUES)
+    queries, turned, keys, rotaries, weights, shrinks = rooms
+    ready, free, weighed, taken = bars
     top_H = gl.full([64], float("-inf"), gl.float32, PER_HEAD)
     sum_H = gl.full([64], 0.0, gl.float32, PER_HEAD)
     left = gl.full([64, 128], 0.0, gl.float32, VALUES)
     right = gl.full([64, 128], 0.0, gl.float32, VALUES)
     score = gl.full([64, 64], 0.0, gl.float32, SCORES)
     key = gl.arange(0, 64, layout=gl.SliceLayout(0, SCORES))
-    _load_queries(query_ptr, queries, turned)
-    for tile in range(num_tiles):
+    for tile in range(first_tile, end_tile):
         buffer = tile % 2
         chosen = gl.load(slots_ptr + tile * 64 + key)
         mbarrier.wait(ready.index(buffer), (tile // 2) & 1)
@@ -159,7 +200,7 @@ def _score(
         score = gl.exp2(score - base_H[:, None])
         weight = score.to(gl.float16)
         top_H = grown_H
-        mbarrier.wait(taken, (tile & 1) ^ 1)
+        mbarrier.wait(taken, ((tile + share) & 1) ^ 1)
         weights.store(weight)
         shrinks.store(shrink_H)
         fence_async_shared()
@@ -174,37 +215,59 @@ def _score(
         gl.thread_barrier()
         mbarrier.arrive(free.index(buffer), count=1)
     over_H = 1.0 / gl.where(sum_H > 0, sum_H, 1.0)  # a convex sum of fp16 values is within fp16
-    mbarrier.wait(taken, (num_tiles & 1) ^ 1)
+    mbarrier.wait(taken, ((end_tile + share) & 1) ^ 1)
     shrinks.store(over_H)
     gl.thread_barrier()
     mbarrier.arrive(weighed, count=1)
     head = gl.arange(0, 64, layout=PER_HEAD)
-    gl.store(lse_ptr + first_row + head, top_H + gl.log2(sum_H))  # -inf where there was no key
+    row = first_row + share * HEADS
+    gl.store(lse_ptr + row + head, top_H + gl.log2(sum_H))  # -inf where there was no key
     over = gl.convert_layout(over_H, PER_ROW)[:, None]
-    out_ptr += first_row.to(gl.int64) * 512
-    _store_values(out_ptr, left * over, keys[0].index(0))
-    _store_values(out_ptr + 128, right * over, keys[1].index(0))
+    out_ptr += gl.to_tensor(row).to(gl.int64) * 512
+    _store_values(out_ptr, left * over, keys[0].index(0), SHARES)
+    _store_values(out_ptr + 128, right * over, keys[1].index(0), SHARES)
 
 
 @gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _weigh(
+def weigh(
     out_ptr: gl.tensor,
-    keys: gl.tuple,
-    weights: gl.shared_memory_descriptor,
-    shrinks: gl.shared_memory_descriptor,
-    free: gl.shared_memory_descriptor,
-    weighed: gl.shared_memory_descriptor,
-    taken: gl.shared_memory_descriptor,
+    rooms: gl.tuple,
+    bars: gl.tuple,
     num_tiles: gl.tensor,
     first_row: gl.tensor,
+    HEADS: gl.constexpr,
+    SHARES: gl.constexpr,
+    TILES: gl.constexpr,
+) -> None:
+    if SHARES == 1:
+        _weigh_share(out_ptr, rooms, bars, 0, num_tiles, 0, first_row, SHARES)
+    else:
+        for share in range((num_tiles + TILES - 1) // TILES):
+            end = gl.minimum((share + 1) * TILES, num_tiles)
+            row = first_row + share * HEADS
+            _weigh_share(out_ptr, rooms, bars, share * TILES, end, share, row, SHARES)
+
+
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _weigh_share(
+    out_ptr: gl.tensor,
+    rooms: gl.tuple,
+    bars: gl.tuple,
+    first_tile: gl.tensor,
+    end_tile: gl.tensor,
+    share: gl.tensor,
+    row: gl.tensor,
+    SHARES: gl.constexpr,
 ) -> None:
     VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
     PER_ROW: gl.constexpr = gl.SliceLayout(1, VALUES)
+    _, _, keys, _, weights, shrinks = rooms
+    _, free, weighed, taken = bars
     left = gl.full([64, 128], 0.0, gl.float32, VALUES)
     right = gl.full([64, 128], 0.0, gl.float32, VALUES)
-    for tile in range(num_tiles):
+    for tile in range(first_tile, end_tile):
         buffer = tile % 2
-        mbarrier.wait(weighed, tile & 1)
+        mbarrier.wait(weighed, (tile + share) & 1)
         shrink = shrinks.load(PER_ROW)[:, None]
         left = warpgroup_mma(weights, keys[2].index(buffer), left * shrink, is_async=True)
         right = warpgroup_mma(weights, keys[3].index(buffer), right * shrink, is_async=True)
@@ -212,11 +275,52 @@ def _weigh(
         gl.thread_barrier()  # arrive speaks for one thread: all must have read
         mbarrier.arrive(taken, count=1)
         mbarrier.arrive(free.index(buffer), count=1)
-    mbarrier.wait(weighed, num_tiles & 1)
+    mbarrier.wait(weighed, (end_tile + share) & 1)
     over = shrinks.load(PER_ROW)[:, None]
-    out_ptr += first_row.to(gl.int64) * 512 + 256
-    _store_values(out_ptr, left * over, keys[2].index(0))
-    _store_values(out_ptr + 128, right * over, keys[3].index(0))
+    if SHARES > 1:
+        gl.thread_barrier()
+        mbarrier.arrive(taken, count=1)
+    out_ptr += row.to(gl.int64) * 512 + 256
+    _store_values(out_ptr, left * over, keys[2].index(0), SHARES)
+    _store_values(out_ptr + 128, right * over, keys[3].index(0), SHARES)
+
+
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def rooms_of_a_program() -> tuple[gl.tuple, gl.tuple]:
+    """Shared memory and barriers, initialised: (queries, turned, keys, rotaries, weights, shrinks), (...)."""
+    WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
+    queries = gl.allocate_shared_memory(gl.float16, [4, 64, 128], WIDE)
+    turned = gl.allocate_shared_memory(gl.float16, [64, 64], WIDE)
+    # Buffers of 128 dims each: stores to one allocation wait for each other.
+    keys0 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
+    keys1 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
+    keys2 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
+    keys3 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
+    rotaries = gl.allocate_shared_memory(gl.float16, [2, 64, 64], WIDE)
+    weights = gl.allocate_shared_memory(gl.float16, [64, 64], WIDE)
+    shrinks = gl.allocate_shared_memory(gl.float32, [64], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    weighed = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    taken = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    for buffer in gl.static_range(2):
+        mbarrier.init(ready.index(buffer), count=1)
+        mbarrier.init(free.index(buffer), count=2)  # scorer and weigher
+    mbarrier.init(weighed, count=1)
+    mbarrier.init(taken, count=1)
+    rooms = (queries, turned, (keys0, keys1, keys2, keys3), rotaries, weights, shrinks)
+    return rooms, (ready, free, weighed, taken)
+
+
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def used_tiles(slots_ptr: gl.tensor, SLOTS: gl.constexpr) -> gl.tensor:
+    """Of 64 slots, up to the last that is one."""
+    num_tiles = gl.to_tensor(1)
+    if SLOTS > 64:
+        at = gl.arange(0, triton.next_power_of_2(SLOTS), layout=gl.BlockedLayout([1], [32], [4], [0]))
+        slots = gl.load(slots_ptr + at, mask=at < SLOTS, other=-1)
+        num_tiles = (gl.max(gl.where(slots >= 0, at + 1, 0), 0) + 63) // 64  # what follows is padding
+    return num_tiles
 
 
 @gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -240,42 +344,14 @@ def sparse_mla_gluon_kernel(
     slots_ptr += row * SLOTS + split * SHARE
     query_ptr += (row * HEADS + first_head) * 576
     first_row = ((row * SPLITS + split) * HEADS + first_head).to(gl.int32)
-
-    WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    queries = gl.allocate_shared_memory(gl.float16, [4, 64, 128], WIDE)
-    turned = gl.allocate_shared_memory(gl.float16, [64, 64], WIDE)
-    # Buffers of 128 dims each: stores to one allocation wait for each other.
-    keys0 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
-    keys1 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
-    keys2 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
-    keys3 = gl.allocate_shared_memory(gl.float16, [2, 64, 128], WIDE)
-    keys = (keys0, keys1, keys2, keys3)
-    rotaries = gl.allocate_shared_memory(gl.float16, [2, 64, 64], WIDE)
-    weights = gl.allocate_shared_memory(gl.float16, [64, 64], WIDE)
-    shrinks = gl.allocate_shared_memory(gl.float32, [64], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    weighed = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    taken = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    for buffer in gl.static_range(2):
-        mbarrier.init(ready.index(buffer), count=1)
-        mbarrier.init(free.index(buffer), count=2)  # scorer and weigher
-    mbarrier.init(weighed, count=1)
-    mbarrier.init(taken, count=1)
-
-    num_tiles = gl.to_tensor(1)
-    if SHARE > 64:
-        share = gl.arange(0, triton.next_power_of_2(SHARE), layout=gl.BlockedLayout([1], [32], [4], [0]))
-        share_slots = gl.load(slots_ptr + share, mask=share < SHARE, other=-1)
-        end = gl.max(gl.where(share_slots >= 0, share + 1, 0), 0)  # what follows is padding
-        num_tiles = (end + 63) // 64
-    scored = (query_ptr, slots_ptr, out_ptr, lse_ptr, queries, turned, keys, rotaries, weights, shrinks)
-    produced = (slots_ptr, latent_ptr, scale_ptr, rotary_ptr, keys, rotaries, ready, free, num_tiles)
+    rooms, bars = rooms_of_a_program()
+    num_tiles = used_tiles(slots_ptr, SHARE)
+    scored = (query_ptr, slots_ptr, out_ptr, lse_ptr, rooms, bars, num_tiles, scale_log2, first_row)
     gl.warp_specialize(
         [
-            (_score, scored + (ready, free, weighed, taken, num_tiles, scale_log2, first_row)),  # noqa: RUF005
-            (_weigh, (out_ptr, keys, weights, shrinks, free, weighed, taken, num_tiles, first_row)),
-            (_produce, produced),
+            (score, scored + (HEADS, 1, SHARE // 64)),  # noqa: RUF005
+            (weigh, (out_ptr, rooms, bars, num_tiles, first_row, HEADS, 1, SHARE // 64)),
+            (_produce, (slots_ptr, latent_ptr, scale_ptr, rotary_ptr, rooms, bars, num_tiles)),
         ],
         [4, PRODUCER_WARPS],
         [WEIGHER_REGISTERS, PRODUCER_REGISTERS],

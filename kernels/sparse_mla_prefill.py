@@ -1,10 +1,12 @@
 """Sparse MLA prefill: many queries over 16-bit keys.
 
-As kernels/sparse_mla.py, but over latents that were de-quantised once for all queries of a chunk, one program
-per query and 64 heads, with no splits: a query's bits never depend on how many there are. Knows nothing of
-how slots were chosen.
+As kernels/sparse_mla.py, but over latents that were de-quantised once for all queries of a chunk. With as
+many splits as decode has, a query has decode's bits; with one there is nothing to combine. The kernel of
+kernels/sparse_mla_prefill_gluon.py is launched where it can be, the one below elsewhere. Knows nothing of how
+slots were chosen.
 
 Letters: T queries  N heads  C latent 512 + rotary 64  J chosen slots  S rows of the workspace
+         K shares of the J slots (splits)
 """
 
 from __future__ import annotations
@@ -23,17 +25,31 @@ from kernels.sparse_mla import (
     ROTARY_DIMS,
     attend_slots_reference,
     check_tensor,
+    combine_splits,
+    has_gluon,
 )
+
+try:
+    from kernels.sparse_mla_prefill_gluon import sparse_mla_prefill_gluon_kernel
+except ImportError:  # a Triton without Gluon
+    sparse_mla_prefill_gluon_kernel = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparsePrefillConfig:
-    block_keys: int
-    num_warps: int
-    num_stages: int
+    """gluon: as in kernels/sparse_mla.py, with registers of a thread of two of its parts; what follows is of
+    the other kernel.
+    """
+
+    gluon: bool = True
+    weigher_registers: int = 192
+    producer_registers: int = 56
+    block_keys: int = 64
+    num_warps: int = 8
+    num_stages: int = 2
 
 
-CONFIG = SparsePrefillConfig(block_keys=64, num_warps=8, num_stages=2)
+CONFIG = SparsePrefillConfig()
 
 
 def sparse_mla_prefill(
@@ -42,40 +58,64 @@ def sparse_mla_prefill(
     keys_SC: Tensor,
     *,
     scale: float,
+    splits: int = 1,
     config: SparsePrefillConfig = CONFIG,
 ) -> Tensor:
     """Softmax-weighted latents, bf16 [T, N, 512].
 
-    query_TNC, keys_SC: fp16 or bf16, [T, N, 576] and [S, 576]. slots_TJ: int32, rows of keys_SC, -1 where
-    there is none; J a multiple of block_keys.
+    query_TNC, keys_SC: fp16, or both bf16 without Gluon, [T, N, 576] and [S, 576]. slots_TJ: int32, rows of
+    keys_SC, those that are none -1 and last; J a multiple of splits * block_keys.
     """
+    _check(query_TNC, slots_TJ, keys_SC, splits * config.block_keys)
     num_queries, heads, _ = query_TNC.shape
-    width, num_chosen = LATENT_DIMS + ROTARY_DIMS, slots_TJ.shape[1]
-    if query_TNC.dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"query_TNC is {query_TNC.dtype}: expected float16 or bfloat16")
-    check_tensor("query_TNC", query_TNC, query_TNC.dtype, (num_queries, heads, width), query_TNC.device)
-    check_tensor("slots_TJ", slots_TJ, torch.int32, (num_queries, num_chosen), query_TNC.device)
-    check_tensor("keys_SC", keys_SC, query_TNC.dtype, (keys_SC.shape[0], width), query_TNC.device)
-    if heads % HEADS_PER_PROGRAM or num_chosen % config.block_keys:
-        raise ValueError(
-            f"{heads} heads and {num_chosen} slots: expected multiples of {HEADS_PER_PROGRAM} and "
-            f"{config.block_keys}; pad slots with -1"
-        )
     out_TNC = query_TNC.new_empty(num_queries, heads, LATENT_DIMS, dtype=torch.bfloat16)
-    if num_queries:
-        sparse_mla_prefill_kernel[(heads // HEADS_PER_PROGRAM * num_queries,)](
-            query_TNC,
-            slots_TJ,
-            keys_SC,
-            out_TNC,
-            scale * math.log2(math.e),
+    if not num_queries:
+        return out_TNC
+    partial_TKNC = out_TNC
+    if splits > 1:
+        partial_TKNC = query_TNC.new_empty(num_queries, splits, heads, LATENT_DIMS)
+    lse_TKN = query_TNC.new_empty(num_queries, splits, heads, dtype=torch.float32)
+    tensors = (query_TNC, slots_TJ, keys_SC, partial_TKNC, lse_TKN, scale * math.log2(math.e))
+    blocks = heads // HEADS_PER_PROGRAM
+    if config.gluon and query_TNC.dtype == torch.float16 and has_gluon(query_TNC.device):
+        sparse_mla_prefill_gluon_kernel[(blocks, num_queries)](
+            *tensors,
             HEADS=heads,
-            SLOTS=num_chosen,
+            SLOTS=slots_TJ.shape[1],
+            SHARES=splits,
+            WEIGHER_REGISTERS=config.weigher_registers,
+            PRODUCER_REGISTERS=config.producer_registers,
+            num_warps=4,
+            num_stages=1,
+        )
+    else:
+        sparse_mla_prefill_kernel[(blocks, splits, num_queries)](
+            *tensors,
+            HEADS=heads,
+            SLOTS=slots_TJ.shape[1],
+            SPLITS=splits,
             BLOCK_N=config.block_keys,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
+    if splits > 1:
+        combine_splits(partial_TKNC, lse_TKN, out_TNC)
     return out_TNC
+
+
+def _check(query_TNC: Tensor, slots_TJ: Tensor, keys_SC: Tensor, step: int) -> None:
+    (num_queries, heads, _), num_chosen = query_TNC.shape, slots_TJ.shape[1]
+    dtype, width, device = query_TNC.dtype, LATENT_DIMS + ROTARY_DIMS, query_TNC.device
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"query_TNC is {dtype}: expected float16 or bfloat16")
+    check_tensor("query_TNC", query_TNC, dtype, (num_queries, heads, width), device)
+    check_tensor("slots_TJ", slots_TJ, torch.int32, (num_queries, num_chosen), device)
+    check_tensor("keys_SC", keys_SC, dtype, (keys_SC.shape[0], width), device)
+    if heads % HEADS_PER_PROGRAM or num_chosen % step:
+        raise ValueError(
+            f"{heads} heads and {num_chosen} slots: expected multiples of {HEADS_PER_PROGRAM} and {step}; "
+            "pad slots with -1"
+        )
 
 
 def sparse_mla_prefill_reference(
@@ -91,18 +131,20 @@ def sparse_mla_prefill_kernel(
     slots_ptr: tl.tensor,
     keys_ptr: tl.tensor,
     out_ptr: tl.tensor,
+    lse_ptr: tl.tensor,
     scale_log2: tl.float32,
     HEADS: tl.constexpr,
     SLOTS: tl.constexpr,
+    SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    HEAD_BLOCKS: tl.constexpr = HEADS // 64
-    head_H = tl.program_id(0) % HEAD_BLOCKS * 64 + tl.arange(0, 64)
-    row = (tl.program_id(0) // HEAD_BLOCKS).to(tl.int64)
-    slots_ptr += row * SLOTS
-    every = tl.arange(0, triton.next_power_of_2(SLOTS))
-    every_slot = tl.load(slots_ptr + every, mask=every < SLOTS, other=-1)
-    end = tl.max(tl.where(every_slot >= 0, every + 1, 0))  # what follows is padding
+    head_H = tl.program_id(0) * 64 + tl.arange(0, 64)
+    split, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    SHARE: tl.constexpr = SLOTS // SPLITS
+    slots_ptr += row * SLOTS + split * SHARE
+    share = tl.arange(0, triton.next_power_of_2(SHARE))
+    share_slots = tl.load(slots_ptr + share, mask=share < SHARE, other=-1)
+    end = tl.max(tl.where(share_slots >= 0, share + 1, 0))  # what follows is padding
 
     dims, rotary = tl.arange(0, 128), tl.arange(0, 64)
     query_ptr += row * (HEADS * 576)
@@ -147,8 +189,11 @@ def sparse_mla_prefill_kernel(
         top_H = grown_H
 
     over_H = 1.0 / tl.where(sum_H > 0, sum_H, 1.0)
-    at_HD = (row * HEADS + head_H)[:, None] * 512 + dims[None, :]
-    tl.store(out_ptr + at_HD, (acc0 * over_H[:, None]).to(tl.bfloat16))
-    tl.store(out_ptr + at_HD + 128, (acc1 * over_H[:, None]).to(tl.bfloat16))
-    tl.store(out_ptr + at_HD + 256, (acc2 * over_H[:, None]).to(tl.bfloat16))
-    tl.store(out_ptr + at_HD + 384, (acc3 * over_H[:, None]).to(tl.bfloat16))
+    at_H = (row * SPLITS + split) * HEADS + head_H
+    at_HD = at_H[:, None] * 512 + dims[None, :]
+    tl.store(out_ptr + at_HD, (acc0 * over_H[:, None]).to(out_ptr.dtype.element_ty))
+    tl.store(out_ptr + at_HD + 128, (acc1 * over_H[:, None]).to(out_ptr.dtype.element_ty))
+    tl.store(out_ptr + at_HD + 256, (acc2 * over_H[:, None]).to(out_ptr.dtype.element_ty))
+    tl.store(out_ptr + at_HD + 384, (acc3 * over_H[:, None]).to(out_ptr.dtype.element_ty))
+    if SPLITS > 1:
+        tl.store(lse_ptr + at_H, top_H + tl.log2(sum_H))  # -inf where there was no key

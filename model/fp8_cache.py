@@ -16,7 +16,11 @@ from model.config import ModelConfig
 
 
 class Fp8Cache:
-    """Allocated once; what was never written is zero."""
+    """Allocated once; what was never written is zero. The MTP layer's planes are the last.
+
+    Nothing is ever cleared: a row reads the slots that it is told to, all written by its own sequence or one
+    that began alike, and page 0, which nobody owns, where it is told none.
+    """
 
     def __init__(self, config: ModelConfig, num_pages: int, device: torch.device) -> None:
         slots = num_pages * PAGE_TOKENS
@@ -26,7 +30,7 @@ class Fp8Cache:
         def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        layers = range(config.num_layers)
+        layers = range(config.num_layers + config.num_mtp_layers)
         self.num_pages = num_pages
         self.latents = [
             QuantizedCache(
@@ -45,11 +49,20 @@ class Fp8Cache:
         ]
 
     @property
-    def bytes_per_token(self) -> int:
-        """Of one token over all layers."""
-        planes = [
+    def planes(self) -> list[torch.Tensor]:
+        """Of all layers, a row a slot."""
+        return [
             plane
             for latent, key in zip(self.latents, self.keys, strict=True)
             for plane in (latent.latent_SC, latent.scale_SG, latent.rotary_SR, key.key_SI, key.scale_S)
         ]
-        return sum(plane[0].numel() * plane.itemsize for plane in planes)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of one token over all layers."""
+        return sum(plane[0].numel() * plane.itemsize for plane in self.planes)
+
+    def clear_null_page(self) -> None:
+        """Zero the page that nobody owns."""
+        for plane in self.planes:
+            plane[:PAGE_TOKENS].zero_()

@@ -10,7 +10,7 @@ Letters: R rows  D hidden  N heads  X columns of the up projection  J chosen slo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,25 +19,17 @@ from kernels.absorb import absorb_query, absorb_value
 from kernels.bf16_gemm import bf16_matmul
 from kernels.expert_gemm import expert_down, expert_up, tile_rows_for
 from kernels.fp8_gemm import fp8_matmul, splits_for
-from kernels.fp8_rows import Fp8Weight, empty_rows
-from kernels.gate_topk import GateShape, gate_topk
-from kernels.index_logits import decode_config_for, index_logits_decode
+from kernels.fp8_rows import Fp8Rows, Fp8Weight
+from kernels.index_logits import IndexCache, decode_config_for, index_logits_decode
 from kernels.index_query import index_query
-from kernels.latent_write import hadamard, latent_write
-from kernels.residual_norm import Weighted, residual_norm
-from kernels.routes import empty_routes
+from kernels.routes import Routes
 from kernels.select_topk import select_topk
 from kernels.sparse_mla import config_for as attention_config_for
 from kernels.sparse_mla import sparse_mla
-from kernels.swiglu import swiglu_quantize
 from model.config import ModelConfig
 from model.fp8_cache import Fp8Cache
-from model.fp8_weights import Fp8Attention, Fp8Dense, Fp8Layer, Fp8Moe, latent_shape
-from model.rope import inverse_frequencies
-
-NARROW_SPLITS = 14  # of the gate's and the head weights' products: 7168 in parts of four blocks
-
-Delta = Tensor | Weighted | None
+from model.fp8_walk import NARROW_SPLITS, Delta, Walk, WalkTables
+from model.fp8_weights import Fp8Layer, Fp8Moe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,112 +47,65 @@ class StepInputs:
     pages_RP: Tensor
 
 
-class DecodeStep:
+class DecodeStep(Walk):
     """The walk for one number of rows. exact: no bit of a row depends on how many rows there are."""
 
     def __init__(
-        self, config: ModelConfig, inputs: StepInputs, num_positions: int, *, exact: bool = True
+        self, config: ModelConfig, inputs: StepInputs, tables: WalkTables, *, exact: bool = True
     ) -> None:
-        self._config, self._inputs = config, inputs
         rows, device = inputs.hidden_RD.shape[0], inputs.hidden_RD.device
-        self._shape = latent_shape(config)
+        tile_rows = tile_rows_for(rows * config.num_experts_per_token / config.num_experts)
+        super().__init__(config, rows, tables, tile_rows)
         assert config.indexer is not None, "latent_shape refuses a model without one"
-        angles_TP = torch.outer(
-            torch.arange(num_positions, dtype=torch.float32),
-            inverse_frequencies(config.rope, config.qk_rope_head_dim),
-        )
-        factor = config.rope.attention_factor
-        self._cos = (angles_TP.cos() * factor).to(device)
-        self._sin = (angles_TP.sin() * factor).to(device)
-        self._hadamard = hadamard(self._shape.index, device)
+        self._inputs = inputs
         self._attention = attention_config_for(rows, exact=exact)
-        # The choice of keys runs here while the queries go to the latents.
-        self._beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        per_row = config.num_experts_per_token
-        self._gate = GateShape(
-            num_experts=config.num_experts,
-            per_row=per_row,
-            num_groups=config.num_expert_groups,
-            kept_groups=config.num_kept_groups,
-            scaling=config.routed_scaling_factor,
-            shared=True,
-        )
-        routed = config.num_experts + 1
-        self._counts = torch.zeros(config.num_layers, routed + 1, dtype=torch.int32, device=device)
-        tile_rows = tile_rows_for(rows * per_row / config.num_experts)
-        routes = empty_routes(routed, rows, per_row + 1, tile_rows, device, shared=True)
-        self._routes = [replace(routes, counts=counts) for counts in self._counts]
-        hidden, bf16 = config.hidden_size, torch.bfloat16
-        self._normed = torch.empty(rows, hidden, dtype=bf16, device=device)
-        self._normed8 = empty_rows(rows, hidden, device)
-        self._query8 = empty_rows(rows, self._shape.query, device)
-        self._values8 = empty_rows(rows, config.num_heads * config.v_head_dim, device)
+        self._beside = tables.beside  # the choice of keys runs here while the queries go to the latents
+        heads, width = config.indexer.num_heads, self._shape.index
         self._query = torch.empty(
             rows, config.num_heads, config.latent_dim, dtype=torch.float16, device=device
         )
-        self._index_query = torch.empty(
-            rows, config.indexer.num_heads, self._shape.index, dtype=torch.float8_e4m3fn, device=device
-        )
-        self._index_weights = torch.empty(rows, config.indexer.num_heads, device=device)
-        self._dense8 = empty_rows(rows, config.intermediate_size, device)
-        self._between8 = empty_rows(rows * (per_row + 1), config.moe_intermediate_size, device)
-        self._pairs = torch.empty(rows * (per_row + 1), hidden, dtype=bf16, device=device)
-        self._weights = torch.empty(rows, per_row, device=device)
-        self._experts = torch.empty(rows, per_row, dtype=torch.int32, device=device)
+        self._index_query = torch.empty(rows, heads, width, dtype=torch.float8_e4m3fn, device=device)
+        self._index_weights = torch.empty(rows, heads, device=device)
 
-    def run(self, layers: Sequence[Fp8Layer], cache: Fp8Cache, last_norm_D: Tensor) -> Tensor:
+    def run(
+        self,
+        layers: Sequence[Fp8Layer],
+        cache: Fp8Cache,
+        last_norm_D: Tensor,
+        *,
+        first_plane: int = 0,
+        delta: Delta = None,
+    ) -> Tensor:
         """bf16 [R, D] after the last norm; the inputs' hidden_RD is the residual by then."""
-        self._counts.zero_()
-        delta: Delta = None
-        for index, layer in enumerate(layers):
-            self._norm(delta, layer.attention_norm_D)
-            delta = self._attend(index, layer.attention, cache)
-            self._norm(delta, layer.ffn_norm_D)
-            delta = self._dense(layer.ffn) if isinstance(layer.ffn, Fp8Dense) else self._moe(index, layer.ffn)
-        self._norm(delta, last_norm_D)
-        return self._normed
-
-    def _norm(self, delta: Delta, weight_D: Tensor) -> None:
-        residual_norm(
-            self._inputs.hidden_RD, delta, weight_D, self._config.rms_norm_eps, self._normed, self._normed8
+        own = self._inputs
+        return self._walk(
+            own.hidden_RD,
+            own.positions_R,
+            own.slots_R,
+            layers,
+            cache,
+            last_norm_D,
+            first_plane=first_plane,
+            delta=delta,
         )
 
-    def _attend(self, index: int, weights: Fp8Attention, cache: Fp8Cache) -> Tensor:
-        """The parts of what attention adds to the residual."""
-        config, inputs = self._config, self._inputs
-        heads_SRH = self._parts(weights.head_weights_HD, NARROW_SPLITS)
-        bf16_matmul(self._normed, weights.head_weights_HD, heads_SRH)
-        down_SRX = self._split(weights.down)
-        fp8_matmul(self._normed8, weights.down, down_SRX)
-        turn = (self._cos, self._sin, inputs.positions_R)
-        latent_write(
-            down_SRX,
-            self._shape,
-            weights.norms,
-            *turn,
-            inputs.slots_R,
-            self._hadamard,
-            self._query8,
-            cache.latents[index],
-            cache.keys[index],
-        )
-        up_RX = self._normed.new_empty(len(self._normed), weights.up.values_NK.shape[0])
-        fp8_matmul(self._query8, weights.up, up_RX)
+    def _see(self, plane: int, up_RX: Tensor, heads_SRH: Tensor, kv_b: Fp8Weight, cache: Fp8Cache) -> None:
         here = torch.cuda.current_stream()
         self._beside.wait_stream(here)
         with torch.cuda.stream(self._beside):
-            slots_RJ = self._choose(up_RX, heads_SRH, index, cache)
-        absorb_query(up_RX, weights.kv_b, *turn, self._query)
+            slots_RJ = self._choose(up_RX, heads_SRH, cache.keys[plane])
+        absorb_query(up_RX, kv_b, self._cos, self._sin, self._inputs.positions_R, self._query)
         here.wait_stream(self._beside)
         gathered_RNC = sparse_mla(
-            self._query, slots_RJ, cache.latents[index], scale=config.softmax_scale, config=self._attention
+            self._query,
+            slots_RJ,
+            cache.latents[plane],
+            scale=self._config.softmax_scale,
+            config=self._attention,
         )
-        absorb_value(gathered_RNC, weights.kv_b, self._values8)
-        out_SRD = self._split(weights.out)
-        fp8_matmul(self._values8, weights.out, out_SRD)
-        return out_SRD
+        absorb_value(gathered_RNC, kv_b, self._room.values)
 
-    def _choose(self, up_RX: Tensor, heads_SRH: Tensor, index: int, cache: Fp8Cache) -> Tensor:
+    def _choose(self, up_RX: Tensor, heads_SRH: Tensor, keys: IndexCache) -> Tensor:
         """int32 [R, J]: the slots that each row sees."""
         config, inputs = self._config, self._inputs
         index_query(
@@ -177,34 +122,30 @@ class DecodeStep:
         logits_RL = index_logits_decode(
             self._index_query,
             self._index_weights,
-            cache.keys[index],
+            keys,
             inputs.pages_RP,
             inputs.lengths_R,
             config=decode_config_for(*inputs.pages_RP.shape),
         )
         return select_topk(logits_RL, inputs.lengths_R, inputs.pages_RP)
 
-    def _dense(self, weights: Fp8Dense) -> Tensor:
-        both_RF = self._normed.new_empty(len(self._normed), weights.gate_up.values_NK.shape[0])
-        fp8_matmul(self._normed8, weights.gate_up, both_RF)
-        swiglu_quantize(both_RF, self._dense8)
-        out_SRD = self._split(weights.down)
-        fp8_matmul(self._dense8, weights.down, out_SRD)
-        return out_SRD
+    def _narrow(self, weight_ND: Tensor) -> Tensor:
+        normed_RD = self._room.normed_RD
+        parts_SRN = normed_RD.new_empty(NARROW_SPLITS, len(normed_RD), len(weight_ND), dtype=torch.float32)
+        bf16_matmul(normed_RD, weight_ND, parts_SRN)
+        return parts_SRN
 
-    def _moe(self, index: int, weights: Fp8Moe) -> Weighted:
-        routes = self._routes[index]
-        scores_SRE = self._parts(weights.gate_ED, NARROW_SPLITS)
-        bf16_matmul(self._normed, weights.gate_ED, scores_SRE)
-        gate_topk(scores_SRE, weights.bias_E, self._gate, self._weights, self._experts, routes)
-        expert_up(self._normed8, weights.gate_up, routes, self._between8)
-        expert_down(self._between8, weights.down, routes, self._pairs)
-        return Weighted(pairs_PD=self._pairs, weights_RK=self._weights, places=routes.pairs_per_row)
-
-    def _split(self, weight: Fp8Weight) -> Tensor:
-        """Room for the parts of a product with this weight, fp32 [S, R, N]."""
+    def _sum(self, x: Fp8Rows, weight: Fp8Weight) -> Tensor:
         outputs, inner = weight.values_NK.shape
-        return self._parts(weight.values_NK, splits_for(outputs, inner))
+        parts_SRN = x.scale_GR.new_empty(splits_for(outputs, inner), len(x.values_RK), outputs)
+        fp8_matmul(x, weight, parts_SRN)
+        return parts_SRN
 
-    def _parts(self, weight_NK: Tensor, splits: int) -> Tensor:
-        return self._weights.new_empty(splits, len(self._normed), weight_NK.shape[0])
+    def _whole(self, x: Fp8Rows, weight: Fp8Weight) -> Tensor:
+        out_RN = self._room.normed_RD.new_empty(len(x.values_RK), len(weight.values_NK))
+        fp8_matmul(x, weight, out_RN)
+        return out_RN
+
+    def _experts(self, weights: Fp8Moe, routes: Routes) -> None:
+        expert_up(self._room.normed, weights.gate_up, routes, self._room.between)
+        expert_down(self._room.between, weights.down, routes, self._room.pairs_PD)

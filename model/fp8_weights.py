@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kernels.fp8_rows import GROUP, Fp8Weight
-from kernels.latent_write import LatentNorms, LatentShape
+from kernels.latent_shape import LatentNorms, LatentShape
 from model.config import ModelConfig
 from model.fields import ConfigError
 
@@ -100,6 +100,15 @@ def latent_shape(config: ModelConfig) -> LatentShape:
     for name, (found, wanted) in odd.items():
         if found != wanted:
             raise ConfigError(f"{name} is {found}: the FP8 kernels are written for {wanted}")
+    for name, width in {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "moe_intermediate_size": config.moe_intermediate_size,
+        "q_lora_rank": config.q_lora_rank,
+        f"num_attention_heads x {config.qk_head_dim}": config.num_heads * config.qk_head_dim,
+    }.items():
+        if width % GROUP:
+            raise ConfigError(f"{name} is {width}: the FP8 kernels take multiples of {GROUP}")
     rotary_end = config.q_lora_rank + config.latent_dim
     return LatentShape(
         query=config.q_lora_rank,

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from llguidance import LLMatcher
 from torch import Tensor
+
+if TYPE_CHECKING:  # an engine that meets no grammar, as benchmarks on a GPU run, does without the library
+    from llguidance import LLMatcher
 
 # What the masks of a sequence may take of the processor: the library's own limits hold each of them to a
 # fraction of a second only, and all sequences of an actor share a thread.

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,7 +61,7 @@ class Progress:
 
 
 class WeightReader:
-    """Reads tensors one by one, counting bytes and checksums. For one thread; a checkpoint may have many."""
+    """Reads tensors one by one, counting bytes and checksums; several threads may share it."""
 
     def __init__(
         self,
@@ -78,57 +79,81 @@ class WeightReader:
         self._clock = clock
         self._started_s = clock()
         self._crcs: dict[str, int] = {}
+        self._counting = threading.Lock()
         self.bytes_read = 0
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """The tensor in `dtype`, de-quantised if it is stored as FP8."""
-        tensor = self._catalogue.tensor(name)
-        scale = self._catalogue.scale_of(tensor)
-        values = self._load(tensor)
-        if scale is None:
+        values, scales = self.read_raw(name), self.read_scales(name)
+        if scales is None:
             return values.to(dtype)
-        scales = self._load(scale).float()
-        if not bool(torch.isfinite(scales).all()):
-            raise refusal(scale.file, scale.name, "holds a scale that is NaN or infinite")
         assert self._block is not None, "scale_of refuses FP8 without a block size"
         return dequantize_blocks(values, scales, self._block, dtype)
 
     def read_raw(self, name: str) -> Tensor:
         """The tensor as stored."""
-        return self._load(self._catalogue.tensor(name))
+        tensor = self._catalogue.tensor(name)
+        whole = torch.empty(tensor.num_bytes, dtype=torch.uint8)
+        for _ in self.pieces(name, torch.split(whole, CHUNK_BYTES)):
+            pass
+        return whole.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+    def read_scales(self, name: str) -> Tensor | None:
+        """fp32, one a block; None of a tensor that is not FP8."""
+        scale = self._catalogue.scale_of(self._catalogue.tensor(name))
+        if scale is None:
+            return None
+        scales = self.read_raw(scale.name).float()
+        if not bool(torch.isfinite(scales).all()):
+            raise refusal(scale.file, scale.name, "holds a scale that is NaN or infinite")
+        return scales
 
     def checksum(self) -> str:
         """Of everything read so far, whatever the order."""
         lines = sorted(f"{name}:{crc:08x}\n" for name, crc in self._crcs.items())
         return hashlib.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
 
-    def _load(self, tensor: StoredTensor) -> Tensor:
-        file, name = tensor.file, tensor.name
+    def stored(self, name: str) -> StoredTensor:
+        """Where it lies and what it is."""
+        return self._catalogue.tensor(name)
+
+    def pieces(self, name: str, rooms: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The tensor's bytes in order: `rooms` (uint8, on the CPU) filled, the last as far as needed."""
+        tensor = self._catalogue.tensor(name)
+        file, left, crc = tensor.file, tensor.num_bytes, 0
         if tensor.dtype not in READABLE:
-            raise refusal(file, name, f"has dtype {tensor.dtype}: expected one of {', '.join(READABLE)}")
-        buffer = torch.empty(tensor.num_bytes, dtype=torch.uint8)
+            what = f"has dtype {tensor.dtype}: expected one of {', '.join(READABLE)}"
+            raise refusal(file, name, what)
         with naming(file, name), file.open("rb", buffering=0) as opened:
             if os.fstat(opened.fileno()).st_size != tensor.file_bytes:
                 raise refusal(file, name, "cannot be read: the file changed since its header was read")
             opened.seek(tensor.offset)
-            self._crcs[name] = self._fill(buffer.numpy().data, opened, tensor)
-        return buffer.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+            for room in rooms:
+                piece = room[:left]
+                crc = self._fill(piece.numpy().data, opened, tensor, crc)
+                left -= len(piece)
+                yield piece
+                if not left:
+                    break
+        self._crcs[name] = crc
 
-    def _fill(self, buffer: memoryview, file: io.FileIO, tensor: StoredTensor) -> int:
-        """Fill `buffer` from `file`; returns the CRC32 of what was read."""
-        filled, crc = 0, 0
+    def _fill(self, buffer: memoryview, file: io.FileIO, tensor: StoredTensor, crc: int) -> int:
+        """Fill `buffer` from `file`; returns the CRC32 so far."""
+        filled = 0
         while filled < len(buffer):
-            chunk = buffer[filled : filled + CHUNK_BYTES]
+            chunk = buffer[filled:]
             count = file.readinto(chunk)
             if not count:
-                raise refusal(tensor.file, tensor.name, f"ends after {filled} of {len(buffer)} bytes")
+                done = file.tell() - tensor.offset
+                raise refusal(tensor.file, tensor.name, f"ends after {done} of {tensor.num_bytes} bytes")
             crc = zlib.crc32(chunk[:count], crc)
             filled += count
-            self.bytes_read += count
-            self._tell()
+            self._count(count)
         return crc
 
-    def _tell(self) -> None:
-        if self._progress is not None:
-            total, seconds = max(self._bytes_total, self.bytes_read), self._clock() - self._started_s
-            self._progress(Progress(bytes_read=self.bytes_read, bytes_total=total, seconds=seconds))
+    def _count(self, num_bytes: int) -> None:
+        with self._counting:
+            self.bytes_read += num_bytes
+            if self._progress is not None:
+                total, seconds = max(self._bytes_total, self.bytes_read), self._clock() - self._started_s
+                self._progress(Progress(bytes_read=self.bytes_read, bytes_total=total, seconds=seconds))

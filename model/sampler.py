@@ -69,6 +69,16 @@ def sample(logits_BV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     ]
 
 
+def takes_the_likeliest(draw: Draw) -> bool:
+    """Whether the draw is the first of the largest logits, told with no more than its own log probability."""
+    return draw.sampling.temperature == 0.0 and is_plain(draw)
+
+
+def is_plain(draw: Draw) -> bool:
+    """Whether neither the text so far nor a list of tokens matters, nor others' log probabilities."""
+    return not (_is_adjusted(draw) or draw.allowed_V is not None or draw.sampling.logprobs)
+
+
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that depends on (seed, position) alone."""
     digest = hashlib.blake2b(struct.pack("<qq", seed, position), digest_size=8).digest()
@@ -77,7 +87,7 @@ def uniform(seed: int, position: int) -> float:
 
 def _sample_row(logits_V: Tensor, draw: Draw, greedy: int) -> Drawn:
     sampling = draw.sampling
-    if _is_plain_greedy(draw):
+    if sampling.temperature == 0.0 and not _is_adjusted(draw):
         token_id = greedy
     else:
         token_id = _pick_allowed(_penalise(logits_V, draw), draw)
@@ -104,14 +114,9 @@ def _pick(adjusted_V: Tensor, draw: Draw) -> int:
     return _choose(scaled_V, sampling, uniform(sampling.seed, draw.position))
 
 
-def _is_plain_greedy(draw: Draw) -> bool:
-    sampling = draw.sampling
-    return (
-        sampling.temperature == 0.0
-        and not sampling.is_penalised
-        and not sampling.logit_bias
-        and not draw.forbidden_ids
-    )
+def _is_adjusted(draw: Draw) -> bool:
+    """Whether logits are not taken as they are; `greedy` has seen what is allowed."""
+    return bool(draw.sampling.is_penalised or draw.sampling.logit_bias or draw.forbidden_ids)
 
 
 def _penalise(logits_V: Tensor, draw: Draw) -> Tensor:

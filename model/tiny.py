@@ -7,8 +7,6 @@ nothing of the forward pass, but that linears should keep values near 1.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,21 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from kernels.blocks import scale_shape
 from kernels.fp8 import quantize_blocks
 from model.config import ModelConfig
-from model.names import Shape, is_fp8_linear, mtp_copies, mtp_tensors, required_tensors
-
-Stored = tuple[Shape, torch.dtype]
+from model.names import Shape, mtp_copies
+from model.noise import seed_of, std_of
+from model.write import SCALE, Stored, stored_tensors, write_checkpoint
 
 FP8_BLOCK = (128, 128)
-SCALE = "_scale_inv"
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-HEAD_GAIN = 2.0  # spreads the logits to std 2, so that the best token has about 1 part in 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +111,7 @@ def presets() -> dict[str, TinyShape]:
 def write_tiny(
     directory: Path,
     *,
-    preset: str = "laptop",
+    preset: str | TinyShape = "laptop",
     seed: int = 0,
     vocab_size: int = 272,
     bos_token_id: int = 0,
@@ -132,36 +124,34 @@ def write_tiny(
 ) -> ModelConfig:
     """Write a random checkpoint into `directory`; the same arguments write the same bytes.
 
-    The index is written last, so a directory whose writing was cut short does not open as a checkpoint.
-    `progress` is told (bytes written, bytes in all) after every shard.
+    `progress` is told (bytes written, bytes in all).
     """
-    shape = presets().get(preset)
+    shape = presets().get(preset) if isinstance(preset, str) else preset
     if shape is None:
         raise ValueError(f"preset is {preset!r}: expected one of {', '.join(presets())}")
     raw = config_json(shape, vocab_size=vocab_size, indexer=indexer, fp8=fp8, dtype=dtype)
     raw |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
     config = ModelConfig.from_dict(raw)
-    directory.mkdir(parents=True, exist_ok=True)
-    index = directory / "model.safetensors.index.json"
-    index.unlink(missing_ok=True)
-    _write_json(directory / "config.json", raw)
-    stored = _stored(config, dtype)
-    shards = _split(stored, shard_bytes)
-    total, written, weight_map = sum(map(_size, stored.values())), 0, dict[str, str]()
-    for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: _make(config, stored, name, seed) for name in names}
-        (directory / file).write_bytes(save(tensors, metadata={"format": "pt"}))
-        weight_map |= dict.fromkeys(names, file)
-        written += sum(_size(stored[name]) for name in names)
-        if progress is not None:
-            progress(written, total)
-    _write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    stored = stored_tensors(config, dtype)
+    write_checkpoint(
+        directory,
+        raw,
+        stored,
+        lambda name: _make(config, stored, name, seed),
+        shard_bytes=shard_bytes,
+        progress=progress,
+    )
     return config
 
 
 def config_json(
-    shape: TinyShape, *, vocab_size: int, indexer: bool, fp8: bool, dtype: torch.dtype
+    shape: TinyShape,
+    *,
+    vocab_size: int,
+    indexer: bool,
+    fp8: bool,
+    dtype: torch.dtype,
+    mtp: bool = True,
 ) -> dict[str, Any]:
     """config.json with the keys of the released models."""
     kind = "DeepseekV32ForCausalLM" if indexer else "DeepseekV3ForCausalLM"
@@ -190,7 +180,7 @@ def config_json(
         "num_experts_per_tok": 8,
         "num_hidden_layers": shape.layers,
         "num_key_value_heads": shape.heads,
-        "num_nextn_predict_layers": 1,
+        "num_nextn_predict_layers": int(mtp),
         "q_lora_rank": shape.q_lora,
         "qk_nope_head_dim": shape.nope,
         "qk_rope_head_dim": shape.rope,
@@ -230,38 +220,6 @@ def config_json(
     return raw
 
 
-def _stored(config: ModelConfig, dtype: torch.dtype) -> dict[str, Stored]:
-    """Shape and dtype of every tensor of the files, in the order of the layers."""
-    shapes = required_tensors(config) | mtp_tensors(config)
-    shapes |= {copy: shapes[name] for copy, name in mtp_copies(config).items()}
-    stored: dict[str, Stored] = {}
-    for name, shape in shapes.items():
-        if config.fp8_block is not None and is_fp8_linear(name):
-            stored[name] = (shape, torch.float8_e4m3fn)
-            stored[name + SCALE] = (scale_shape(shape, config.fp8_block), torch.float32)
-        else:
-            stored[name] = (shape, torch.float32 if name.endswith("correction_bias") else dtype)
-    return stored
-
-
-def _split(stored: Mapping[str, Stored], shard_bytes: int) -> list[list[str]]:
-    """Names per shard; a weight and its scales may be parted, as in the released files."""
-    shards: list[list[str]] = [[]]
-    room = shard_bytes
-    for name, one in stored.items():
-        if shards[-1] and _size(one) > room:
-            shards.append([])
-            room = shard_bytes
-        shards[-1].append(name)
-        room -= _size(one)
-    return shards
-
-
-def _size(stored: Stored) -> int:
-    shape, dtype = stored
-    return math.prod(shape) * dtype.itemsize
-
-
 def _make(config: ModelConfig, stored: Mapping[str, Stored], name: str, seed: int) -> Tensor:
     """One tensor as the file holds it."""
     if name.endswith(SCALE):
@@ -279,19 +237,13 @@ def _make(config: ModelConfig, stored: Mapping[str, Stored], name: str, seed: in
 def _values(name: str, shape: Shape, seed: int) -> Tensor:
     """fp32, of a distribution that keeps activations near 1, decided by seed and name alone."""
     if len(shape) == 2:
-        std = 1.0 / math.sqrt(shape[1])
-        return _uniform(name, shape, seed, std={EMBEDDING: 1.0, HEAD: HEAD_GAIN * std}.get(name, std))
+        return _uniform(name, shape, seed, std=std_of(name, shape[1]))
     noise = _uniform(name, shape, seed, std=0.05)
     return noise if name.endswith("bias") else noise + 1.0
 
 
 def _uniform(name: str, shape: Shape, seed: int, *, std: float) -> Tensor:
     """65,536 evenly spaced values around 0: integers and one multiplication are exact on every CPU."""
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator = torch.Generator().manual_seed(seed_of(seed, name))
     steps = torch.randint(0, 1 << 16, shape, generator=generator, dtype=torch.int32)
     return (steps.float() - 32767.5) * (std * math.sqrt(3.0) / 32768.0)
-
-
-def _write_json(path: Path, raw: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")

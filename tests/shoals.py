@@ -20,6 +20,7 @@ from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_expert
 from actors.matchers import matcher_of
 from actors.messages import ANY_TERMS, Terms
 from actors.options import MicroBatches
+from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
@@ -114,15 +115,8 @@ def engine_of(
     micro_batches: MicroBatches = 1,
     context_tokens: int = CONTEXT,
 ) -> Engine:
-    return Engine(
-        *parts,
-        num_pages=num_pages,
-        context_tokens=context_tokens,
-        limits=limits,
-        draft_tokens=draft_tokens,
-        prefix_cache=prefix_cache,
-        micro_batches=micro_batches,
-    )
+    runner = Runner(*parts, num_pages=num_pages, draft_tokens=draft_tokens, micro_batches=micro_batches)
+    return Engine(runner, context_tokens=context_tokens, limits=limits, prefix_cache=prefix_cache)
 
 
 @contextmanager
@@ -169,15 +163,10 @@ def tcp_engine(
         thread.start()
     exchange = Exchange(transport, view_of(config, 1, actors, placement), answer_timeout_s=10.0)
     try:
-        yield Engine(
-            decoder,
-            exchange,
-            num_pages=128,
-            context_tokens=CONTEXT,
-            limits=limits,
-            draft_tokens=draft_tokens,
-            micro_batches=micro_batches,
+        runner = Runner(
+            decoder, exchange, num_pages=128, draft_tokens=draft_tokens, micro_batches=micro_batches
         )
+        yield Engine(runner, context_tokens=CONTEXT, limits=limits)
     finally:
         transport.close()
         for server, thread in zip(servers, threads, strict=True):

@@ -12,15 +12,15 @@ from kernels.fp8_rows import Fp8Rows, empty_rows, quantize_rows
 from kernels.gate_topk import GateShape, gate_topk, gate_topk_reference
 from kernels.index_logits import IndexCache
 from kernels.index_query import index_query, index_query_reference
+from kernels.latent_shape import LatentNorms, LatentShape
 from kernels.latent_write import (
-    LatentNorms,
-    LatentShape,
     hadamard,
     latent_write,
     latent_write_reference,
 )
 from kernels.residual_norm import Weighted, residual_norm, residual_norm_reference
 from kernels.routes import empty_routes, routes_of
+from kernels.sort_tiles import sort_tiles
 from kernels.sparse_mla import QuantizedCache
 from tests.gpu.fp8_inputs import random_weight, relative_error
 
@@ -73,6 +73,9 @@ def test_gate_chooses_as_the_model_does(device: torch.device, shared: bool) -> N
     used = int(routes.counts[-1]) + routes.shared_tiles
     assert torch.equal(routes.tiles[:used].sort().values, expected.tiles[:used].sort().values)
     assert torch.equal(routes.tiles[: routes.shared_tiles], expected.tiles[: routes.shared_tiles])
+    sort_tiles(routes)
+    by_expert = sorted(expected.tiles[routes.shared_tiles : used].tolist(), key=lambda it: (it & 0xFFFF, it))
+    assert routes.tiles[routes.shared_tiles : used].tolist() == by_expert
 
 
 def test_a_row_that_is_no_number_spoils_no_other(device: torch.device) -> None:

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from bench.true_width import true_width
 from kernels.absorb import absorb_query_reference, absorb_value_reference
 from kernels.expert_gemm import expert_up_reference
 from kernels.fp8_rows import Fp8Weight
@@ -19,8 +18,10 @@ from model.config import ModelConfig
 from model.fp8_cache import Fp8Cache
 from model.fp8_random import RandomLayers
 from model.fp8_step import DecodeStep, StepInputs
+from model.fp8_walk import WalkTables
 from model.fp8_weights import Fp8Attention, Fp8Dense, Fp8Layer, Fp8Moe, latent_shape
 from model.rope import inverse_frequencies
+from model.true_width import true_width
 from tests.gpu.fp8_inputs import relative_error
 
 pytestmark = [
@@ -62,7 +63,7 @@ def _decode(config: ModelConfig, layers: list[Fp8Layer], hidden_BTD: Tensor, pad
         lengths_R=torch.zeros(rows, dtype=torch.int32, device="cuda"),
         pages_RP=pages,
     )
-    step = DecodeStep(config, inputs, 64)
+    step = DecodeStep(config, inputs, WalkTables(config, 64, hidden_BTD.device))
     norm_D = torch.ones(width, device="cuda")
     out = []
     for position in range(tokens):

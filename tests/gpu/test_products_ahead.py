@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from kernels import expert_gemm_many, fp8_gemm_many
+from kernels import bf16_gemm, expert_gemm_many, fp8_gemm_many
 from kernels.expert_gemm import DOWN_CONFIGS, UP_CONFIGS
 from kernels.fp8_gemm import CONFIGS
 from tests.gpu.ahead import Build, resources
@@ -106,3 +106,19 @@ def test_products_of_experts_with_many_rows() -> None:
     )  # fmt: skip
     [found] = resources([build])
     found.check(wgmma=f"m64n{config.block_n}k32 e4m3")
+
+
+def test_narrow_products_of_many_rows() -> None:
+    build = Build(
+        module="kernels.bf16_gemm",
+        kernel="_bf16_gemm_many",
+        types={"x_ptr": "*bf16", "w_ptr": "*bf16", "out_ptr": FP32, "rows": INT},
+        constants={
+            "N": 256, "K": 7168, "SPLITS": 14, "BLOCK_N": bf16_gemm.MANY_TILE,
+            "BLOCK_R": bf16_gemm.MANY_TILE, "BLOCK_K": bf16_gemm.BLOCK_K,
+        },
+        num_warps=bf16_gemm.MANY_WARPS,
+        num_stages=bf16_gemm.MANY_STAGES,
+    )  # fmt: skip
+    [found] = resources([build])
+    found.check(wgmma=f"m64n{bf16_gemm.MANY_TILE}k16 bf16")

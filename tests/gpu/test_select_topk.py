@@ -96,7 +96,7 @@ def build_of(kernel: str, **constants: int) -> Build:
     config, block = ops.CONFIG, constants["BLOCK"]
     is_first = kernel == "narrow_kernel"
     pointers = ("lengths_ptr", "kept_ptr", "num_kept_ptr") + (() if is_first else ("pages_ptr", "out_ptr"))
-    integers = ("num_pages",) if is_first else ("num_pages", "chunks")
+    integers = ("num_pages",) if is_first else ("num_pages", "page_stride", "chunks")
     return Build(
         module=ops.__name__,
         kernel=kernel,

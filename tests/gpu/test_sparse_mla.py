@@ -17,6 +17,7 @@ from kernels import sparse_mla as decode
 from kernels import sparse_mla_prefill as prefill
 from kernels.sparse_mla import QuantizedCache, SparseMlaConfig, sparse_mla, sparse_mla_reference
 from kernels.sparse_mla_prefill import sparse_mla_prefill, sparse_mla_prefill_reference
+from kernels.unpage_latents import unpage_latents, unpage_latents_reference
 from model.mla import attend_keys
 from tests.gpu.ahead import Build, resources
 from tests.gpu.attention_inputs import NAN, chosen_slots, latent_cache, queries
@@ -30,8 +31,8 @@ TYPES = {"query_ptr": "*fp16", "slots_ptr": "*i32", "out_ptr": "*bf16", "scale_l
 
 
 def dequantized(cache: QuantizedCache) -> Tensor:
-    latent_SC = cache.latent_SC.half().view(-1, 4, 128) * cache.scale_SG.half()[..., None]
-    return torch.cat([latent_SC.flatten(1), cache.rotary_SR], -1)
+    num_pages = len(cache.latent_SC) // 64
+    return unpage_latents_reference(cache, torch.arange(num_pages, device=cache.latent_SC.device))
 
 
 @pytest.mark.parametrize("splits", [1, 2])
@@ -54,6 +55,24 @@ def test_prefill_interpreted_is_the_reference(dtype: torch.dtype) -> None:
     expected_TNC = sparse_mla_prefill_reference(query_TNC, slots_TJ, keys_SC, scale=SCALE)
     wide = {"rtol": 2**-6, "atol": 2**-7} if dtype == torch.bfloat16 else TOLERANCE
     torch.testing.assert_close(out_TNC.double(), expected_TNC, **wide)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_prefill_interpreted_has_the_bits_of_decode(splits: int) -> None:
+    cache, query_TNC = latent_cache(256), queries(3)
+    slots_TJ = chosen_slots([128, 70, 0], 128, 256)
+    with interpreting():
+        few_TNC = sparse_mla(query_TNC, slots_TJ, cache, scale=SCALE, config=SparseMlaConfig(splits=splits))
+        many_TNC = sparse_mla_prefill(query_TNC, slots_TJ, dequantized(cache), scale=SCALE, splits=splits)
+    assert torch.equal(few_TNC, many_TNC)
+
+
+def test_latents_leave_their_pages_in_order(device: torch.device) -> None:
+    cache = latent_cache(256, device.type)
+    pages_P = torch.tensor([2, 0, 3], dtype=torch.int32, device=device)
+    keys_SC = unpage_latents(cache, pages_P)
+    assert torch.equal(keys_SC, unpage_latents_reference(cache, pages_P))
+    assert torch.equal(keys_SC[64:128, 512:], cache.rotary_SR[:64])
 
 
 def test_the_reference_is_what_the_model_computes() -> None:
@@ -88,22 +107,33 @@ def decode_build(config: SparseMlaConfig, *, gluon: bool) -> Build:
     )
 
 
+def prefill_build(splits: int, *, gluon: bool) -> Build:
+    config = prefill.CONFIG
+    own = {"SPLITS": splits, "BLOCK_N": config.block_keys}
+    if gluon:
+        own = {
+            "SHARES": splits,
+            "WEIGHER_REGISTERS": config.weigher_registers,
+            "PRODUCER_REGISTERS": config.producer_registers,
+        }
+    return Build(
+        module="kernels.sparse_mla_prefill_gluon" if gluon else prefill.__name__,
+        kernel="sparse_mla_prefill_gluon_kernel" if gluon else "sparse_mla_prefill_kernel",
+        types=TYPES
+        | {"keys_ptr": "*fp16", "lse_ptr": "*fp32", "out_ptr": "*bf16" if splits == 1 else "*fp16"},
+        constants={"HEADS": 128, "SLOTS": 2048, **own},
+        num_warps=4 if gluon else config.num_warps,
+        num_stages=1 if gluon else config.num_stages,
+    )
+
+
 @pytest.mark.ahead
 def test_every_configuration_fits_an_sm_90() -> None:
     configs = {decode.EXACT, *(config for _, config in decode.THROUGHPUT)}
     builds = [decode_build(config, gluon=False) for config in configs]
     (_, one_tile), *_, (_, unsplit) = decode.THROUGHPUT  # what Gluon's own code depends on
     builds += [decode_build(config, gluon=True) for config in (one_tile, decode.EXACT, unsplit)]
-    builds.append(
-        Build(
-            module=prefill.__name__,
-            kernel="sparse_mla_prefill_kernel",
-            types=TYPES | {"keys_ptr": "*fp16"},
-            constants={"HEADS": 128, "SLOTS": 2048, "BLOCK_N": prefill.CONFIG.block_keys},
-            num_warps=prefill.CONFIG.num_warps,
-            num_stages=prefill.CONFIG.num_stages,
-        )
-    )
+    builds += [prefill_build(splits, gluon=gluon) for splits in (1, 4) for gluon in (False, True)]
     for taken in resources(builds):
         taken.check(wgmma="m64n64k16 f16")
 
@@ -141,13 +171,18 @@ def test_exact_decode_gives_a_row_the_same_bits_in_any_batch(gluon: bool) -> Non
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("num_queries", [1, 17, 300])
-def test_prefill_on_the_device_is_the_reference(num_queries: int) -> None:
-    keys_SC, query_TNC = dequantized(latent_cache(8192, "cuda")), queries(num_queries, 128, "cuda")
-    counts = [*torch.randint(1, 2049, (num_queries,)).tolist(), 0, 1, 2047][-num_queries:]
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("gluon", [False, True])
+def test_prefill_on_the_device_is_the_reference(num_queries: int, splits: int, gluon: bool) -> None:
+    cache, query_TNC = latent_cache(8192, "cuda"), queries(num_queries, 128, "cuda")
+    keys_SC = dequantized(cache)
+    counts = [*torch.randint(1, 2049, (num_queries,)).tolist(), 0, 1, 512, 513, 2047][-num_queries:]
     slots_TJ = chosen_slots(counts, 2048, 8192, "cuda")
+    config = replace(prefill.CONFIG, gluon=gluon)
     torch.full((1 << 28,), NAN, device="cuda")
-    out_TNC = sparse_mla_prefill(query_TNC, slots_TJ, keys_SC, scale=SCALE)
+    out_TNC = sparse_mla_prefill(query_TNC, slots_TJ, keys_SC, scale=SCALE, splits=splits, config=config)
     expected_TNC = sparse_mla_prefill_reference(query_TNC, slots_TJ, keys_SC, scale=SCALE)
     torch.testing.assert_close(out_TNC.double(), expected_TNC, **TOLERANCE)
-    alone_TNC = sparse_mla_prefill(query_TNC[-1:], slots_TJ[-1:], keys_SC, scale=SCALE)
-    assert torch.equal(alone_TNC, out_TNC[-1:])
+    few = SparseMlaConfig(splits=splits, gluon=gluon)
+    few_TNC = sparse_mla(query_TNC, slots_TJ, cache, scale=SCALE, config=few)
+    assert torch.equal(few_TNC, out_TNC), "prefill and decode differ in bits"

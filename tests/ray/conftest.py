@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from cluster.embedded import embedded_directory
-from cluster.preflight import write_checkpoint
+from cluster.random_model import write_checkpoint
 
 START_TIMEOUT_S = 240
 HERE = Path(__file__).parent

@@ -65,6 +65,7 @@ def plan(
     has_seats: bool = False,
 ) -> Plan:
     return Plan(
+        device="cpu",
         directory="d",
         dtype="float32",
         data_host="h",

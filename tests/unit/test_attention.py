@@ -29,6 +29,7 @@ from actors.messages import (
     TokenEvent,
     unpack_events,
 )
+from actors.runner import Runner
 from ingress.engine_client import EngineClient
 from ingress.link import Endpoint
 from model.cache import PAGE_TOKENS
@@ -421,7 +422,7 @@ def test_stopping_ends_a_step_that_waits_for_experts_which_nobody_holds(tiny_v32
     nobody = view_of(config, 1, [], [])
     transport = TcpTransport(token=TOKEN, actor="attention-0", incarnation=1)
     exchange = Exchange(transport, nobody, next_view=views.newest, should_stop=stopping.is_set)
-    engine = Engine(decoder, exchange, num_pages=NUM_PAGES, context_tokens=CONTEXT)
+    engine = Engine(Runner(decoder, exchange, num_pages=NUM_PAGES), context_tokens=CONTEXT)
     running = Running(engine, views, stopping)
     door = running.connect()
     door.submit("r", PROMPT)

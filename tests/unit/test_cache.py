@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.preflight import examine, write_checkpoint
+from cluster.preflight import examine
+from cluster.random_model import write_checkpoint
 from cluster.spec import ShoalSpec
 from model.cache import PAGE_TOKENS, LatentCache, pages_of
 from model.config import ModelConfig

@@ -30,7 +30,7 @@ from kernels.fp8 import dequantize_blocks
 from model.checkpoint import Checkpoint, CheckpointError
 from model.decoder import Decoder
 from model.sampling import Sampling
-from model.tiny import SCALE
+from model.write import SCALE
 from router.exchange import Exchange
 from tests.shoals import engine_of, generate, local_parts
 from tests.unit.test_reference import RELATIVE, logits_of_every_token, reference, relative

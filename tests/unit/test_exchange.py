@@ -21,6 +21,7 @@ from actors.build import local_exchange
 from actors.engine import Engine
 from actors.expert import ExpertServer
 from actors.options import MicroBatches
+from actors.runner import Runner
 from model.sampling import Sampling
 from router import exchange as exchange_module
 from router.exchange import Exchange, StepAbandoned
@@ -634,13 +635,8 @@ class Fleet:
         self.exchange = Exchange(
             transport, view, next_view=lambda: self.news, answer_timeout_s=answer_timeout_s
         )
-        return Engine(
-            self.decoder,
-            self.exchange,
-            num_pages=64,
-            context_tokens=CONTEXT,
-            micro_batches=micro_batches,
-        )
+        runner = Runner(self.decoder, self.exchange, num_pages=64, micro_batches=micro_batches)
+        return Engine(runner, context_tokens=CONTEXT)
 
 
 @pytest.fixture(name="fleet")

@@ -10,6 +10,7 @@ from pathlib import Path
 from actors.attention import ViewInbox
 from actors.engine import Engine
 from actors.expert import ExpertServer, in_every_layer
+from actors.runner import Runner
 from model.checkpoint import Checkpoint
 from model.sampling import Sampling
 from router.exchange import Exchange
@@ -48,7 +49,8 @@ def fleet(directory: Path) -> Iterator[tuple[Engine, list[ExpertServer], ViewInb
         transport = TcpTransport(token=TOKEN, actor="attention-0", incarnation=1)
         stack.callback(transport.close)
         exchange = Exchange(transport, view_of(config, 1, lives(servers), shares), next_view=views.newest)
-        yield Engine(decoder, exchange, num_pages=64, context_tokens=CONTEXT), servers, views, checkpoint
+        runner = Runner(decoder, exchange, num_pages=64)
+        yield Engine(runner, context_tokens=CONTEXT), servers, views, checkpoint
 
 
 def lives(servers: list[ExpertServer]) -> list[ExpertActor]:

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.preflight import examine, needed_bytes, write_checkpoint
+from cluster.preflight import examine, needed_bytes
+from cluster.random_model import write_checkpoint
 from cluster.spec import ShoalSpec
 
 

@@ -116,7 +116,7 @@ def test_progress_ends_at_the_whole(tmp_path):
     seen = []
     write_tiny(tmp_path, preset="test", shard_bytes=500_000, progress=lambda *told: seen.append(told))
     total = json.loads((tmp_path / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
-    assert len(seen) == len(list(tmp_path.glob("*.safetensors")))
+    assert seen == sorted(set(seen)), "bytes written only grow"
     assert seen[-1] == (total, total)
     assert [written for written, _ in seen] == sorted(written for written, _ in seen)
 

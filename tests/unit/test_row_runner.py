@@ -1,0 +1,213 @@
+"""An engine on rows gives the bits of one on the plain runner, whatever shares a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import actors.row_runner
+from actors.engine import Engine
+from actors.row_runner import parts_of, size_for, sizes_up_to
+from actors.scheduler import SchedulerLimits
+from model.batch import Chunk
+from model.decoder import Decoder
+from model.row_buffers import PageTables, RowBuffers, StepRows
+from model.sampling import Sampling
+from router.exchange import Exchange
+from tests.reference_rows import ReferenceRows, rows_engine
+from tests.shoals import Generated, engine_of, generate, local_parts
+
+GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=0)
+LENGTHS = (100, 3, 61, 64, 65, 1, 126, 17)
+CPU = torch.device("cpu")
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(16, 272, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_v32: Path) -> tuple[Decoder, Exchange]:
+    return local_parts(tiny_v32)
+
+
+@pytest.fixture(scope="module")
+def alone(parts: tuple[Decoder, Exchange]) -> list[Generated]:
+    """Every prompt by itself on the plain runner."""
+    engine = engine_of(parts)
+    return [generate(engine, [prompt], GREEDY)[0] for prompt in prompts()]
+
+
+def test_together_in_rows_equals_each_alone_on_the_plain_runner(
+    parts: tuple[Decoder, Exchange], alone: list[Generated]
+) -> None:
+    engine = rows_engine(parts)
+    assert generate(engine, prompts(), GREEDY) == alone
+    assert engine.stats()["padding_rows"] > 0, "a size was taken that is larger than the step"
+
+
+def test_chunks_of_any_size_are_the_same_rows(
+    parts: tuple[Decoder, Exchange], alone: list[Generated]
+) -> None:
+    limits = SchedulerLimits(max_sequences=3, chunk_tokens=48, max_step_tokens=70)
+    engine = rows_engine(parts, limits)
+    assert generate(engine, prompts(), GREEDY) == alone
+    assert max(model_of(engine).walked) <= 70
+
+
+@pytest.mark.parametrize("draft_tokens", [0, 2])
+def test_long_chunks_that_go_another_way_change_nothing(
+    tiny_v32: Path, alone: list[Generated], monkeypatch: pytest.MonkeyPatch, draft_tokens: int
+) -> None:
+    """Some for being long, and more where graphs have no room for all that are short."""
+    monkeypatch.setattr(actors.row_runner, "LONG_CHUNK", 50)
+    parts = local_parts(tiny_v32, draft_tokens=draft_tokens)
+    limits = SchedulerLimits(max_sequences=8, chunk_tokens=64, max_step_tokens=190)
+    engine = rows_engine(parts, limits, draft_tokens=draft_tokens, most_rows=24)
+    assert generate(engine, prompts(), GREEDY) == alone
+    spans, walked = model_of(engine).spans, model_of(engine).walked
+    assert walked and max(spans) == 64 and min(spans) < 50
+
+
+def test_running_out_of_pages_and_beginning_alike_change_nothing(
+    parts: tuple[Decoder, Exchange], alone: list[Generated]
+) -> None:
+    engine = rows_engine(parts, num_pages=6)
+    assert generate(engine, prompts(), GREEDY) == alone
+    assert engine.stats()["preemptions"] > 0
+    had = engine.stats()["prefix_hit_tokens"]
+    for _ in range(2):
+        assert generate(engine, prompts()[:1], GREEDY) == alone[:1]
+    assert engine.stats()["prefix_hit_tokens"] > had
+
+
+@pytest.mark.parametrize("draft_tokens", [1, 3])
+def test_drafts_by_rows_of_the_mtp_layer_change_nothing_and_are_the_plain_runners(
+    tiny_v32: Path, alone: list[Generated], draft_tokens: int
+) -> None:
+    parts = local_parts(tiny_v32, draft_tokens=draft_tokens)
+    engine, plain = rows_engine(parts, draft_tokens=draft_tokens), engine_of(parts, draft_tokens=draft_tokens)
+    assert generate(engine, prompts(), GREEDY) == alone
+    assert generate(plain, prompts(), GREEDY) == alone
+    drafted = engine.counters.drafted, engine.counters.accepted
+    assert drafted == (plain.counters.drafted, plain.counters.accepted)
+    assert drafted[0][0] > 0
+
+
+def test_a_past_that_nobody_followed_for_long_is_followed_in_parts(tiny_v32: Path) -> None:
+    parts = local_parts(tiny_v32, draft_tokens=1)
+    told = Sampling(max_tokens=22, temperature=0.0, ignore_eos=True, logprobs=0)
+    limits = SchedulerLimits(max_sequences=4, chunk_tokens=4, max_step_tokens=11)
+    some = [[20 + i] * 9 for i in range(4)]
+    engine = rows_engine(parts, limits, draft_tokens=1)
+    for i, prompt in enumerate(some):
+        engine.submit("test", str(i), prompt, [], told)
+    sequences = engine._scheduler.waiting
+    for sequence in sequences:
+        sequence.pace.resting_tokens = 10
+    texts: list[list[int]] = [[] for _ in some]
+    while engine.has_work:
+        for event in [one for events in engine.step().values() for one in events]:
+            texts[int(event.request_id)] += event.token_ids
+    assert texts == [one.token_ids for one in generate(engine_of(parts), some, told)]
+    assert engine.counters.drafted[0] > 0
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_tokens=6, seed=3, logprobs=2, ignore_eos=True),
+        Sampling(max_tokens=6, temperature=0.0, repetition_penalty=1.5, logprobs=0, ignore_eos=True),
+        Sampling(max_tokens=6, temperature=0.0, logit_bias=((40, 50.0),), ignore_eos=True),
+        Sampling(max_tokens=6, temperature=0.0, min_tokens=4, logprobs=1),
+    ],
+)
+def test_what_asks_for_more_than_the_likeliest_token_gets_what_the_sampler_gives(
+    parts: tuple[Decoder, Exchange], sampling: Sampling
+) -> None:
+    mixed = [sampling, GREEDY] * 4
+    assert generate(rows_engine(parts), prompts(), mixed) == generate(engine_of(parts), prompts(), mixed)
+
+
+def test_a_row_that_is_not_finite_ends_its_request_alone(tiny_v32: Path, alone: list[Generated]) -> None:
+    parts = local_parts(tiny_v32)
+    parts[0]._head.embedding_VD[15] = torch.nan  # of no prompt
+    told = generate(rows_engine(parts), [*prompts(), [15] * 5], GREEDY)
+    assert told[:-1] == alone
+    assert told[-1].finish == "error"
+
+
+# The pieces
+
+
+def model_of(engine: Engine) -> ReferenceRows:
+    model: ReferenceRows = engine._runner._model  # type: ignore[attr-defined]
+    return model
+
+
+@given(st.integers(1, 3000))
+def test_sizes_hold_every_number_of_rows_with_little_to_spare(most: int) -> None:
+    for count in range(1, most + 1):
+        size = size_for(most, count)
+        assert size in sizes_up_to(most)
+        assert count <= size <= most
+        assert size < 2 * count and (count <= 32 or size <= 1.5 * count)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=1, max_size=8), st.integers(1, 20))
+def test_parts_hold_every_token_once_in_order_and_want_logits_where_the_chunk_ends(
+    given_chunks: list[tuple[int, bool]], most: int
+) -> None:
+    chunks = [
+        Chunk(token_ids=list(range(n)), start=7, pages=[i], wants_logits=wants)
+        for i, (n, wants) in enumerate(given_chunks)
+    ]
+    parts = parts_of(chunks, most)
+    assert all(0 < sum(len(chunk.token_ids) for chunk in part) <= most for part in parts)
+    for i, chunk in enumerate(chunks):
+        own = [one for part in parts for one in part if one.pages == [i]]
+        assert [token for one in own for token in one.token_ids] == chunk.token_ids
+        assert [one.start - 7 for one in own] == [one.token_ids[0] for one in own]
+        assert [one.wants_logits for one in own] == [False] * (len(own) - 1) + [chunk.wants_logits]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["use", "grow", "swap", "clear"])), max_size=60))
+def test_the_device_knows_the_pages_of_whoever_is_asked_for(deeds: list[tuple[int, str]]) -> None:
+    tables = PageTables(num_seats=3, num_pages=8, device=CPU)
+    lists: list[list[int]] = [[i + 1] for i in range(6)]
+    for i, deed in deeds:
+        if deed == "grow" and len(lists[i]) < 8:
+            lists[i].append(10 * i + len(lists[i]))
+        elif deed == "swap" and lists[i]:
+            lists[i][0] += 100
+        elif deed == "clear":
+            lists[i].clear()
+        asked = [i, (i + 1) % 6, (i + 2) % 6]
+        seats = [tables.seat(lists[one]) for one in asked]
+        tables.send()
+        assert len(set(seats)) == 3
+        for one, seat in zip(asked, seats, strict=True):
+            assert tables.pages_SP[seat, : len(lists[one])].tolist() == lists[one]
+
+
+def test_rows_behind_the_last_have_no_token(parts: tuple[Decoder, Exchange]) -> None:
+    config = parts[0].config
+    buffers = RowBuffers(config, most_rows=6, most_draws=2, most_sequences=2, context_tokens=128, device=CPU)
+    full = StepRows()
+    full.add(Chunk(token_ids=[9] * 6, start=60, pages=[3, 5], wants_logits=True), seat=1)
+    buffers.send(full, [5])
+    assert buffers.of("slots", 6).tolist() == [*range(252, 256), 320, 321]
+    assert buffers.of("lengths", 6).tolist() == [61, 62, 63, 64, 65, 66]
+    one = StepRows()
+    one.add(Chunk(token_ids=[8], start=64, pages=[3, 5], wants_logits=True), seat=0)
+    one.pad(4)
+    buffers.send(one, [0])
+    assert buffers.of("slots", 4).tolist() == [320, -1, -1, -1]
+    assert buffers.of("lengths", 4).tolist() == [65, 0, 0, 0]
+    assert buffers.of("ids", 4).tolist() == [8, 0, 0, 0]
+    assert buffers.places(1).tolist() == [0]
