@@ -45,7 +45,7 @@ DENSE = {
     "narrow tma": NARROW | {"PROXY": 0},
     "pairs tma": NARROW | {"PROXY": 0, "PAIRED": True},
 }
-EXACT = {name: DENSE[name] for name in ("narrow tma", "pairs tma")}
+EXACT = {name: DENSE[name] for name in ("narrow tma",)}
 DENSE_SHAPES = [
     (7168, 16384, 4096), (2304, 7168, 4096), (32768, 1536, 4096), (36864, 7168, 4096), (7168, 18432, 2048),
     (7168, 16384, 16384), (4096, 7168, 4096), (2304, 7168, 16384),
@@ -183,7 +183,6 @@ def ragged() -> None:
     wanted = experts_reference(x, gate_up, down, chosen)
     routed = chosen >= 0
     for name, c in LISTED.items():
-        results = {}
         for fused in (False, True):
             if fused and (c["HALVES"] == 1):
                 continue
