@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -22,6 +24,7 @@ from kernels.expert_gemm_many import expert_matmul_many
 from kernels.fp8_gemm import fp8_matmul, splits_for
 from kernels.fp8_gemm_many import fp8_matmul_many
 from kernels.fp8_rows import Fp8Rows, Fp8Weight, empty_rows, quantize_rows
+from kernels.experts_gluon import expert_mlp_kernel
 from kernels.many_gluon import many_kernel
 from kernels.routes import routes_of
 from kernels.swiglu import swiglu_quantize
@@ -147,8 +150,60 @@ def dense_jobs():
     return jobs
 
 
+def launch_mlp(x, gate_up, down, between, out, routes, done, stages, cooperative=True):
+    experts, hidden, width = down.values_NK.shape
+    up_desc = TensorDescriptor.from_tensor(gate_up.values_NK.view(-1, hidden), [128, 128], OPERAND)
+    down_desc = TensorDescriptor.from_tensor(down.values_NK.view(-1, width), [128, 128], OPERAND)
+    expert_mlp_kernel[(132,)](
+        x.values_RK, x.scale_GR, x.scale_GR.stride(0), up_desc, gate_up.scale_NK, down_desc, down.scale_NK,
+        between.values_RK, between.scale_GR, between.scale_GR.stride(0), out, routes.counts, routes.tiles,
+        routes.pairs_EC, done, routes.capacity, routes.shared_tiles, E=experts, D=hidden, F=width,
+        PAIRS=routes.pairs_per_row, BLOCK_R=routes.tile_rows, STAGES=stages, MULTIPLIER_REGISTERS=200,
+        num_warps=4, launch_cooperative_grid=cooperative,
+    )
+
+
+MLP = {16: (6, 5), 32: (5, 4), 64: (4, 3)}
+
+
+def mlp_jobs():
+    jobs = {}
+    for experts, each in ((8, 4), (8, 16), (8, 32), (8, 64), (32, 16)):
+        rows = experts * each
+        chosen = torch.arange(experts, device="cuda").repeat_interleave(each)[:, None]
+        def make(rows=rows, experts=experts):
+            x = quantize_rows(torch.randn(rows, 7168, device="cuda"))
+            out = torch.full((rows, 7168), float("nan"), device="cuda", dtype=torch.bfloat16)
+            return x, random_weight(experts, 4096, 7168), random_weight(experts, 7168, 2048), empty_rows(rows, 2048, torch.device("cuda")), out
+        runs = {}
+        for tile_rows in (16, 32, 64):
+            if tile_rows > 2 * each and tile_rows > 16:
+                continue
+            routes = routes_of(chosen, experts, tile_rows)
+            def today(i, routes=routes):
+                expert_up(i[0], i[1], routes, i[3])
+                expert_down(i[3], i[2], routes, i[4])
+                return i[4]
+            runs[f"today, tiles of {tile_rows}"] = today
+            done = torch.zeros(routes.max_tiles, dtype=torch.int32, device="cuda")
+            for stages in MLP[tile_rows]:
+                def one(i, routes=routes, done=done, stages=stages):
+                    launch_mlp(*i[:5], routes, done, stages)
+                    return i[4]
+                runs[f"one launch, tiles of {tile_rows}, {stages} stages"] = one
+            def loose(i, routes=routes, done=done, stages=MLP[tile_rows][0]):
+                launch_mlp(*i[:5], routes, done, stages, cooperative=False)
+                return i[4]
+            runs[f"one launch, tiles of {tile_rows}, not cooperative"] = loose
+        jobs[f"mlp {experts} experts x {each} rows"] = (make, runs, 6 * rows * 2048 * 7168)
+    return jobs
+
+
+PARTS = {"listed": listed_jobs, "mlp": mlp_jobs, "dense": dense_jobs}
+
+
 def jobs():
-    return listed_jobs() | dense_jobs()
+    return PARTS[os.environ["PART"]]()
 
 
 def compile_share(share):
@@ -228,19 +283,63 @@ def ragged() -> None:
             print("fp64", rows, name, f"{float((out.double() - exact).norm() / exact.norm()):.2e}")
 
 
-def main() -> None:
+def ragged_mlp() -> None:
+    torch.manual_seed(2)
+    experts, hidden, width, rows = 6, 1024, 512, 100
+    for tile_rows in (16, 32, 64):
+        x = quantize_rows(torch.randn(rows, hidden, device="cuda"))
+        gate_up, down = random_weight(experts, 2 * width, hidden), random_weight(experts, hidden, width)
+        chosen = torch.stack([torch.randperm(experts, device="cuda")[:3] for _ in range(rows)])
+        chosen[:, 2] = experts - 1
+        chosen[chosen == 1] = 0
+        chosen[chosen[:, 0] == chosen[:, 1], 1] = -1
+        chosen[chosen[:, 0] == experts - 1, 0] = -1
+        chosen[chosen[:, 1] == experts - 1, 1] = -1
+        routes = routes_of(chosen, experts, tile_rows, shared=True)
+        done = torch.zeros(routes.max_tiles, dtype=torch.int32, device="cuda")
+        wanted = experts_reference(x, gate_up, down, chosen)
+        routed = chosen >= 0
+        seen = []
+        for turn in range(4):
+            between = empty_rows(rows * 3, width, torch.device("cuda"))
+            between.values_RK.view(torch.uint8).fill_(0)
+            out = torch.full((rows * 3, hidden), float("nan"), dtype=torch.bfloat16, device="cuda")
+            if turn == 3:
+                expert_up(x, gate_up, routes, between)
+                expert_down(between, down, routes, out)
+            else:
+                launch_mlp(x, gate_up, down, between, out, routes, done, MLP[tile_rows][0])
+            seen.append(out.view(rows, 3, hidden))
+        errors = [f"{float((o[routed].double() - wanted[routed]).norm() / wanted[routed].norm()):.2e}" for o in seen]
+        print("mlp ragged", tile_rows, "errors", errors, "bits", [torch.equal(o[routed], seen[-1][routed]) for o in seen],
+              "unrouted untouched", bool(seen[0][~routed].isnan().all()), "counters clean", int(done.abs().sum()) == 0, flush=True)
+
+
+CHECKS = {"listed": ragged, "mlp": ragged_mlp, "dense": lambda: None}
+
+
+def poison(inputs):
+    for place, one in enumerate(inputs):
+        if isinstance(one, torch.Tensor):
+            one.fill_(float("nan"))
+        elif place == 3:  # between the two products
+            one.values_RK.view(torch.uint8).fill_(0x7F)
+            one.scale_GR.fill_(float("nan"))
+
+
+def part() -> None:
     started = time.time()
     print(torch.cuda.get_device_name(), torch.__version__)
     with ProcessPoolExecutor(14, mp_context=get_context("spawn")) as pool:
         list(pool.map(compile_share, [(share, 14) for share in range(14)]))
     print(f"compiled after {time.time() - started:.0f} s", flush=True)
     try:
-        ragged()
+        CHECKS[os.environ["PART"]]()
     except Exception:
         traceback.print_exc()
     results = []
     for name, (make, runs, flops) in jobs().items():
-        if time.time() - started > float(os.environ.get("MOST_S", "135")):
+        if time.time() - started > float(os.environ.get("MOST_S", "42")):
             print("out of time before", name)
             break
         try:
@@ -248,12 +347,11 @@ def main() -> None:
             first = None
             graphs = {}
             for v, run in runs.items():
-                for tensor in inputs:
-                    if isinstance(tensor, torch.Tensor):
-                        tensor.fill_(float("nan"))
                 try:
+                    poison(inputs)
                     got = run(inputs).clone()
                     torch.cuda.synchronize()
+                    poison(inputs)
                     again = run(inputs).clone()
                     graph = torch.cuda.CUDAGraph()
                     with torch.cuda.graph(graph):
@@ -287,8 +385,28 @@ def main() -> None:
             traceback.print_exc()
             break
     out = Path(os.environ.get("OUT", "."))
-    (out / "try_products.json").write_text(json.dumps(results, indent=1))
+    (out / f"try_products_{os.environ['PART']}.json").write_text(json.dumps(results, indent=1))
     print(f"done after {time.time() - started:.0f} s")
+
+
+def main() -> None:
+    """A part a process: one that hangs ends with its own."""
+    if "PART" in os.environ:
+        return part()
+    for name in PARTS:
+        print(f"== {name}", flush=True)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "bench.try_products"], env=os.environ | {"PART": name}, start_new_session=True
+        )
+        try:
+            child.wait(55)
+        except subprocess.TimeoutExpired:
+            print(f"{name} HANGS or is slow: ended", flush=True)
+        with_children = child.pid
+        try:
+            os.killpg(with_children, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
 
 if __name__ == "__main__":
