@@ -151,6 +151,8 @@ def _bring_rows(
             stage += 1
             phase = gl.where(stage == STAGES, phase ^ 1, phase)
             stage = gl.where(stage == STAGES, 0, stage)
+        if gl.atomic_add(done_ptr + place, 1, sem="relaxed") == UP_TILES + DOWN_TILES - 1:
+            gl.store(done_ptr + place, 0)  # all have seen it: left as it was found
 
 
 @gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -190,6 +192,8 @@ def _multiply(
         n_tile = index % UP_TILES
         entry = gl.load(tiles_ptr + place)
         w_scale_at = gate_up_scale_ptr + ((entry & 0xFFFF) * (2 * UP_TILES) + n_tile) * (D // 128)
+        r = (entry >> 16) * BLOCK_R + gl.arange(0, BLOCK_R, layout=gl.SliceLayout(0, OUT8))
+        pair, inside = _pairs_of(entry, r, counts_ptr, pairs_ptr, capacity)  # early: none waits for it at the end
         gate = gl.full([128, BLOCK_R], 0.0, gl.float32, ACC)
         up = gl.full([128, BLOCK_R], 0.0, gl.float32, ACC)
         gate_part = gl.full([128, BLOCK_R], 0.0, gl.float32, ACC)
@@ -219,13 +223,9 @@ def _multiply(
         hidden = gate / (1.0 + gl.exp(-gate)) * up
         bits = scale_bits_of(gl.max(gl.abs(hidden), axis=0))
         values = gl.convert_layout((hidden * inverse_of(bits)[None, :]).to(gl.float8e4nv), OUT8)
-        first = (entry >> 16) * BLOCK_R
-        r = first + gl.arange(0, BLOCK_R, layout=gl.SliceLayout(0, OUT8))
-        pair, inside = _pairs_of(entry, r, counts_ptr, pairs_ptr, capacity)
         n = n_tile * 128 + gl.arange(0, 128, layout=gl.SliceLayout(1, OUT8))
         gl.store(between_ptr + pair.to(gl.int64)[None, :] * F + n[:, None], values, mask=inside[None, :])
-        r = first + gl.arange(0, BLOCK_R, layout=PER_ROW)
-        pair, inside = _pairs_of(entry, r, counts_ptr, pairs_ptr, capacity)
+        bits = gl.convert_layout(bits, gl.SliceLayout(0, OUT8))
         scale_at = between_scale_ptr + n_tile * between_scale_stride + pair
         gl.store(scale_at, bits.to(gl.float32, bitcast=True), mask=inside)
         gl.thread_barrier()  # the atomic speaks for one thread: all must have stored
@@ -237,6 +237,8 @@ def _multiply(
         n_tile = index % DOWN_TILES
         entry = gl.load(tiles_ptr + place)
         w_scale_at = down_scale_ptr + ((entry & 0xFFFF) * DOWN_TILES + n_tile) * (F // 128)
+        r = (entry >> 16) * BLOCK_R + gl.arange(0, BLOCK_R, layout=gl.SliceLayout(0, OUT16))
+        pair, inside = _pairs_of(entry, r, counts_ptr, pairs_ptr, capacity)
         total = gl.full([128, BLOCK_R], 0.0, gl.float32, ACC)
         even = gl.full([128, BLOCK_R], 0.0, gl.float32, ACC)
         odd = gl.full([128, BLOCK_R], 0.0, gl.float32, ACC)
@@ -262,13 +264,9 @@ def _multiply(
             stage += 1
             phase = gl.where(stage == STAGES, phase ^ 1, phase)
             stage = gl.where(stage == STAGES, 0, stage)
-        r = (entry >> 16) * BLOCK_R + gl.arange(0, BLOCK_R, layout=gl.SliceLayout(0, OUT16))
-        pair, inside = _pairs_of(entry, r, counts_ptr, pairs_ptr, capacity)
         n = n_tile * 128 + gl.arange(0, 128, layout=gl.SliceLayout(1, OUT16))
         values = gl.convert_layout(total.to(gl.bfloat16), OUT16)
         gl.store(out_ptr + pair.to(gl.int64)[None, :] * D + n[:, None], values, mask=inside[None, :])
-        if gl.atomic_add(done_ptr + place, 1, sem="relaxed") == UP_TILES + DOWN_TILES - 1:
-            gl.store(done_ptr + place, 0)  # the last one leaves it as it was found
 
 
 @gluon.jit(do_not_specialize=["capacity", "shared_tiles"])  # type: ignore[untyped-decorator,unused-ignore]

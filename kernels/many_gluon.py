@@ -203,6 +203,7 @@ def _multiply(
     staged,
     ready,
     free,
+    turns,
     N: gl.constexpr,
     K: gl.constexpr,
     SPLITS: gl.constexpr,
@@ -212,6 +213,7 @@ def _multiply(
     STAGES: gl.constexpr,
     PROXY: gl.constexpr,
     FUSED: gl.constexpr,
+    TURNS: gl.constexpr,
     WG: gl.constexpr,
 ):
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
@@ -219,6 +221,7 @@ def _multiply(
     GROUPS: gl.constexpr = K // 128 // SPLITS
     stage = 0
     phase = 0
+    turn = 1 - WG
     for index in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
         expert, first, count, n_tile = _tile_at(index, counts_ptr, tiles_ptr, rows, N, HALVES, LISTED, BAND)
         w_scale_at = w_scale_ptr + (expert * (N // 128) + n_tile * (1 if FUSED else HALVES)) * (K // 128)
@@ -236,7 +239,12 @@ def _multiply(
                     fence_async_shared()
                 a = a_buffers.index(stage).slice(WG * 64, 64, dim=0)
                 b = b_buffers.index(stage * HALVES).permute((1, 0))
+                if TURNS:
+                    mbarrier.wait(turns.index(WG), turn)
                 part = warpgroup_mma(a, b, part, use_acc=False, is_async=True)
+                if TURNS:
+                    mbarrier.arrive(turns.index(1 - WG), count=1)
+                    turn ^= 1
                 x_scale = scale_buffers.index(stage).slice(WG * 64, 64, dim=0).load(gl.SliceLayout(1, ACC))
                 by_left = x_scale * w_left
                 by_right = x_scale * w_right
@@ -250,7 +258,12 @@ def _multiply(
                 left += part * by_left[:, None]
                 if HALVES == 2:
                     b = b_buffers.index(stage * HALVES + 1).permute((1, 0))
+                    if TURNS:
+                        mbarrier.wait(turns.index(WG), turn)
                     part = warpgroup_mma(a, b, part, use_acc=False, is_async=True)
+                    if TURNS:
+                        mbarrier.arrive(turns.index(1 - WG), count=1)
+                        turn ^= 1
                     part = warpgroup_mma_wait(0, deps=[part])
                     gl.thread_barrier()
                     mbarrier.arrive(free.index(stage), count=1)
@@ -389,6 +402,7 @@ def many_kernel(
     PROXY: gl.constexpr,
     FUSED: gl.constexpr,
     PAIRED: gl.constexpr,
+    TURNS: gl.constexpr,
     MULTIPLIER_REGISTERS: gl.constexpr,
 ):
     OPERAND: gl.constexpr = gl.NVMMASharedLayout(128, 8, 2)
@@ -400,6 +414,9 @@ def many_kernel(
     for stage in gl.static_range(STAGES):
         mbarrier.init(ready.index(stage), count=2 if PROXY == 2 else 129)
         mbarrier.init(free.index(stage), count=2)
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(turns.index(0), count=1)
+    mbarrier.init(turns.index(1), count=1)
     ACROSS: gl.constexpr = N // (128 * HALVES)
     if LISTED:
         num_tiles = (shared_tiles + gl.load(counts_ptr + E)) * ACROSS
@@ -428,8 +445,8 @@ def many_kernel(
         x_ptr, x_desc, x_scale_ptr, w_desc, counts_ptr, tiles_ptr, pairs_ptr, rows, x_scale_stride, capacity, num_tiles,
         a_buffers, b_buffers, scale_buffers, ready, free, N, K, HALVES, LISTED, BAND, PAIRS, STAGES, PROXY, FUSED,
     )),
-                (_multiply, (w_scale_ptr, out_ptr, out_scale_ptr, out_scale_stride, counts_ptr, tiles_ptr, pairs_ptr, rows, capacity, num_tiles, a_buffers, b_buffers, scale_buffers, staged0, ready, free, N, K, SPLITS, HALVES, LISTED, BAND, STAGES, PROXY, FUSED, FIRST)),
-                (_multiply, (w_scale_ptr, out_ptr, out_scale_ptr, out_scale_stride, counts_ptr, tiles_ptr, pairs_ptr, rows, capacity, num_tiles, a_buffers, b_buffers, scale_buffers, staged1, ready, free, N, K, SPLITS, HALVES, LISTED, BAND, STAGES, PROXY, FUSED, SECOND)),
+                (_multiply, (w_scale_ptr, out_ptr, out_scale_ptr, out_scale_stride, counts_ptr, tiles_ptr, pairs_ptr, rows, capacity, num_tiles, a_buffers, b_buffers, scale_buffers, staged0, ready, free, turns, N, K, SPLITS, HALVES, LISTED, BAND, STAGES, PROXY, FUSED, TURNS, FIRST)),
+                (_multiply, (w_scale_ptr, out_ptr, out_scale_ptr, out_scale_stride, counts_ptr, tiles_ptr, pairs_ptr, rows, capacity, num_tiles, a_buffers, b_buffers, scale_buffers, staged1, ready, free, turns, N, K, SPLITS, HALVES, LISTED, BAND, STAGES, PROXY, FUSED, TURNS, SECOND)),
             ],
             [4, 4],
             [MULTIPLIER_REGISTERS, MULTIPLIER_REGISTERS],
