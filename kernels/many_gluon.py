@@ -1,6 +1,13 @@
-"""Many FP8 rows times block-scaled FP8 weights, by copies beside the products.
+"""Many FP8 rows times block-scaled FP8 weights, with copies beside the products.
 
-What kernels/fp8_gemm_many.py and kernels/expert_gemm_many.py launch on an sm_90 where Triton has Gluon.
+What kernels/fp8_gemm_many.py and kernels/expert_gemm_many.py launch on an sm_90 where Triton has Gluon. A
+program stays and takes tile after tile. One part of it brings operands into a ring of shared memory, weights
+and dense rows by TMA, the rows of an expert by gathering; two warpgroups multiply 64 rows each, in turns:
+while one adds the sum of 128 of K, scaled, to its own, the other's products keep the matrix unit busy. Tiles
+are 128 rows by 256 outputs, or by 128 where K is summed in several parts: their sum takes the registers.
+Knows nothing of who asks.
+
+Letters: R rows  K inner dimension  N outputs  E experts  P pairs
 """
 
 from __future__ import annotations
@@ -15,111 +22,98 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+
 from kernels.quantize import inverse_of, scale_bits_of
+from kernels.ring import following, release
 
-FIRST = gl.constexpr(0)
-SECOND = gl.constexpr(1)
+# Of a thread that multiplies: 192 are sums. With more, and so fewer for the producer, ptxas spills.
+REGISTERS = gl.constexpr(224)
+BAND = gl.constexpr(16)  # tiles of rows that share weights in the L2 cache before the next such band begins
+VARYING = ["x_scale_stride", "out_scale_stride", "rows", "capacity", "shared_tiles"]
+FIRST, SECOND = gl.constexpr(0), gl.constexpr(1)  # the warpgroups that multiply
+SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32]))
 
 
-@gluon.jit
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _tile_at(
-    index,
-    counts_ptr,
-    tiles_ptr,
-    rows,
-    N: gl.constexpr,
-    HALVES: gl.constexpr,
+    index: gl.tensor,
+    lists: gl.tuple,
+    rows: gl.tensor,
     LISTED: gl.constexpr,
-    BAND: gl.constexpr,
-):
-    """(expert, first row, rows of the expert, tile of outputs)"""
-    ACROSS: gl.constexpr = N // (128 * HALVES)
+    ACROSS: gl.constexpr,
+) -> gl.tuple:
+    """(expert, first of its rows in the tile, how many rows it has, which tile of outputs)"""
     if LISTED:
-        entry = gl.load(tiles_ptr + index // ACROSS)
+        entry = gl.load(lists[1] + index // ACROSS)
         expert = entry & 0xFFFF
-        return expert, (entry >> 16) * 128, gl.load(counts_ptr + expert), index % ACROSS
-    else:
-        row_tiles = (rows + 127) // 128
+        return expert, (entry >> 16) * 128, gl.load(lists[0] + expert), index % ACROSS
+    else:  # noqa: RET505  (only one of them is compiled)
         band = index // (BAND * ACROSS)
         within = index - band * (BAND * ACROSS)
-        high = gl.minimum(row_tiles - band * BAND, BAND)
+        high = gl.minimum((rows + 127) // 128 - band * BAND, BAND)
         return index * 0, (band * BAND + within % high) * 128, rows, within // high
 
 
-@gluon.jit
-def _rows_of(
-    r, expert, count, pairs_ptr, capacity, LISTED: gl.constexpr, PAIRS: gl.constexpr
-):
-    inside = r < count
-    if LISTED:
-        pair = gl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
-        return pair // PAIRS
-    else:
-        return gl.where(inside, r, 0)
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _pairs_at(
+    r: gl.tensor, expert: gl.tensor, count: gl.tensor, lists: gl.tuple, capacity: gl.tensor
+) -> gl.tensor:
+    """The pairs of an expert's rows; 0 beyond the last."""
+    return gl.load(lists[2] + expert * capacity + r, mask=r < count, other=0)
 
 
-@gluon.jit
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _produce(
-    x_ptr,
-    x_desc,
-    x_scale_ptr,
-    w_desc,
-    counts_ptr,
-    tiles_ptr,
-    pairs_ptr,
-    rows,
-    x_scale_stride,
-    capacity,
-    num_tiles,
-    a_buffers,
-    b_buffers,
-    scale_buffers,
-    ready,
-    free,
+    x_ptr: gl.tensor,
+    x_desc: gl.tensor,
+    x_scale_ptr: gl.tensor,
+    x_scale_stride: gl.tensor,
+    w_desc: gl.tensor,
+    lists: gl.tuple,
+    rows: gl.tensor,
+    capacity: gl.tensor,
+    num_tiles: gl.tensor,
+    ring: gl.tuple,
     N: gl.constexpr,
     K: gl.constexpr,
-    HALVES: gl.constexpr,
+    BLOCKS: gl.constexpr,
+    APART: gl.constexpr,
+    ACROSS: gl.constexpr,
     LISTED: gl.constexpr,
-    BAND: gl.constexpr,
     PAIRS: gl.constexpr,
     STAGES: gl.constexpr,
-    PROXY: gl.constexpr,
-    FUSED: gl.constexpr,
-):
+) -> None:
     COPY: gl.constexpr = gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0])
     LINE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    BYTES: gl.constexpr = 16384 * (BLOCKS if LISTED else BLOCKS + 1)
+    x_ring, w_ring, scale_ring, ready, free = ring
     k = gl.arange(0, 128, layout=gl.SliceLayout(0, COPY))
-    APART: gl.constexpr = N // 2 if FUSED else 128  # between the two blocks of outputs
-    BYTES: gl.constexpr = 16384 * (HALVES + (PROXY == 0))
-    stage = 0
-    phase = 1
+    stage, phase = 0, 1
     last = 0
     begun = gl.to_tensor(False)
     for index in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
-        expert, first, count, n_tile = _tile_at(index, counts_ptr, tiles_ptr, rows, N, HALVES, LISTED, BAND)
-        w_row = expert * N + n_tile * (128 if FUSED else 128 * HALVES)
-        row = first + gl.arange(0, 128, layout=LINE)
-        scale_row = _rows_of(row, expert, count, pairs_ptr, capacity, LISTED, PAIRS)
+        expert, first, count, tile = _tile_at(index, lists, rows, LISTED, ACROSS)
+        w_row = expert * N + tile * (128 * BLOCKS if APART == 128 else 128)
+        line = first + gl.arange(0, 128, layout=LINE)
         row = first + gl.arange(0, 128, layout=gl.SliceLayout(1, COPY))
-        row = _rows_of(row, expert, count, pairs_ptr, capacity, LISTED, PAIRS)
+        if LISTED:
+            line = _pairs_at(line, expert, count, lists, capacity) // PAIRS
+            row = _pairs_at(row, expert, count, lists, capacity) // PAIRS
+        else:
+            line = gl.minimum(line, count - 1)
         x_offset = row.to(gl.int64)[:, None] * K + k[None, :]
-        x_base = x_ptr
-        scale_base = x_scale_ptr
         for group in range(K // 128):
             mbarrier.wait(free.index(stage), phase)
             bar = ready.index(stage)
-            if PROXY == 0:
-                mbarrier.expect(bar, BYTES)
-                tma.async_copy_global_to_shared(x_desc, [first, group * 128], bar, a_buffers.index(stage))
-            else:
-                mbarrier.expect(bar, BYTES)
-                async_copy.async_copy_global_to_shared(a_buffers.index(stage), x_base + x_offset)
-            for half in gl.static_range(HALVES):
-                tma.async_copy_global_to_shared(
-                    w_desc, [w_row + half * APART, group * 128], bar, b_buffers.index(stage * HALVES + half)
-                )
-            async_copy.async_copy_global_to_shared(scale_buffers.index(stage), scale_base + scale_row)
-            if PROXY == 2:
+            mbarrier.expect(bar, BYTES)
+            for block in gl.static_range(BLOCKS):
+                at = [w_row + block * APART, group * 128]
+                tma.async_copy_global_to_shared(w_desc, at, bar, w_ring.index(stage * BLOCKS + block))
+            scale_at = x_scale_ptr + group * x_scale_stride + line
+            async_copy.async_copy_global_to_shared(scale_ring.index(stage), scale_at)
+            if LISTED:
+                async_copy.async_copy_global_to_shared(x_ring.index(stage), x_ptr + group * 128 + x_offset)
+                # The matrix unit reads what threads copied only behind a fence of theirs, a step later.
                 async_copy.commit_group()
                 async_copy.wait_group(1)
                 fence_async_shared()
@@ -128,326 +122,246 @@ def _produce(
                 begun = gl.to_tensor(True)
                 last = stage
             else:
+                tma.async_copy_global_to_shared(x_desc, [first, group * 128], bar, x_ring.index(stage))
                 async_copy.mbarrier_arrive(bar, increment_count=False)
-            x_base += 128
-            scale_base += x_scale_stride
-            stage += 1
-            phase = gl.where(stage == STAGES, phase ^ 1, phase)
-            stage = gl.where(stage == STAGES, 0, stage)
-    if PROXY == 2:
+            stage, phase = following(stage, phase, STAGES)
+    if LISTED:
         async_copy.wait_group(0)
         fence_async_shared()
         gl.thread_barrier()
         mbarrier.arrive(ready.index(last), count=1, pred=begun)
 
 
-@gluon.jit
-def _store(out_ptr, values, staged, first, expert, count, pairs_ptr, capacity, N: gl.constexpr,
-           LISTED: gl.constexpr, WG: gl.constexpr, FP32: gl.constexpr):
-    OUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
-    r = first + WG * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, OUT))
-    inside = r < count
-    at = r
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _store(
+    out_ptr: gl.tensor,
+    values: gl.tensor,
+    first: gl.tensor,
+    expert: gl.tensor,
+    count: gl.tensor,
+    lists: gl.tuple,
+    capacity: gl.tensor,
+    WIDTH: gl.constexpr,
+    LISTED: gl.constexpr,
+) -> None:
+    """64 x 128 of them, where the rows of the tile belong."""
+    BYTES: gl.constexpr = values.dtype.primitive_bitwidth // 8
+    WHOLE: gl.constexpr = gl.BlockedLayout([1, 16 // BYTES], [4 // BYTES, 8 * BYTES], [4, 1], [1, 0])
+    # In fp32 what four threads hold of a row fills a sector as it is.
+    LAYOUT: gl.constexpr = values.type.layout if BYTES == 4 else WHOLE
+    values = gl.convert_layout(values, LAYOUT)
+    r = first + gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
+    n = gl.arange(0, 128, layout=gl.SliceLayout(0, LAYOUT))
+    place = r
     if LISTED:
-        at = gl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
-    n = gl.arange(0, 128, layout=gl.SliceLayout(0, OUT))
-    at = out_ptr + at.to(gl.int64)[:, None] * N + n[None, :]
-    if FP32:
-        gl.store(at, gl.convert_layout(values, OUT), mask=inside[:, None])
-    else:
-        gl.thread_barrier()
-        staged.store(values.to(out_ptr.dtype.element_ty))
-        gl.thread_barrier()
-        gl.store(at, staged.load(OUT), mask=inside[:, None])
+        place = _pairs_at(r, expert, count, lists, capacity)
+    at = out_ptr + place.to(gl.int64)[:, None] * WIDTH + n[None, :]
+    gl.store(at, values, mask=(r < count)[:, None])
 
 
-@gluon.jit
-def _store_activated(out_ptr, out_scale_ptr, out_scale_stride, gate, up, staged, first, expert, count, pairs_ptr, capacity,
-                     n_tile, WIDTH: gl.constexpr, WG: gl.constexpr):
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
-    OUT: gl.constexpr = gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0])
-    hidden = gate / (1.0 + gl.exp(-gate)) * up
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _store_activated(
+    out_ptr: gl.tensor,
+    scale_ptr: gl.tensor,
+    gate: gl.tensor,
+    up: gl.tensor,
+    first: gl.tensor,
+    expert: gl.tensor,
+    count: gl.tensor,
+    lists: gl.tuple,
+    capacity: gl.tensor,
+    WIDTH: gl.constexpr,
+) -> None:
+    """silu(gate) * up in FP8 with a scale a row, as kernels/expert_gemm.py makes it."""
+    gate = gate.to(gl.bfloat16).to(gl.float32)
+    hidden = gate / (1.0 + gl.exp(-gate)) * up.to(gl.bfloat16).to(gl.float32)
     bits = scale_bits_of(gl.max(gl.abs(hidden), axis=1))
     values = (hidden * inverse_of(bits)[:, None]).to(gl.float8e4nv)
-    r = first + WG * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, ACC))
-    inside = r < count
-    pair = gl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
-    gl.store(out_scale_ptr + n_tile * out_scale_stride + pair, bits.to(gl.float32, bitcast=True), mask=inside)
-    small = staged._reinterpret(gl.float8e4nv, [64, 128], gl.NVMMASharedLayout(128, 8, 2))
-    gl.thread_barrier()
-    small.store(values)
-    gl.thread_barrier()
-    r = first + WG * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, OUT))
-    inside = r < count
-    pair = gl.load(pairs_ptr + expert * capacity + r, mask=inside, other=0)
-    n = gl.arange(0, 128, layout=gl.SliceLayout(0, OUT))
-    at = out_ptr + pair.to(gl.int64)[:, None] * WIDTH + n_tile * 128 + n[None, :]
-    gl.store(at, small.load(OUT), mask=inside[:, None])
+    _store(out_ptr, values, first, expert, count, lists, capacity, WIDTH, True)
+    r = first + gl.arange(0, 64, layout=gl.SliceLayout(1, SUMS))
+    pair = _pairs_at(r, expert, count, lists, capacity)
+    gl.store(scale_ptr + pair, bits.to(gl.float32, bitcast=True), mask=r < count)
 
 
-@gluon.jit
-def _multiply(
-    w_scale_ptr,
-    out_ptr,
-    out_scale_ptr,
-    out_scale_stride,
-    counts_ptr,
-    tiles_ptr,
-    pairs_ptr,
-    rows,
-    capacity,
-    num_tiles,
-    a_buffers,
-    b_buffers,
-    scale_buffers,
-    staged,
-    ready,
-    free,
-    turns,
-    N: gl.constexpr,
-    K: gl.constexpr,
-    SPLITS: gl.constexpr,
-    HALVES: gl.constexpr,
-    LISTED: gl.constexpr,
-    BAND: gl.constexpr,
-    STAGES: gl.constexpr,
-    PROXY: gl.constexpr,
-    FUSED: gl.constexpr,
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _made_here(sums: gl.tensor) -> gl.tensor:
+    """The same. LLVM may else add up behind the next product, and keep this one in 64 registers till then."""
+    return gl.inline_asm_elementwise("mov.f32 $0, $1;", "=f,f", [sums], gl.float32, is_pure=False, pack=1)
+
+
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _begin(
+    x: gl.shared_memory_descriptor,
+    w: gl.shared_memory_descriptor,
+    part: gl.tensor,
+    turns: gl.shared_memory_descriptor,
+    turn: gl.tensor,
     TURNS: gl.constexpr,
-    WG: gl.constexpr,
-):
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
-    APART: gl.constexpr = N // 2 // 128 if FUSED else HALVES - 1
-    GROUPS: gl.constexpr = K // 128 // SPLITS
-    stage = 0
-    phase = 0
-    turn = 1 - WG
-    for index in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
-        expert, first, count, n_tile = _tile_at(index, counts_ptr, tiles_ptr, rows, N, HALVES, LISTED, BAND)
-        w_scale_at = w_scale_ptr + (expert * (N // 128) + n_tile * (1 if FUSED else HALVES)) * (K // 128)
-        part = gl.full([64, 128], 0.0, gl.float32, ACC)  # anew: else it lives while results are stored
-        total = gl.full([64, 128], 0.0, gl.float32, ACC)
-        left = gl.full([64, 128], 0.0, gl.float32, ACC)
-        right = gl.full([64, 128], 0.0, gl.float32, ACC)
-        w_left = gl.load(w_scale_at)
-        w_right = gl.load(w_scale_at + APART * (K // 128))
-        for split in range(SPLITS):
-            left = gl.full([64, 128], 0.0, gl.float32, ACC)
-            for group in range(GROUPS):
-                mbarrier.wait(ready.index(stage), phase)
-                if PROXY == 1:
-                    fence_async_shared()
-                a = a_buffers.index(stage).slice(WG * 64, 64, dim=0)
-                b = b_buffers.index(stage * HALVES).permute((1, 0))
-                if TURNS:
-                    mbarrier.wait(turns.index(WG), turn)
-                part = warpgroup_mma(a, b, part, use_acc=False, is_async=True)
-                if TURNS:
-                    mbarrier.arrive(turns.index(1 - WG), count=1)
-                    turn ^= 1
-                x_scale = scale_buffers.index(stage).slice(WG * 64, 64, dim=0).load(gl.SliceLayout(1, ACC))
-                by_left = x_scale * w_left
-                by_right = x_scale * w_right
-                ahead = gl.minimum(split * GROUPS + group + 1, K // 128 - 1)
-                w_left = gl.load(w_scale_at + ahead)
-                w_right = gl.load(w_scale_at + APART * (K // 128) + ahead)
-                part = warpgroup_mma_wait(0, deps=[part])
-                if HALVES == 1:
-                    gl.thread_barrier()
-                    mbarrier.arrive(free.index(stage), count=1)
-                left += part * by_left[:, None]
-                if HALVES == 2:
-                    b = b_buffers.index(stage * HALVES + 1).permute((1, 0))
-                    if TURNS:
-                        mbarrier.wait(turns.index(WG), turn)
-                    part = warpgroup_mma(a, b, part, use_acc=False, is_async=True)
-                    if TURNS:
-                        mbarrier.arrive(turns.index(1 - WG), count=1)
-                        turn ^= 1
-                    part = warpgroup_mma_wait(0, deps=[part])
-                    gl.thread_barrier()
-                    mbarrier.arrive(free.index(stage), count=1)
-                    right += part * by_right[:, None]
-                stage += 1
-                phase = gl.where(stage == STAGES, phase ^ 1, phase)
-                stage = gl.where(stage == STAGES, 0, stage)
-            if SPLITS > 1:
-                total += left
-        if SPLITS > 1:
-            left = total
-        FP32: gl.constexpr = out_ptr.dtype.element_ty == gl.float32
-        if FUSED:
-            _store_activated(out_ptr, out_scale_ptr, out_scale_stride, left, right, staged, first, expert, count,
-                             pairs_ptr, capacity, n_tile, N // 2, WG)
-        else:
-            out_at = out_ptr + n_tile * (128 * HALVES)
-            _store(out_at, left, staged, first, expert, count, pairs_ptr, capacity, N, LISTED, WG, FP32)
-            if HALVES == 2:
-                _store(out_at + 128, right, staged, first, expert, count, pairs_ptr, capacity, N, LISTED, WG, FP32)
+    WARPGROUP: gl.constexpr,
+) -> gl.tuple:
+    """(part in the making, next turn). Warpgroups whose products mix end together, and add up together."""
+    if TURNS:
+        mbarrier.wait(turns.index(WARPGROUP), turn)
+    part = warpgroup_mma(x, w.permute((1, 0)), part, use_acc=False, is_async=True)
+    if TURNS:
+        mbarrier.arrive(turns.index(1 - WARPGROUP), count=1)
+    return part, turn ^ 1
 
 
-@gluon.jit
-def _multiply_pairs(
-    w_scale_ptr,
-    out_ptr,
-    out_scale_ptr,
-    out_scale_stride,
-    counts_ptr,
-    tiles_ptr,
-    pairs_ptr,
-    rows,
-    capacity,
-    num_tiles,
-    a_buffers,
-    b_buffers,
-    scale_buffers,
-    staged,
-    ready,
-    free,
+@gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _multiply(
+    w_scale_ptr: gl.tensor,
+    out_ptr: gl.tensor,
+    out_scale_ptr: gl.tensor,
+    out_scale_stride: gl.tensor,
+    lists: gl.tuple,
+    rows: gl.tensor,
+    capacity: gl.tensor,
+    num_tiles: gl.tensor,
+    ring: gl.tuple,
+    turns: gl.shared_memory_descriptor,
     N: gl.constexpr,
     K: gl.constexpr,
     SPLITS: gl.constexpr,
-    HALVES: gl.constexpr,
+    BLOCKS: gl.constexpr,
+    APART: gl.constexpr,
+    ACROSS: gl.constexpr,
     LISTED: gl.constexpr,
-    BAND: gl.constexpr,
+    ACTIVATED: gl.constexpr,
     STAGES: gl.constexpr,
-    PROXY: gl.constexpr,
-    FUSED: gl.constexpr,
-    WG: gl.constexpr,
-):
-    """Two sums in flight: one is promoted while the next is made. K of a split is an even number of groups."""
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
-    PER_ROW: gl.constexpr = gl.SliceLayout(1, ACC)
-    GROUPS: gl.constexpr = K // 128 // SPLITS
-    even = gl.full([64, 128], 0.0, gl.float32, ACC)
-    odd = gl.full([64, 128], 0.0, gl.float32, ACC)
-    stage = 0
-    phase = 0
+    WARPGROUP: gl.constexpr,
+) -> None:
+    """Left: the sums of the first block of outputs; right: of the second. Total: of all splits so far."""
+    OWN: gl.constexpr = WARPGROUP * 64
+    GROUPS: gl.constexpr = K // 128
+    BESIDE: gl.constexpr = (BLOCKS - 1) * (APART // 128) * GROUPS  # from a block's scales to the other's
+    TURNS: gl.constexpr = SPLITS == 1  # with more, 3 to 10 % slower
+    x_ring, w_ring, scale_ring, ready, free = ring
+    stage, phase = 0, 0
+    turn = gl.to_tensor(1 - WARPGROUP)
     for index in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
-        expert, first, count, n_tile = _tile_at(index, counts_ptr, tiles_ptr, rows, N, HALVES, LISTED, BAND)
-        w_scale_at = w_scale_ptr + (expert * (N // 128) + n_tile) * (K // 128)
-        total = gl.full([64, 128], 0.0, gl.float32, ACC)
-        left = gl.full([64, 128], 0.0, gl.float32, ACC)
-        w_even = gl.load(w_scale_at)
-        w_odd = gl.load(w_scale_at + 1)
+        expert, first, count, tile = _tile_at(index, lists, rows, LISTED, ACROSS)
+        w_scale_at = w_scale_ptr + (expert * (N // 128) + tile * (BLOCKS if APART == 128 else 1)) * GROUPS
+        part = gl.full([64, 128], 0.0, gl.float32, SUMS)  # anew: else it lives while results are stored
+        total = gl.full([64, 128], 0.0, gl.float32, SUMS)
+        left = gl.full([64, 128], 0.0, gl.float32, SUMS)
+        right = gl.full([64, 128], 0.0, gl.float32, SUMS)
+        left_scale = gl.load(w_scale_at)
+        right_scale = gl.load(w_scale_at + BESIDE)
         for split in range(SPLITS):
-            left = gl.full([64, 128], 0.0, gl.float32, ACC)
-            for two in range(GROUPS // 2):
+            left = gl.full([64, 128], 0.0, gl.float32, SUMS)
+            for group in range(GROUPS // SPLITS):
                 mbarrier.wait(ready.index(stage), phase)
-                if PROXY == 1:
-                    fence_async_shared()
-                a = a_buffers.index(stage).slice(WG * 64, 64, dim=0)
-                b = b_buffers.index(stage).permute((1, 0))
-                even = warpgroup_mma(a, b, even, use_acc=False, is_async=True)
-                by_even = scale_buffers.index(stage).slice(WG * 64, 64, dim=0).load(PER_ROW) * w_even
-                following = stage + 1
-                phase = gl.where(following == STAGES, phase ^ 1, phase)
-                following = gl.where(following == STAGES, 0, following)
-                mbarrier.wait(ready.index(following), phase)
-                if PROXY == 1:
-                    fence_async_shared()
-                a = a_buffers.index(following).slice(WG * 64, 64, dim=0)
-                b = b_buffers.index(following).permute((1, 0))
-                odd = warpgroup_mma(a, b, odd, use_acc=False, is_async=True)
-                by_odd = scale_buffers.index(following).slice(WG * 64, 64, dim=0).load(PER_ROW) * w_odd
-                ahead = gl.minimum(split * GROUPS + 2 * two + 2, K // 128 - 2)
-                w_even = gl.load(w_scale_at + ahead)
-                w_odd = gl.load(w_scale_at + ahead + 1)
-                even = warpgroup_mma_wait(1, deps=[even])
-                gl.thread_barrier()
-                mbarrier.arrive(free.index(stage), count=1)
-                left += even * by_even[:, None]
-                odd = warpgroup_mma_wait(0, deps=[odd])
-                gl.thread_barrier()
-                mbarrier.arrive(free.index(following), count=1)
-                left += odd * by_odd[:, None]
-                stage = following + 1
-                phase = gl.where(stage == STAGES, phase ^ 1, phase)
-                stage = gl.where(stage == STAGES, 0, stage)
+                x = x_ring.index(stage).slice(OWN, 64, dim=0)
+                w = w_ring.index(stage * BLOCKS)
+                part, turn = _begin(x, w, part, turns, turn, TURNS, WARPGROUP)
+                x_scale = scale_ring.index(stage).slice(OWN, 64, dim=0).load(gl.SliceLayout(1, SUMS))
+                by_left, by_right = x_scale * left_scale, x_scale * right_scale
+                ahead = gl.minimum(split * (GROUPS // SPLITS) + group + 1, GROUPS - 1)
+                left_scale = gl.load(w_scale_at + ahead)
+                right_scale = gl.load(w_scale_at + BESIDE + ahead)
+                part = warpgroup_mma_wait(0, deps=[part])
+                if BLOCKS == 1:
+                    release(free.index(stage))
+                left = _made_here(left + part * by_left[:, None])
+                if BLOCKS == 2:
+                    w = w_ring.index(stage * 2 + 1)
+                    part, turn = _begin(x, w, part, turns, turn, TURNS, WARPGROUP)
+                    part = warpgroup_mma_wait(0, deps=[part])
+                    release(free.index(stage))
+                    right += part * by_right[:, None]
+                stage, phase = following(stage, phase, STAGES)
             if SPLITS > 1:
                 total += left
-        if SPLITS > 1:
-            left = total
-        FP32: gl.constexpr = out_ptr.dtype.element_ty == gl.float32
-        out_at = out_ptr + n_tile * 128
-        _store(out_at, left, staged, first, expert, count, pairs_ptr, capacity, N, LISTED, WG, FP32)
+        first += OWN
+        if ACTIVATED:
+            scale_ptr = out_scale_ptr + tile * out_scale_stride
+            at = out_ptr + tile * 128
+            _store_activated(at, scale_ptr, left, right, first, expert, count, lists, capacity, N // 2)
+        else:
+            values = (total if SPLITS > 1 else left).to(out_ptr.dtype.element_ty)
+            at = out_ptr + tile * (128 * BLOCKS)
+            _store(at, values, first, expert, count, lists, capacity, N, LISTED)
+            if BLOCKS == 2:
+                values = right.to(out_ptr.dtype.element_ty)
+                _store(at + 128, values, first, expert, count, lists, capacity, N, LISTED)
 
 
-@gluon.jit(do_not_specialize=["rows", "capacity", "shared_tiles"])
+@gluon.jit(do_not_specialize=VARYING)  # type: ignore[untyped-decorator,unused-ignore]
 def many_kernel(
-    x_ptr,
-    x_desc,
-    x_scale_ptr,
-    w_desc,
-    w_scale_ptr,
-    out_ptr,
-    out_scale_ptr,
-    out_scale_stride,
-    counts_ptr,
-    tiles_ptr,
-    pairs_ptr,
-    rows,
-    x_scale_stride,
-    capacity,
-    shared_tiles,
+    x_ptr: gl.tensor,
+    x_desc: gl.tensor,
+    x_scale_ptr: gl.tensor,
+    x_scale_stride: gl.int32,
+    w_desc: gl.tensor,
+    w_scale_ptr: gl.tensor,
+    out_ptr: gl.tensor,
+    out_scale_ptr: gl.tensor,
+    out_scale_stride: gl.int32,
+    counts_ptr: gl.tensor,
+    tiles_ptr: gl.tensor,
+    pairs_ptr: gl.tensor,
+    rows: gl.int32,
+    capacity: gl.int32,
+    shared_tiles: gl.int32,
     E: gl.constexpr,
     N: gl.constexpr,
     K: gl.constexpr,
     SPLITS: gl.constexpr,
-    HALVES: gl.constexpr,
+    BLOCKS: gl.constexpr,
     LISTED: gl.constexpr,
-    BAND: gl.constexpr,
+    ACTIVATED: gl.constexpr,
     PAIRS: gl.constexpr,
     STAGES: gl.constexpr,
-    PROXY: gl.constexpr,
-    FUSED: gl.constexpr,
-    PAIRED: gl.constexpr,
-    TURNS: gl.constexpr,
-    MULTIPLIER_REGISTERS: gl.constexpr,
-):
+) -> None:
+    """LISTED: rows by kernels/routes.py; else all there are. ACTIVATED: outputs are gate, then up."""
+    # A tile's second block of outputs lies beside the first, or is the part of `up` that the first gates.
+    APART: gl.constexpr = N // 2 if ACTIVATED else 128
+    ACROSS: gl.constexpr = N // (128 * BLOCKS)
     OPERAND: gl.constexpr = gl.NVMMASharedLayout(128, 8, 2)
-    a_buffers = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, 128, 128], OPERAND)
-    b_buffers = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * HALVES, 128, 128], OPERAND)
-    scale_buffers = gl.allocate_shared_memory(gl.float32, [STAGES, 128], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    x_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, 128, 128], OPERAND)
+    w_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * BLOCKS, 128, 128], OPERAND)
+    LINE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    scale_ring = gl.allocate_shared_memory(gl.float32, [STAGES, 128], LINE)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
-        mbarrier.init(ready.index(stage), count=2 if PROXY == 2 else 129)
+        # The announced bytes and the producer's word, or that of each of its threads.
+        mbarrier.init(ready.index(stage), count=2 if LISTED else 129)
         mbarrier.init(free.index(stage), count=2)
     turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     mbarrier.init(turns.index(0), count=1)
     mbarrier.init(turns.index(1), count=1)
-    ACROSS: gl.constexpr = N // (128 * HALVES)
+    ring = (x_ring, w_ring, scale_ring, ready, free)
     if LISTED:
         num_tiles = (shared_tiles + gl.load(counts_ptr + E)) * ACROSS
     else:
         num_tiles = (rows + 127) // 128 * ACROSS
-    STAGED: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    staged0 = gl.allocate_shared_memory(gl.bfloat16, [64, 128], STAGED)
-    staged1 = gl.allocate_shared_memory(gl.bfloat16, [64, 128], STAGED)
-    if PAIRED:
-        gl.warp_specialize(
-            [
-                (_produce, (
-        x_ptr, x_desc, x_scale_ptr, w_desc, counts_ptr, tiles_ptr, pairs_ptr, rows, x_scale_stride, capacity, num_tiles,
-        a_buffers, b_buffers, scale_buffers, ready, free, N, K, HALVES, LISTED, BAND, PAIRS, STAGES, PROXY, FUSED,
-    )),
-                (_multiply_pairs, (w_scale_ptr, out_ptr, out_scale_ptr, out_scale_stride, counts_ptr, tiles_ptr, pairs_ptr, rows, capacity, num_tiles, a_buffers, b_buffers, scale_buffers, staged0, ready, free, N, K, SPLITS, HALVES, LISTED, BAND, STAGES, PROXY, FUSED, FIRST)),
-                (_multiply_pairs, (w_scale_ptr, out_ptr, out_scale_ptr, out_scale_stride, counts_ptr, tiles_ptr, pairs_ptr, rows, capacity, num_tiles, a_buffers, b_buffers, scale_buffers, staged1, ready, free, N, K, SPLITS, HALVES, LISTED, BAND, STAGES, PROXY, FUSED, SECOND)),
-            ],
-            [4, 4],
-            [MULTIPLIER_REGISTERS, MULTIPLIER_REGISTERS],
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (_produce, (
-        x_ptr, x_desc, x_scale_ptr, w_desc, counts_ptr, tiles_ptr, pairs_ptr, rows, x_scale_stride, capacity, num_tiles,
-        a_buffers, b_buffers, scale_buffers, ready, free, N, K, HALVES, LISTED, BAND, PAIRS, STAGES, PROXY, FUSED,
-    )),
-                (_multiply, (w_scale_ptr, out_ptr, out_scale_ptr, out_scale_stride, counts_ptr, tiles_ptr, pairs_ptr, rows, capacity, num_tiles, a_buffers, b_buffers, scale_buffers, staged0, ready, free, turns, N, K, SPLITS, HALVES, LISTED, BAND, STAGES, PROXY, FUSED, TURNS, FIRST)),
-                (_multiply, (w_scale_ptr, out_ptr, out_scale_ptr, out_scale_stride, counts_ptr, tiles_ptr, pairs_ptr, rows, capacity, num_tiles, a_buffers, b_buffers, scale_buffers, staged1, ready, free, turns, N, K, SPLITS, HALVES, LISTED, BAND, STAGES, PROXY, FUSED, TURNS, SECOND)),
-            ],
-            [4, 4],
-            [MULTIPLIER_REGISTERS, MULTIPLIER_REGISTERS],
-        )
+    lists = (counts_ptr, tiles_ptr, pairs_ptr)
+    gl.warp_specialize(
+        [
+            (
+                _produce,
+                (
+                    x_ptr, x_desc, x_scale_ptr, x_scale_stride, w_desc, lists, rows, capacity, num_tiles,
+                    ring, N, K, BLOCKS, APART, ACROSS, LISTED, PAIRS, STAGES,
+                ),
+            ),
+            (
+                _multiply,
+                (
+                    w_scale_ptr, out_ptr, out_scale_ptr, out_scale_stride, lists, rows, capacity, num_tiles,
+                    ring, turns, N, K, SPLITS, BLOCKS, APART, ACROSS, LISTED, ACTIVATED, STAGES, FIRST,
+                ),
+            ),
+            (
+                _multiply,
+                (
+                    w_scale_ptr, out_ptr, out_scale_ptr, out_scale_stride, lists, rows, capacity, num_tiles,
+                    ring, turns, N, K, SPLITS, BLOCKS, APART, ACROSS, LISTED, ACTIVATED, STAGES, SECOND,
+                ),
+            ),
+        ],
+        [4, 4],
+        [REGISTERS, REGISTERS],
+    )  # fmt: skip

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kernels.absorb import absorb_query, absorb_value
 from kernels.bf16_gemm import bf16_matmul
-from kernels.expert_gemm import expert_down, expert_up, tile_rows_for
+from kernels.expert_gemm import tile_rows_for
+from kernels.expert_mlp import expert_mlp
 from kernels.fp8_gemm import fp8_matmul, splits_for
 from kernels.fp8_rows import Fp8Weight, empty_rows
 from kernels.gate_topk import GateShape, gate_topk
@@ -197,8 +198,7 @@ class DecodeStep:
         scores_SRE = self._parts(weights.gate_ED, NARROW_SPLITS)
         bf16_matmul(self._normed, weights.gate_ED, scores_SRE)
         gate_topk(scores_SRE, weights.bias_E, self._gate, self._weights, self._experts, routes)
-        expert_up(self._normed8, weights.gate_up, routes, self._between8)
-        expert_down(self._between8, weights.down, routes, self._pairs)
+        expert_mlp(self._normed8, weights.gate_up, weights.down, routes, self._between8, self._pairs)
         return Weighted(pairs_PD=self._pairs, weights_RK=self._weights, places=routes.pairs_per_row)
 
     def _split(self, weight: Fp8Weight) -> Tensor:

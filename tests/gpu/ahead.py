@@ -19,6 +19,11 @@ from pathlib import Path
 from typing import Any
 
 MAX_SHARED_BYTES = 227 * 1024  # what one block of an sm_90 can have
+# An operand of kernels/hopper.py, among the types of a build.
+OPERAND = (
+    "tensordesc<fp8e4nv[128, 128],NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2, "
+    "transposed=False, fp4_padded=False, cga_layout=[])>"
+)
 _WGMMA = re.compile(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)\.f32\.(\w+)\.\w+")
 _PRODUCT = re.compile(r"\b[HQ]GMMA\.")
 _WAIT = re.compile(r"\bWARPGROUP\.DEPBAR\b")
