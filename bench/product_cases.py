@@ -15,9 +15,11 @@ from torch import Tensor
 
 from bench.kernel_cases import Case, Peer
 from kernels import absorb, residual_norm
+from kernels import expert_gemm_many as many
 from kernels.expert_gemm import expert_down, expert_up, experts_reference
-from kernels.expert_gemm_many import TILE_ROWS, expert_matmul_many
-from kernels.fp8_gemm import fp8_matmul, fp8_matmul_reference, splits_for
+from kernels.expert_mlp import expert_mlp
+from kernels.fp8_gemm import GemmConfig, fp8_matmul, fp8_matmul_reference, splits_for
+from kernels.fp8_gemm_many import CONFIG as TRITON
 from kernels.fp8_gemm_many import fp8_matmul_many
 from kernels.fp8_rows import GROUP, Fp8Rows, Fp8Weight, empty_rows, quantize_rows
 from kernels.gate_topk import GateShape, gate_topk, gate_topk_reference
@@ -32,11 +34,11 @@ EXPERT_PEER_US = {
     (8, 4): 64.8 + 37.6, (8, 16): 65.5 + 37.7, (8, 32): 64.7 + 37.5, (8, 64): 65.1 + 37.7,
     (32, 16): 243.2 + 130.6, (8, 512): 204.6 + 108.5,
 }  # fmt: skip
-# outputs, inner, rows: us of DeepGEMM's dense product
+# outputs, inner, rows: us of DeepGEMM's dense product (for 2304 outputs, that of the 2112 which are padded)
 DENSE_PEER_US = {
     (7168, 16384, 1): 39.4, (7168, 16384, 16): 36.8, (7168, 16384, 64): 37.0, (7168, 16384, 128): 46.4,
     (7168, 16384, 4096): 771.0, (24576, 1536, 1): 16.3, (24576, 1536, 64): 16.2, (24576, 1536, 4096): 238.2,
-    (7168, 18432, 64): 40.5, (4096, 7168, 4096): 172.1,
+    (7168, 18432, 64): 40.5, (7168, 18432, 4096): 866.5, (2304, 7168, 4096): 95.9, (4096, 7168, 4096): 172.1,
 }  # fmt: skip
 
 
@@ -54,12 +56,15 @@ def experts_cases() -> Iterator[Case]:
             wanted = experts_reference(x, gate_up, down, chosen_RK)
             return _by_norm(got, wanted[:, 0], FP8_ERROR)
 
-        sizes = [16, 32, 64] if each <= 64 else [64, TILE_ROWS]
         variants: dict[str, Callable[[Any], Tensor]] = {}
-        for tile_rows in sizes:
+        for tile_rows in [16, 32, 64] if each <= 64 else [64]:
             routes = routes_of(chosen_RK, experts, tile_rows)
-            run = _many_experts if tile_rows == TILE_ROWS else _few_experts
-            variants[f"tiles of {tile_rows} rows"] = partial(run, routes=routes)
+            variants[f"tiles of {tile_rows} rows, one launch"] = partial(_few_experts, routes=routes)
+            variants[f"tiles of {tile_rows} rows, two"] = partial(_few_experts, routes=routes, launches=2)
+        if each > 64:
+            routes = routes_of(chosen_RK, experts, many.TILE_ROWS)
+            variants["many rows"] = partial(_many_experts, routes=routes)
+            variants["many rows, Triton"] = partial(_many_experts_triton, routes=routes)
         yield Case(
             op="experts",
             name=f"{experts} experts x {each} rows",
@@ -72,24 +77,36 @@ def experts_cases() -> Iterator[Case]:
         )
 
 
-def _few_experts(inputs: tuple[Fp8Rows, Fp8Weight, Fp8Weight], routes: Routes) -> Tensor:
+def _few_experts(inputs: tuple[Fp8Rows, Fp8Weight, Fp8Weight], routes: Routes, launches: int = 1) -> Tensor:
     x, gate_up, down = inputs
     between = empty_rows(len(x.values_RK), WIDTH, x.values_RK.device)
     out = x.scale_GR.new_empty(len(x.values_RK), HIDDEN, dtype=torch.bfloat16)
-    expert_up(x, gate_up, routes, between)
-    expert_down(between, down, routes, out)
+    if launches == 1:
+        expert_mlp(x, gate_up, down, routes, between, out)
+    else:
+        expert_up(x, gate_up, routes, between)
+        expert_down(between, down, routes, out)
     return out
 
 
 def _many_experts(inputs: tuple[Fp8Rows, Fp8Weight, Fp8Weight], routes: Routes) -> Tensor:
     x, gate_up, down = inputs
+    between = empty_rows(len(x.values_RK), WIDTH, x.values_RK.device)
+    out = x.scale_GR.new_empty(len(x.values_RK), HIDDEN, dtype=torch.bfloat16)
+    many.expert_up_many(x, gate_up, routes, between)
+    many.expert_matmul_many(between, down, routes, out, by_row=False)
+    return out
+
+
+def _many_experts_triton(inputs: tuple[Fp8Rows, Fp8Weight, Fp8Weight], routes: Routes) -> Tensor:
+    x, gate_up, down = inputs
     rows = len(x.values_RK)
     between = empty_rows(rows, WIDTH, x.values_RK.device)
     both = x.scale_GR.new_empty(rows, 2 * WIDTH, dtype=torch.bfloat16)
     out = x.scale_GR.new_empty(rows, HIDDEN, dtype=torch.bfloat16)
-    expert_matmul_many(x, gate_up, routes, both, by_row=True)
+    many.expert_matmul_many(x, gate_up, routes, both, by_row=True, config=many.CONFIG)
     swiglu_quantize(both, between)
-    expert_matmul_many(between, down, routes, out, by_row=False)
+    many.expert_matmul_many(between, down, routes, out, by_row=False, config=many.CONFIG)
     return out
 
 
@@ -109,6 +126,7 @@ def dense_cases() -> Iterator[Case]:
             "few rows": partial(_few, splits=splits),
             "many rows, exact": partial(_many, splits=splits),
             "many rows": partial(_many, splits=1),
+            "many rows, exact, Triton": partial(_many, splits=splits, config=TRITON),
         }
         if rows < 64:
             variants = {"few rows": variants["few rows"]}
@@ -133,10 +151,10 @@ def _few(inputs: tuple[Fp8Rows, Fp8Weight], splits: int) -> Tensor:
     return out.sum(0) if not torch.cuda.is_current_stream_capturing() else out
 
 
-def _many(inputs: tuple[Fp8Rows, Fp8Weight], splits: int) -> Tensor:
+def _many(inputs: tuple[Fp8Rows, Fp8Weight], splits: int, config: GemmConfig | None = None) -> Tensor:
     x, weight = inputs
     out = x.scale_GR.new_empty(len(x.values_RK), len(weight.values_NK), dtype=torch.bfloat16)
-    fp8_matmul_many(x, weight, out, splits=splits)
+    fp8_matmul_many(x, weight, out, splits=splits, config=config)
     return out
 
 

@@ -58,16 +58,9 @@ def expert_up(
     gate_up: [E, 2F, D], gate first. out: [P, F]; pairs without an expert keep what they held. Gate and
     up are rounded to bf16.
     """
-    x.check("x")
-    gate_up.check("gate_up")
-    out.check("out")
+    check_up(x, gate_up, routes, out)
     experts, both, hidden = gate_up.values_NK.shape
     width = both // 2
-    if x.values_RK.shape[1] != hidden or out.values_RK.shape[1] != width or experts != routes.num_experts:
-        raise ValueError(
-            f"x {list(x.values_RK.shape)}, gate_up {list(gate_up.values_NK.shape)} and out "
-            f"{list(out.values_RK.shape)} for {routes.num_experts} experts do not belong together"
-        )
     chosen = config or UP_CONFIGS[routes.tile_rows]
     _expert_up[(width // chosen.block_n * routes.max_tiles,)](
         x.values_RK,
@@ -98,16 +91,8 @@ def expert_down(
     x: Fp8Rows, down: Fp8Weight, routes: Routes, out_PD: Tensor, *, config: ExpertConfig | None = None
 ) -> None:
     """out_PD[pair] = x[pair] @ down.T, bf16, for every pair in the routes. down: [E, D, F]."""
-    x.check("x")
-    down.check("down")
+    check_down(x, down, routes, out_PD)
     experts, hidden, width = down.values_NK.shape
-    if x.values_RK.shape[1] != width or out_PD.shape[1] != hidden or experts != routes.num_experts:
-        raise ValueError(
-            f"x {list(x.values_RK.shape)}, down {list(down.values_NK.shape)} and out {list(out_PD.shape)} "
-            f"for {routes.num_experts} experts do not belong together"
-        )
-    if out_PD.dtype != torch.bfloat16 or not out_PD.is_contiguous():
-        raise ValueError(f"out is {out_PD.dtype}: expected bf16, dense")
     chosen = config or DOWN_CONFIGS[routes.tile_rows]
     _expert_down[(hidden // chosen.block_n * routes.max_tiles,)](
         x.values_RK,
@@ -129,6 +114,33 @@ def expert_down(
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
     )
+
+
+def check_up(x: Fp8Rows, gate_up: Fp8Weight, routes: Routes, out: Fp8Rows) -> None:
+    """ValueError unless they are what expert_up takes."""
+    x.check("x")
+    gate_up.check("gate_up")
+    out.check("out")
+    experts, both, hidden = gate_up.values_NK.shape
+    if x.values_RK.shape[1] != hidden or out.values_RK.shape[1] * 2 != both or experts != routes.num_experts:
+        raise ValueError(
+            f"x {list(x.values_RK.shape)}, gate_up {list(gate_up.values_NK.shape)} and out "
+            f"{list(out.values_RK.shape)} for {routes.num_experts} experts do not belong together"
+        )
+
+
+def check_down(x: Fp8Rows, down: Fp8Weight, routes: Routes, out_PD: Tensor) -> None:
+    """ValueError unless they are what expert_down takes."""
+    x.check("x")
+    down.check("down")
+    experts, hidden, width = down.values_NK.shape
+    if x.values_RK.shape[1] != width or out_PD.shape[1] != hidden or experts != routes.num_experts:
+        raise ValueError(
+            f"x {list(x.values_RK.shape)}, down {list(down.values_NK.shape)} and out {list(out_PD.shape)} "
+            f"for {routes.num_experts} experts do not belong together"
+        )
+    if out_PD.dtype != torch.bfloat16 or not out_PD.is_contiguous():
+        raise ValueError(f"out is {out_PD.dtype}: expected bf16, dense")
 
 
 def expert_up_reference(x_RD: Tensor, gate_up_FD: Tensor) -> Tensor:

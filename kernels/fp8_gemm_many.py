@@ -2,7 +2,8 @@
 
 The rows are the M operand, so that their scales lie along it: a thread holds two rows and multiplies each by
 one number. K is cut as kernels/fp8_gemm.py cuts it for few rows, by one program and in the same order, so a
-row has the same bits in prefill and in decode. Knows nothing of layers.
+row has the same bits in prefill and in decode. Launches kernels/many_gluon.py where the device is one for it,
+else the kernel below, whose bits are the same. Knows nothing of layers.
 
 Letters: R rows  K inner dimension  N outputs  S splits of K
 """
@@ -16,14 +17,26 @@ from torch import Tensor
 
 from kernels.fp8_gemm import GemmConfig
 from kernels.fp8_rows import GROUP, Fp8Rows, Fp8Weight
+from kernels.hopper import has_gluon, multiprocessors, operand
+
+try:
+    from kernels.many_gluon import many_kernel
+except ImportError:  # a Triton without Gluon
+    many_kernel = None
 
 CONFIG = GemmConfig(block_n=128, block_r=128, num_warps=8, num_stages=4)
 
 
+STAGES = {1: 5, 2: 4}  # of the other kernel, by the blocks of outputs of a tile
+
+
 def fp8_matmul_many(
-    x: Fp8Rows, weight: Fp8Weight, out_RN: Tensor, *, splits: int = 1, config: GemmConfig = CONFIG
+    x: Fp8Rows, weight: Fp8Weight, out_RN: Tensor, *, splits: int = 1, config: GemmConfig | None = None
 ) -> None:
-    """out_RN = x @ weight.T, bf16 or fp32; sums of `splits` parts of K are added in order."""
+    """out_RN = x @ weight.T, bf16 or fp32; sums of `splits` parts of K are added in order.
+
+    config: of the kernel below, wherever it runs; by default the quickest that the device has is launched.
+    """
     x.check("x")
     weight.check("weight")
     (rows, inner), outputs = x.values_RK.shape, weight.values_NK.shape[0]
@@ -36,6 +49,11 @@ def fp8_matmul_many(
         raise ValueError(
             f"out is {out_RN.dtype} and K {inner} in {splits} splits: fp32 or bf16, whole groups"
         )
+    if config is None and has_gluon(x.values_RK.device):
+        if rows:
+            _launch_gluon(x, weight, out_RN, splits)
+        return
+    config = config or CONFIG
     grid = (triton.cdiv(rows, config.block_r) * (outputs // config.block_n),)
     _fp8_gemm_many[grid](
         x.values_RK,
@@ -53,6 +71,44 @@ def fp8_matmul_many(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
+
+
+def _launch_gluon(x: Fp8Rows, weight: Fp8Weight, out_RN: Tensor, splits: int) -> None:
+    (rows, inner), outputs = x.values_RK.shape, weight.values_NK.shape[0]
+    blocks = blocks_of_tile(outputs, splits)
+    unused = weight.scale_NK  # lists of experts' rows, and what is written beside the values: not here
+    many_kernel[(multiprocessors(out_RN.device),)](
+        x.values_RK,
+        operand(x.values_RK),
+        x.scale_GR,
+        x.scale_GR.stride(0),
+        operand(weight.values_NK),
+        weight.scale_NK,
+        out_RN,
+        unused,
+        0,
+        unused,
+        unused,
+        unused,
+        rows,
+        0,
+        0,
+        E=1,
+        N=outputs,
+        K=inner,
+        SPLITS=splits,
+        BLOCKS=blocks,
+        LISTED=False,
+        ACTIVATED=False,
+        PAIRS=1,
+        STAGES=STAGES[blocks],
+        num_warps=4,
+    )
+
+
+def blocks_of_tile(outputs: int, splits: int) -> int:
+    """Of 128 outputs: two, where those divide them and no sum of several splits needs the registers."""
+    return 2 if splits == 1 and outputs % (2 * GROUP) == 0 else 1
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator,unused-ignore]

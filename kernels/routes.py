@@ -25,10 +25,12 @@ class Routes:
     counts: int32 [E + 1], the rows of each expert and last the number of tiles that the gate listed; zero
     before the gate. tiles: int32, first the tiles of the shared expert, which takes every row and is the last
     expert, then those listed. pairs_EC: int32 [E, capacity], each expert's pairs first. tile_rows: rows of a
-    tile. shared_tiles: 0 where there is no shared expert.
+    tile. shared_tiles: 0 where there is no shared expert. done: int32, for each tile how far the kernel of
+    kernels/expert_mlp.py is; zero but while it runs.
     """
 
     counts: Tensor
+    done: Tensor
     tiles: Tensor
     pairs_EC: Tensor
     pairs_per_row: int
@@ -65,6 +67,7 @@ def empty_routes(
     shared_tiles = shared_tiles if shared else 0
     return Routes(
         counts=torch.zeros(num_experts + 1, dtype=torch.int32, device=device),
+        done=torch.zeros(shared_tiles + listed, dtype=torch.int32, device=device),
         tiles=torch.zeros(shared_tiles + listed, dtype=torch.int32, device=device),
         pairs_EC=torch.zeros(num_experts, rows, dtype=torch.int32, device=device),
         pairs_per_row=pairs_per_row,

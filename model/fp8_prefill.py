@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.absorb import absorb_query, absorb_value
 from kernels.bf16_gemm import bf16_matmul_many
-from kernels.expert_gemm_many import TILE_ROWS, expert_matmul_many
+from kernels.expert_gemm_many import TILE_ROWS, expert_matmul_many, expert_up_many
 from kernels.fp8_gemm import splits_for
 from kernels.fp8_gemm_many import fp8_matmul_many
 from kernels.fp8_rows import Fp8Rows, Fp8Weight
@@ -29,7 +29,6 @@ from kernels.select_topk import TOPK, select_topk
 from kernels.sort_tiles import sort_tiles
 from kernels.sparse_mla import EXACT
 from kernels.sparse_mla_prefill import sparse_mla_prefill
-from kernels.swiglu import swiglu_quantize
 from kernels.unpage_latents import unpage_latents
 from model.cache import PAGE_TOKENS
 from model.config import ModelConfig
@@ -192,9 +191,7 @@ class PrefillStep(Walk):
     def _experts(self, weights: Fp8Moe, routes: Routes) -> None:
         room = self._room
         sort_tiles(routes)
-        both_PF = room.pairs_PD.new_empty(len(room.pairs_PD), weights.gate_up.values_NK.shape[1])
-        expert_matmul_many(room.normed, weights.gate_up, routes, both_PF, by_row=True)
-        swiglu_quantize(both_PF, room.between)
+        expert_up_many(room.normed, weights.gate_up, routes, room.between)
         expert_matmul_many(room.between, weights.down, routes, room.pairs_PD, by_row=False)
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kernels.absorb import absorb_query, absorb_value
 from kernels.bf16_gemm import bf16_matmul
-from kernels.expert_gemm import expert_down, expert_up, tile_rows_for
+from kernels.expert_gemm import tile_rows_for
+from kernels.expert_mlp import expert_mlp
 from kernels.fp8_gemm import fp8_matmul, splits_for
 from kernels.fp8_rows import Fp8Rows, Fp8Weight
 from kernels.index_logits import IndexCache, decode_config_for, index_logits_decode
@@ -147,5 +148,5 @@ class DecodeStep(Walk):
         return out_RN
 
     def _experts(self, weights: Fp8Moe, routes: Routes) -> None:
-        expert_up(self._room.normed, weights.gate_up, routes, self._room.between)
-        expert_down(self._room.between, weights.down, routes, self._room.pairs_PD)
+        room = self._room
+        expert_mlp(room.normed, weights.gate_up, weights.down, routes, room.between, room.pairs_PD)

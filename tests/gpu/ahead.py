@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 MAX_SHARED_BYTES = 227 * 1024  # what one block of an sm_90 can have
+# An operand of kernels/hopper.py, among the types of a build.
+OPERAND = (
+    "tensordesc<fp8e4nv[128, 128],NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2, "
+    "transposed=False, fp4_padded=False, cga_layout=[])>"
+)
 _WGMMA = re.compile(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)\.f32\.(\w+)\.\w+")
+_PRODUCT = re.compile(r"\b[HQ]GMMA\.")
+_WAIT = re.compile(r"\bWARPGROUP\.DEPBAR\b")
 _MMA_SYNC = re.compile(r"mma\.sync\.aligned\.(m\d+n\d+k\d+)\.row\.col\.f32\.(\w+)")
 
 
@@ -42,13 +49,19 @@ class Build:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """wgmma and mma_sync: shape and type of the matrix instructions, such as "m64n64k16 f16"."""
+    """wgmma and mma_sync: shape and type of the matrix instructions, such as "m64n64k16 f16".
+
+    products and waits: of a warpgroup, as the assembler made them. Short of registers it waits after every
+    product, without a word and without a spill.
+    """
 
     registers: int
     stack_bytes: int
     shared_bytes: int
     wgmma: frozenset[str]
     mma_sync: frozenset[str]
+    products: int
+    waits: int
     ptx: str = field(repr=False)
 
     def check(self, *, wgmma: str | None = None) -> None:
@@ -57,6 +70,7 @@ class Resources:
         assert self.shared_bytes <= MAX_SHARED_BYTES, f"too much shared memory: {self}"
         if wgmma is not None:
             assert wgmma in self.wgmma and not self.mma_sync, f"wants wgmma {wgmma}: {self}"
+            assert 2 * self.waits <= self.products, f"products wait for each other: {self}"
 
 
 def resources(builds: Sequence[Build]) -> list[Resources]:
@@ -78,7 +92,8 @@ def compile_ahead(build: Build) -> Resources:
         target=GPUTarget("cuda", 90, 32),
         options={"num_warps": build.num_warps, "num_stages": build.num_stages, **build.options},
     )
-    usage = _usage(compiled.asm["cubin"])
+    cubin = compiled.asm["cubin"]
+    usage, code = _usage(cubin), _tool("nvdisasm", "-c", cubin=cubin)
     ptx = compiled.asm["ptx"]
     return Resources(
         registers=usage["REG"],
@@ -86,6 +101,8 @@ def compile_ahead(build: Build) -> Resources:
         shared_bytes=compiled.metadata.shared,
         wgmma=frozenset(f"{shape} {dtype}" for shape, dtype in _WGMMA.findall(ptx)),
         mma_sync=frozenset(f"{shape} {dtype}" for shape, dtype in _MMA_SYNC.findall(ptx)),
+        products=len(_PRODUCT.findall(code)),
+        waits=len(_WAIT.findall(code)),
         ptx=ptx,
     )
 
@@ -107,12 +124,17 @@ def _source(kernel: Any, build: Build) -> Any:
 
 def _usage(cubin: bytes) -> dict[str, int]:
     """{"REG": registers of a thread, "STACK": bytes of it, ...} as the toolkit reports them."""
+    report = _tool("cuobjdump", "-res-usage", cubin=cubin)
+    line = next(line for line in report.splitlines() if "REG:" in line)
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", line)}
+
+
+def _tool(name: str, option: str, *, cubin: bytes) -> str:
+    """What one of the tools in Triton's wheel says about a kernel."""
     import triton
 
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    line = next(line for line in report.stdout.splitlines() if "REG:" in line)
-    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", line)}
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout

@@ -17,10 +17,12 @@ from kernels.expert_gemm import (
     experts_reference,
     tile_rows_for,
 )
-from kernels.fp8_gemm import CONFIGS, fp8_matmul, fp8_matmul_reference, splits_for
+from kernels.expert_mlp import expert_mlp
+from kernels.fp8_gemm import CONFIGS, GemmConfig, fp8_matmul, fp8_matmul_reference, splits_for
+from kernels.fp8_gemm_many import CONFIG as TRITON
 from kernels.fp8_gemm_many import fp8_matmul_many
 from kernels.fp8_rows import Fp8Rows, Fp8Weight, empty_rows
-from kernels.routes import Routes, routes_of
+from kernels.routes import routes_of
 from kernels.swiglu import swiglu_quantize
 from tests.gpu.fp8_inputs import random_rows, random_weight, relative_error
 
@@ -78,22 +80,6 @@ def test_bf16_parts_add_up(device: torch.device, rows: int) -> None:
     assert torch.equal(out.sum(0), whole), "prefill and decode differ in bits"
 
 
-def run_experts(
-    x: Fp8Rows, gate_up: Fp8Weight, down: Fp8Weight, routes: Routes, between: Fp8Rows, out_PD: torch.Tensor
-) -> None:
-    """By the kernels for few rows or, with their tiles, by those for many."""
-    if routes.tile_rows == many.TILE_ROWS:
-        both_PF = torch.zeros(
-            len(out_PD), gate_up.values_NK.shape[1], dtype=torch.bfloat16, device=out_PD.device
-        )
-        many.expert_matmul_many(x, gate_up, routes, both_PF, by_row=True)
-        swiglu_quantize(both_PF, between)
-        many.expert_matmul_many(between, down, routes, out_PD, by_row=False)
-    else:
-        expert_up(x, gate_up, routes, between)
-        expert_down(between, down, routes, out_PD)
-
-
 @pytest.mark.parametrize("tile_rows", [16, 32, 64, 128])
 def test_experts_give_every_pair_its_row(device: torch.device, tile_rows: int) -> None:
     rows, experts, hidden, width = (300, 8, 1024, 512) if ON_DEVICE else (70, 3, 256, 128)
@@ -107,7 +93,11 @@ def test_experts_give_every_pair_its_row(device: torch.device, tile_rows: int) -
     routes = routes_of(chosen, experts, tile_rows)
     between = empty_rows(rows * 2, width, device)
     out = torch.full((rows * 2, hidden), NAN, dtype=torch.bfloat16, device=device)
-    run_experts(x, gate_up, down, routes, between, out)
+    if tile_rows == many.TILE_ROWS:
+        many.expert_up_many(x, gate_up, routes, between)
+        many.expert_matmul_many(between, down, routes, out, by_row=False)
+    else:
+        expert_mlp(x, gate_up, down, routes, between, out)
     wanted = experts_reference(x, gate_up, down, chosen)
     routed = chosen >= 0
     # The second rounding to FP8 falls the other way where what was before it differs a little.
@@ -117,32 +107,92 @@ def test_experts_give_every_pair_its_row(device: torch.device, tile_rows: int) -
 
 @pytest.mark.skipif(not ON_DEVICE, reason="needs a CUDA device: bits of its matrix unit")
 def test_bits_of_a_pair_do_not_depend_on_the_tile(device: torch.device) -> None:
-    rows, experts, hidden, width = 128, 4, 7168, 2048
+    rows, experts, hidden, width = 300, 4, 7168, 2048
     x = random_rows(rows, hidden, device)
     gate_up = random_weight((experts, 2 * width, hidden), device)
     down = random_weight((experts, hidden, width), device)
     chosen = torch.randint(experts, (rows, 1), device=device)
-    seen = []
-    for tile_rows in (*UP_CONFIGS, many.TILE_ROWS):
+    seen = {}
+    for tile_rows in [*UP_CONFIGS, many.TILE_ROWS]:
         routes = routes_of(chosen, experts, tile_rows)
-        between = empty_rows(rows, width, device)
-        out = torch.full((rows, hidden), NAN, dtype=torch.bfloat16, device=device)
-        run_experts(x, gate_up, down, routes, between, out)
-        seen.append(out)
-    assert not seen[0].isnan().any()
-    assert all(torch.equal(seen[0], other) for other in seen)
+        for launches in ("two", "as the device likes", "again"):
+            between = empty_rows(rows, width, device)
+            between.scale_GR.fill_(NAN)
+            out = torch.full((rows, hidden), NAN, dtype=torch.bfloat16, device=device)
+            if tile_rows == many.TILE_ROWS and launches == "two":
+                both = torch.full((rows, 2 * width), NAN, dtype=torch.bfloat16, device=device)
+                many.expert_matmul_many(x, gate_up, routes, both, by_row=True, config=many.CONFIG)
+                swiglu_quantize(both, between)
+                many.expert_matmul_many(between, down, routes, out, by_row=False, config=many.CONFIG)
+            elif tile_rows == many.TILE_ROWS:
+                many.expert_up_many(x, gate_up, routes, between)
+                many.expert_matmul_many(between, down, routes, out, by_row=False)
+            elif launches == "two":
+                expert_up(x, gate_up, routes, between)
+                expert_down(between, down, routes, out)
+            else:
+                expert_mlp(x, gate_up, down, routes, between, out)
+            assert not routes.done.any(), "the next launch would not wait"
+            seen[tile_rows, launches] = out
+    first = seen[16, "two"]
+    assert not first.isnan().any()
+    assert {form for form, out in seen.items() if not torch.equal(first, out)} == set()
 
 
+@pytest.mark.skipif(not ON_DEVICE, reason="needs a CUDA device: programs that wait for each other")
+def test_experts_in_one_launch_find_their_rows_every_time(device: torch.device) -> None:
+    """Many experts with few rows, tiles of a shared one first; replayed, so that a race would show."""
+    rows, experts, hidden, width = 60, 33, 2048, 1024
+    x = random_rows(rows, hidden, device)
+    gate_up = random_weight((experts, 2 * width, hidden), device)
+    down = random_weight((experts, hidden, width), device)
+    chosen = torch.stack([torch.randperm(experts - 1, device=device)[:4] for _ in range(rows)])
+    chosen[:, 3] = experts - 1
+    routes = routes_of(chosen, experts, 16, shared=True)
+    between = empty_rows(rows * 4, width, device)
+    wanted = torch.full((rows * 4, hidden), NAN, dtype=torch.bfloat16, device=device)
+    expert_up(x, gate_up, routes, between)
+    expert_down(between, down, routes, wanted)
+    for _ in range(50):
+        between.values_RK.view(torch.uint8).fill_(0x7F)  # NaN
+        between.scale_GR.fill_(NAN)
+        out = torch.full_like(wanted, NAN)
+        expert_mlp(x, gate_up, down, routes, between, out)
+        assert torch.equal(out, wanted)
+
+
+@pytest.mark.parametrize("form", [None, TRITON], ids=["chosen", "triton"])
 @pytest.mark.parametrize("splits", [1, 2])
-def test_many_rows_give_what_few_give(device: torch.device, splits: int) -> None:
+def test_many_rows_give_what_few_give(device: torch.device, splits: int, form: GemmConfig | None) -> None:
     rows, outputs, inner = (300, 2304, 7168) if ON_DEVICE else (130, 128, 512)
     x, weight = random_rows(rows, inner, device), random_weight((outputs, inner), device)
     out = torch.full((rows, outputs), NAN, device=device)
-    fp8_matmul_many(x, weight, out, splits=splits)
+    fp8_matmul_many(x, weight, out, splits=splits, config=form)
     assert relative_error(out, fp8_matmul_reference(x, weight)) < (1e-3 if ON_DEVICE else 1e-5)
     parts = torch.full((splits, rows, outputs), NAN, device=device)
     fp8_matmul(x, weight, parts)
     assert torch.equal(parts.sum(0) if splits > 1 else parts[0], out), "prefill and decode differ in bits"
+
+
+@pytest.mark.skipif(not ON_DEVICE, reason="needs a CUDA device: true widths")
+@pytest.mark.parametrize("rows", [1, 127, 128, 129, 1000, 5000])
+@pytest.mark.parametrize(("outputs", "inner"), [(384, 7168), (2304, 7168), (32768, 1536), (7168, 16384)])
+def test_many_rows_at_true_widths(device: torch.device, rows: int, outputs: int, inner: int) -> None:
+    x, weight = random_rows(rows, inner, device), random_weight((outputs, inner), device)
+    few = Fp8Rows(x.values_RK[-64:].contiguous(), x.scale_GR[:, -64:].contiguous())
+    for splits in {1, splits_for(outputs, inner)}:
+        out = torch.full((rows, outputs), NAN, device=device)
+        fp8_matmul_many(x, weight, out, splits=splits)
+        assert not out.isnan().any()
+        parts = torch.empty(splits, len(few.values_RK), outputs, device=device)
+        fp8_matmul(few, weight, parts)
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        assert torch.equal(total, out[-64:]), "prefill and decode differ in bits"
+        narrow = torch.full((rows, outputs), NAN, dtype=torch.bfloat16, device=device)
+        fp8_matmul_many(x, weight, narrow, splits=splits)
+        assert torch.equal(out.bfloat16(), narrow)
 
 
 def test_wrong_shapes_are_told_in_words(device: torch.device) -> None:

@@ -1,4 +1,7 @@
-"""Every shipped configuration of the products fits an sm_90: no spill, FP8's own wgmma."""
+"""Every shipped configuration of the products fits an sm_90.
+
+No spill, FP8's own wgmma, and products that do not wait for each other. Knows no device: nothing runs.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from kernels import bf16_gemm, expert_gemm_many, fp8_gemm_many
+from kernels import bf16_gemm, expert_gemm_many, expert_mlp, fp8_gemm_many
 from kernels.expert_gemm import DOWN_CONFIGS, UP_CONFIGS
 from kernels.fp8_gemm import CONFIGS
-from tests.gpu.ahead import Build, resources
+from tests.gpu.ahead import OPERAND, Build, resources
 
 FP8, FP32, INT = "*fp8e4nv", "*fp32", "i32"
 GEMM = {
@@ -24,6 +27,64 @@ EXPERT = {
     "x_ptr": FP8, "x_scale_ptr": FP32, "w_ptr": FP8, "w_scale_ptr": FP32, "counts_ptr": "*i32",
     "tiles_ptr": "*i32", "pairs_ptr": "*i32", "x_scale_stride": INT, "capacity": INT, "shared_tiles": INT,
 }  # fmt: skip
+
+MANY = {
+    "x_ptr": FP8, "x_desc": OPERAND, "x_scale_ptr": FP32, "x_scale_stride": INT, "w_desc": OPERAND,
+    "w_scale_ptr": FP32, "out_scale_ptr": FP32, "out_scale_stride": INT, "counts_ptr": "*i32",
+    "tiles_ptr": "*i32", "pairs_ptr": "*i32", "rows": INT, "capacity": INT, "shared_tiles": INT,
+}  # fmt: skip
+MLP = {
+    "x_ptr": FP8, "x_scale_ptr": FP32, "x_scale_stride": INT, "gate_up_desc": OPERAND, "down_desc": OPERAND,
+    "gate_up_scale_ptr": FP32, "down_scale_ptr": FP32, "between_ptr": FP8, "between_scale_ptr": FP32,
+    "between_scale_stride": INT, "out_ptr": "*bf16", "counts_ptr": "*i32", "tiles_ptr": "*i32",
+    "pairs_ptr": "*i32", "done_ptr": "*i32", "capacity": INT, "shared_tiles": INT,
+}  # fmt: skip
+
+
+@pytest.mark.ahead
+def test_products_of_many_rows_that_copies_run_beside() -> None:
+    def build(out: str, outputs: int, splits: int, *, listed: bool, activated: bool = False) -> Build:
+        blocks = fp8_gemm_many.blocks_of_tile(outputs, splits)
+        return Build(
+            module="kernels.many_gluon",
+            kernel="many_kernel",
+            types=MANY | {"out_ptr": out},
+            constants={
+                "E": 257, "N": outputs, "K": 7168, "SPLITS": splits, "BLOCKS": blocks, "LISTED": listed,
+                "ACTIVATED": activated, "PAIRS": 9, "STAGES": fp8_gemm_many.STAGES[blocks],
+            },
+            num_warps=4,
+        )  # fmt: skip
+
+    builds = [
+        build(FP8, 4096, 1, listed=True, activated=True),
+        build("*bf16", 7168, 1, listed=True),
+        build("*bf16", 384, 1, listed=True),
+        build("*bf16", 32768, 1, listed=False),
+        build(FP32, 7168, 1, listed=False),
+        build(FP32, 2304, 7, listed=False),
+        build("*bf16", 7168, 4, listed=False),
+    ]
+    for found in resources(builds):
+        found.check(wgmma="m64n128k32 e4m3")
+
+
+@pytest.mark.ahead
+def test_both_products_of_experts_in_one_launch() -> None:
+    builds = [
+        Build(
+            module="kernels.expert_mlp_gluon",
+            kernel="expert_mlp_kernel",
+            types=MLP,
+            constants={
+                "E": 257, "D": 7168, "F": 2048, "PAIRS": 9, "BLOCK_R": tile_rows, "STAGES": stages,
+            },
+            num_warps=4,
+        )
+        for tile_rows, stages in expert_mlp.STAGES.items()
+    ]  # fmt: skip
+    for tile_rows, found in zip(expert_mlp.STAGES, resources(builds), strict=True):
+        found.check(wgmma=f"m64n{tile_rows}k32 e4m3")
 
 
 @pytest.mark.ahead

@@ -1,0 +1,37 @@
+"""What launchers of Gluon kernels ask of a device and of its Triton.
+
+Knows no kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+except ImportError:  # a Triton without Gluon
+    TensorDescriptor = None
+
+OPERAND_TILE = [128, 128]  # of FP8: what one copy brings
+
+
+def has_gluon(device: torch.device) -> bool:
+    """Whether Gluon is there, and the device of the one kind whose instructions such kernels name."""
+    if TensorDescriptor is None or device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def operand(matrix: Tensor) -> Any:
+    """FP8 matrices, one below the other, as the copy engine reads them: zeros beyond the last row."""
+    flat = matrix.view(-1, matrix.shape[-1])
+    return TensorDescriptor.from_tensor(flat, OPERAND_TILE, NVMMASharedLayout(128, 8, 2))
+
+
+def multiprocessors(device: torch.device) -> int:
+    """As many programs stay at work at a time where each takes all the shared memory there is."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
