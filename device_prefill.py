@@ -26,7 +26,7 @@ from kernels import sparse_mla as dec, sparse_mla_prefill as pre
 from kernels.unpage_latents import unpage_latents, unpage_latents_reference
 from bench.true_width import random_slice, true_width
 SC = 192**-0.5
-VARIANTS = [(192,56),(168,120),(184,40),(200,40),(208,32),(176,56)]
+VARIANTS = [(200,40),(192,56),(184,40),(168,120)]
 def setup(experts=64):
     c = true_width(moe_layers=1, num_experts=experts)
     mk = tp.RandomLayers(c, torch.device("cuda"))
@@ -34,9 +34,13 @@ def setup(experts=64):
 def warm(what):
     with torch.inference_mode():
         if what == "attention":
+            f=logits_inputs(2,4096)
+            for v in LOGITS:
+                try: f(v)()
+                except Exception as e: print(v, repr(e)[:200])
             for v in VARIANTS:
                 for sp in (1,4):
-                    try: attention(8, 8192, sp, *v)
+                    try: attention(8, 8192, sp, *v)()
                     except Exception as e: print("variant", v, sp, repr(e)[:200])
         elif what == "topk":
             from kernels.select_topk import select_topk
@@ -50,7 +54,12 @@ def warm(what):
         else:
             c, layers = setup(256 if what.endswith("256") else 64)
             prompts = [torch.randn(n, 7168, device="cuda").bfloat16() for n in (2110,)]
-            if what.startswith("decode"): tp.decoded(c, layers, [p[:3] for p in prompts]*3)
+            if what=="decode256":
+                from bench.layers import measure
+                from bench.true_width import Slice
+                m=random_slice(c,1024,torch.device("cuda"))
+                for r in (1,16,128): [measure(m,r,4096 if r<128 else 512,exact=ex,profile=False) for ex in (True,False)]
+            elif what.startswith("decode"): tp.decoded(c, layers, [p[:3] for p in prompts]*3)
             else: tp.prefilled(c, layers, prompts, 4096, exact=what.startswith("exact"))
     torch.cuda.synchronize()
 def attention(n, keys, splits, w, p, gluon=True):
@@ -59,33 +68,25 @@ def attention(n, keys, splits, w, p, gluon=True):
     cfg = replace(pre.CONFIG, weigher_registers=w, producer_registers=p, gluon=gluon)
     return lambda: pre.sparse_mla_prefill(q,s,k,scale=SC,splits=splits,config=cfg)
 def pieces():
-    cache, q = latent_cache(8192,"cuda"), queries(67,128,"cuda")
-    counts=[*torch.randint(1,2049,(60,)).tolist(),0,1,2047,2048,64,65,512]
-    s = chosen_slots(counts,2048,8192,"cuda")
-    k = unpage_latents(cache, torch.arange(128,dtype=torch.int32,device="cuda"))
-    say("unpage right", torch.equal(k, unpage_latents_reference(cache, torch.arange(128,dtype=torch.int32,device="cuda"))))
-    ref = dec.sparse_mla_reference(q,s,cache,scale=SC)
-    d1 = dec.sparse_mla(q,s,cache,scale=SC,config=replace(dec.EXACT,splits=1)); d4 = dec.sparse_mla(q,s,cache,scale=SC,config=dec.EXACT)
-    for name,o in (("decode 1",d1),("decode 4",d4)): say(name, "error", float((o.double()-ref).abs().max()))
-    for gl in (True, False):
-        for sp,d in ((1,d1),(4,d4)):
-            o = pre.sparse_mla_prefill(q,s,k,scale=SC,splits=sp,config=replace(pre.CONFIG,gluon=gl))
-            say("prefill gluon" if gl else "prefill triton", sp, "error", float((o.double()-ref).abs().max()), "bits of decode", torch.equal(o,d), "rows unequal", int((o!=d).flatten(1).any(1).sum()))
-    from kernels import index_logits as il
-    ic = index_cache(8192,"cuda"); iq,iw = index_queries(300,"cuda"); pg=torch.randperm(128,device="cuda").int()
-    L=torch.arange(3001,3301,dtype=torch.int32,device="cuda")
-    a=il.index_logits_prefill(iq,iw,ic,pg,first_length=3001)
-    for cfg in {c for *_,c in il.DECODE}:
-        b=il.index_logits_decode(iq,iw,ic,pg[None].repeat(300,1),L,config=cfg)
-        m=torch.arange(8192,device="cuda")[None]<L[:,None]
-        say("logits bits of decode", cfg.block_keys, cfg.tiles, torch.equal(a[m],b[m]))
-    from kernels.bf16_gemm import bf16_matmul, bf16_matmul_many
-    x=torch.randn(300,7168,device="cuda").bfloat16()
-    for n in (64,256):
-        w=torch.randn(n,7168,device="cuda").bfloat16(); parts=torch.empty(14,300,n,device="cuda"); bf16_matmul(x,w,parts)
-        o=torch.empty(300,n,device="cuda"); bf16_matmul_many(x,w,o,splits=14); t=torch.zeros_like(o)
-        for p in parts: t+=p
-        say("bf16 many bits", n, torch.equal(o,t))
+    import pytest
+    from tests.gpu import test_between_products as t1, test_products as t2, test_sparse_mla as t3
+    cuda=torch.device("cuda")
+    def go(name,f,*a,**k):
+        torch.manual_seed(0)
+        try: f(*a,**k); say("ok  ",name)
+        except pytest.skip.Exception as e: say("skip",name,e)
+        except Exception as e: say("BAD ",name,type(e).__name__,str(e)[:300])
+    for sp in (1,4): go(f"absorb many bits {sp}",t1.test_absorbing_many_rows_gives_the_bits_of_few,cuda,sp)
+    for sh in (True,False): go("gate, sorted tiles",t1.test_gate_chooses_as_the_model_does,cuda,sh)
+    go("pair bits, 16 to 128 a tile",t2.test_bits_of_a_pair_do_not_depend_on_the_tile,cuda)
+    for tr in (16,32,64,128): go(f"experts {tr}",t2.test_experts_give_every_pair_its_row,cuda,tr)
+    for sp in (1,2): go("many few",t2.test_many_rows_give_what_few_give,cuda,sp)
+    go("bf16",t2.test_bf16_parts_add_up,cuda,70)
+    for n in (1,17,300):
+        for sp in (1,4):
+            for gl in (False,True): go(f"prefill {n} queries, {sp} splits, gluon {gl}",t3.test_prefill_on_the_device_is_the_reference,n,sp,gl)
+    for n in (1,16,64):
+        for ex in (False,True): go(f"decode {n} exact {ex}",t3.test_decode_on_the_device_is_the_reference,n,ex,True)
 def bits():
     c, layers = setup()
     torch.manual_seed(3)
@@ -101,26 +102,55 @@ def bits():
                 d=float((a.float()-b.float()).norm()/a.float().norm())
                 say("chunk",chunk,"exact",exact,name,"UNEQUAL",int(ne.sum()),"of",ne.numel(),"first rows",rows[:6].tolist(),"relative",f"{d:.2e}")
         say("chunk",chunk,"exact",exact,"all equal",all(torch.equal(a,b) for a,b in zip(few,many)))
+def per(f,n=20):
+    f(); f(); torch.cuda.synchronize(); ts=[]
+    for _ in range(5):
+        x,y=(torch.cuda.Event(enable_timing=True) for _ in range(2))
+        x.record()
+        for _ in range(n): f()
+        y.record(); y.synchronize(); ts.append(x.elapsed_time(y)/n*1e3)
+    return statistics.median(ts)
+LOGITS=[(64,16,5,False),(64,16,6,False),(64,16,8,False),(64,32,6,False),(64,8,6,False),(128,8,4,False),(128,8,6,False),(64,16,5,True),(64,16,8,True),(64,32,8,True),(64,64,8,True),(64,16,12,True)]
+def logits_inputs(T,L):
+    from kernels import index_logits as il
+    ic=index_cache(T*L,"cuda"); iq,iw=index_queries(T,"cuda"); pg=torch.randperm(T*L//64,device="cuda").view(T,-1).int(); n=torch.full((T,),L,dtype=torch.int32,device="cuda")
+    return lambda v: (lambda: il.index_logits_decode(iq,iw,ic,pg,n,config=il.DecodeConfig(block_keys=v[0],tiles=v[1],num_stages=v[2],by_page=v[3])))
 def variants():
     fl=lambda n: 2*n*128*2048*1088
-    rows=[]
-    for keys in (4096,32768):
-        for sp in (1,4):
-            for v in VARIANTS if keys==32768 else VARIANTS[:1]:
-                if time.time()-T0>235: return
-                try: t=ms(attention(4096,keys,sp,*v)); say("attention 4096 queries,",keys,"keys, splits",sp,"registers",v,f"{t*1e3:.0f} us {fl(4096)/t/1e9:.0f} TF")
-                except Exception as e: say("variant",v,sp,repr(e)[:300])
-    t=ms(attention(4096,32768,1,192,56,False)); say(f"triton {t*1e3:.0f} us {fl(4096)/t/1e9:.0f} TF")
-    cache,q=latent_cache(32768,"cuda"),queries(4096,128,"cuda"); s=torch.stack([torch.randperm(32768,device="cuda")[:2048].int() for _ in range(64)]).repeat(64,1)
     for sp in (1,4):
-        t=ms(lambda: dec.sparse_mla(q,s,cache,scale=SC,config=replace(dec.EXACT,splits=sp))); say(f"decode kernel on FP8 cache, splits {sp}: {t*1e3:.0f} us {fl(4096)/t/1e9:.0f} TF")
+        for keys in (4096,32768):
+            for v in VARIANTS if keys==32768 else VARIANTS[:1]:
+                t=ms(attention(4096,keys,sp,*v)); say("attention 4096 queries,",keys,"keys, splits",sp,"registers",v,f"{t*1e3:.0f} us {fl(4096)/t/1e9:.0f} TF")
+    f=logits_inputs(64,32768); base=f(LOGITS[0])()
+    for v in LOGITS:
+        try: say("logits decode 64 x 32k",v,f"{per(f(v)):.1f} us","same bits",torch.equal(f(v)(),base))
+        except Exception as e: say(v,repr(e)[:200])
+    from kernels import absorb_many as am
+    from kernels.absorb import absorb_query, absorb_value
+    from tests.gpu.fp8_inputs import random_weight
+    R=2048; kv=random_weight((32768,512),torch.device("cuda")); up=torch.randn(R,32768,device="cuda").bfloat16(); cs=torch.randn(4096,32,device="cuda"); ps=torch.arange(R,dtype=torch.int32,device="cuda"); q=torch.empty(R,128,576,dtype=torch.float16,device="cuda")
+    say(f"absorb query {per(lambda: absorb_query(up,kv,cs,cs,ps,q),5):.0f} us")
+    for c in ((128,8,1),(64,4,1),(128,4,1)):
+        cfg=am.AbsorbConfig(block_r=c[0],num_warps=c[1],num_stages=c[2]); say("absorb query many",c,f"{per(lambda: am.absorb_query_many(up,kv,cs,cs,ps,q,config=cfg),5):.0f} us")
+    v8=am.Fp8Rows(torch.empty(R,16384,dtype=torch.float8_e4m3fn,device="cuda"),torch.empty(128,R,device="cuda"))
+    g=torch.randn(R,128,512,device="cuda").bfloat16(); say(f"absorb value {per(lambda: absorb_value(g,kv,v8),5):.0f} us")
+    for sp,cs_ in ((1,((128,8,3),(128,8,2),(64,4,3),(64,4,2))),(4,((128,8,1),(64,8,1),(64,8,2),(32,4,1)))):
+        sh=am.Shares(partial_TKNC=torch.randn(R,sp,128,512,device="cuda").to(torch.bfloat16 if sp==1 else torch.float16),lse_TKN=torch.randn(R,sp,128,device="cuda"))
+        if sp>1: say(f"combine {per(lambda: dec.combine_splits(sh.partial_TKNC,sh.lse_TKN,g),5):.0f} us")
+        for c in cs_:
+            cfg=am.AbsorbConfig(block_r=c[0],num_warps=c[1],num_stages=c[2])
+            try: say("absorb value many, shares",sp,c,f"{per(lambda: am.absorb_value_many(sh,kv,v8,config=cfg),5):.0f} us")
+            except Exception as e: say(c,repr(e)[:200])
 def slice_():
     from bench.layers import kernel_times
     from bench.layers_prefill import line_of_prefill, measure_prefill
     model=random_slice(true_width(moe_layers=4),1024,torch.device("cuda")); torch.cuda.synchronize(); say("slice made",torch.cuda.memory_allocated()/1e9)
+    from bench.layers import measure, line_of
+    for r in (1,16,128):
+        for ex in (True,False): say(line_of(measure(model,r,4096 if r<128 else 512,exact=ex,profile=False)))
     results=[]
-    for n,length,chunk,mode in ((16,4096,16384,"throughput"),(16,4096,8192,"throughput"),(2,32768,8192,"throughput"),(16,4096,16384,"exact"),(2,32768,16384,"throughput"),(2,32768,8192,"exact"),(16,4096,8192,"exact")):
-        if time.time()-T0>200: break
+    for n,length,chunk,mode in ((16,4096,16384,"throughput"),(16,4096,16384,"exact"),(2,32768,8192,"throughput"),(2,32768,8192,"exact")):
+        if time.time()-T0>150: break
         prof=(length,chunk) in ((4096,16384),(32768,8192))
         try:
             torch.cuda.reset_peak_memory_stats(); before=torch.cuda.memory_allocated()
@@ -128,7 +158,7 @@ def slice_():
             say(line_of_prefill(r),"finite",r["finite"],"peak over the model GB",(torch.cuda.max_memory_allocated()-before)/1e9); results.append(r)
             if prof:
                 tokens=n*length
-                for k,us in list(r["kernels_us"].items())[:26]: print(f"      {us/1e3:9.2f} ms {us/sum(r['kernels_us'].values()):6.1%} {us*1e3/tokens/5:7.2f} ns/token/layer {k[:70]}",flush=True)
+                for k,us in list(r["kernels_us"].items())[:20]: print(f"      {us/1e3:9.2f} ms {us/sum(r['kernels_us'].values()):6.1%} {us*1e3/tokens/5:7.2f} ns/token/layer {k[:70]}",flush=True)
             torch.cuda.empty_cache()
         except Exception:
             traceback.print_exc(file=sys.stdout)

@@ -40,6 +40,7 @@ class DecodeConfig:
     tiles: int
     num_warps: int = 4
     num_stages: int = 4
+    by_page: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +102,7 @@ def index_logits_decode(
             max_pages,
             BLOCK_N=config.block_keys,
             TILES=config.tiles,
+            BY_PAGE=config.by_page,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
@@ -187,6 +189,7 @@ def index_logits_decode_kernel(
     max_pages: tl.int32,
     BLOCK_N: tl.constexpr,
     TILES: tl.constexpr,
+    BY_PAGE: tl.constexpr,
 ) -> None:
     row = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * (BLOCK_N * TILES)
@@ -201,8 +204,11 @@ def index_logits_decode_kernel(
     for start in tl.range(first, tl.minimum(first + BLOCK_N * TILES, length), BLOCK_N):
         at_N = start + tl.arange(0, BLOCK_N)
         is_key_N = at_N < length
-        page_N = tl.load(pages_ptr + at_N // 64, mask=is_key_N, other=0)
-        slot_N = page_N.to(tl.int64) * 64 + at_N % 64
+        if BY_PAGE:
+            slot_N = tl.load(pages_ptr + start // 64).to(tl.int64) * 64 + tl.arange(0, BLOCK_N)
+        else:
+            page_N = tl.load(pages_ptr + at_N // 64, mask=is_key_N, other=0)
+            slot_N = page_N.to(tl.int64) * 64 + at_N % 64
         key_NI = tl.load(key_ptr + slot_N[:, None] * 128 + dims[None, :])
         scale_N = tl.load(scale_ptr + slot_N)
         match_NH = tl.maximum(tl.dot(key_NI, query_IH), 0.0)

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from kernels import bf16_gemm, expert_gemm_many, fp8_gemm_many
+from kernels import absorb_many, bf16_gemm, expert_gemm_many, fp8_gemm_many
 from kernels.expert_gemm import DOWN_CONFIGS, UP_CONFIGS
 from kernels.fp8_gemm import CONFIGS
 from tests.gpu.ahead import Build, resources
@@ -122,3 +122,33 @@ def test_narrow_products_of_many_rows() -> None:
     )  # fmt: skip
     [found] = resources([build])
     found.check(wgmma=f"m64n{bf16_gemm.MANY_TILE}k16 bf16")
+
+
+@pytest.mark.ahead
+def test_absorbed_projections_of_many_rows() -> None:
+    configs = {1: absorb_many.VALUE, 4: absorb_many.VALUE_OF_SHARES}
+    weight = {"w_ptr": FP8, "w_scale_ptr": FP32, "rows": INT}
+    turn = {"cos_ptr": FP32, "sin_ptr": FP32, "positions_ptr": "*i32"}
+    outputs = {"out_ptr": FP8, "out_scale_ptr": FP32, "out_scale_stride": INT}
+    builds = [
+        Build(
+            module="kernels.absorb_many",
+            kernel="_absorb_query_many",
+            types=weight | turn | {"up_ptr": "*bf16", "out_ptr": "*fp16"},
+            constants={"X": 32768, "N": 128, "C": 512, "T": 32, "BLOCK_R": absorb_many.QUERY.block_r},
+            num_warps=absorb_many.QUERY.num_warps,
+            num_stages=absorb_many.QUERY.num_stages,
+        )
+    ] + [
+        Build(
+            module="kernels.absorb_many",
+            kernel="_absorb_value_many",
+            types=weight | outputs | {"partial_ptr": "*bf16" if splits == 1 else "*fp16", "lse_ptr": FP32},
+            constants={"N": 128, "C": 512, "SPLITS": splits, "BLOCK_R": config.block_r},
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+        for splits, config in configs.items()
+    ]
+    for found in resources(builds):
+        found.check(wgmma="m64n128k16 bf16")
