@@ -40,7 +40,6 @@ class DecodeConfig:
     tiles: int
     num_warps: int = 4
     num_stages: int = 4
-    by_page: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +101,6 @@ def index_logits_decode(
             max_pages,
             BLOCK_N=config.block_keys,
             TILES=config.tiles,
-            BY_PAGE=config.by_page,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
@@ -189,7 +187,6 @@ def index_logits_decode_kernel(
     max_pages: tl.int32,
     BLOCK_N: tl.constexpr,
     TILES: tl.constexpr,
-    BY_PAGE: tl.constexpr,
 ) -> None:
     row = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * (BLOCK_N * TILES)
@@ -204,8 +201,8 @@ def index_logits_decode_kernel(
     for start in tl.range(first, tl.minimum(first + BLOCK_N * TILES, length), BLOCK_N):
         at_N = start + tl.arange(0, BLOCK_N)
         is_key_N = at_N < length
-        if BY_PAGE:
-            slot_N = tl.load(pages_ptr + start // 64).to(tl.int64) * 64 + tl.arange(0, BLOCK_N)
+        if BLOCK_N == 64:  # one page, one number to wait for
+            slot_N = tl.load(pages_ptr + start // 64).to(tl.int64) * 64 + tl.arange(0, 64)
         else:
             page_N = tl.load(pages_ptr + at_N // 64, mask=is_key_N, other=0)
             slot_N = page_N.to(tl.int64) * 64 + at_N % 64

@@ -52,16 +52,6 @@ class SparsePrefillConfig:
 CONFIG = SparsePrefillConfig()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shares:
-    """Of one share bf16 [T, 1, N, 512], all there is to say; of several fp16 [T, K, N, 512] and their fp32
-    log-sum-exp [T, K, N], -inf where a query's keys do not reach, and there nothing was written.
-    """
-
-    partial_TKNC: Tensor
-    lse_TKN: Tensor
-
-
 def sparse_mla_prefill(
     query_TNC: Tensor,
     slots_TJ: Tensor,
@@ -71,41 +61,21 @@ def sparse_mla_prefill(
     splits: int = 1,
     config: SparsePrefillConfig = CONFIG,
 ) -> Tensor:
-    """Softmax-weighted latents, bf16 [T, N, 512], of what sparse_mla_shares takes."""
-    shares = sparse_mla_shares(query_TNC, slots_TJ, keys_SC, scale=scale, splits=splits, config=config)
-    if splits == 1:
-        return shares.partial_TKNC[:, 0]
-    out_TNC = query_TNC.new_empty(*query_TNC.shape[:2], LATENT_DIMS, dtype=torch.bfloat16)
-    if len(out_TNC):
-        combine_splits(shares.partial_TKNC, shares.lse_TKN, out_TNC)
-    return out_TNC
-
-
-def sparse_mla_shares(
-    query_TNC: Tensor,
-    slots_TJ: Tensor,
-    keys_SC: Tensor,
-    *,
-    scale: float,
-    splits: int,
-    config: SparsePrefillConfig = CONFIG,
-) -> Shares:
-    """What each of `splits` shares of a query's keys says, for combine_splits or absorb_value_many.
+    """Softmax-weighted latents, bf16 [T, N, 512].
 
     query_TNC, keys_SC: fp16, or both bf16 without Gluon, [T, N, 576] and [S, 576]. slots_TJ: int32, rows of
     keys_SC, those that are none -1 and last; J a multiple of splits * block_keys.
     """
     _check(query_TNC, slots_TJ, keys_SC, splits * config.block_keys)
     num_queries, heads, _ = query_TNC.shape
-    dtype = torch.bfloat16 if splits == 1 else query_TNC.dtype
-    shares = Shares(
-        partial_TKNC=query_TNC.new_empty(num_queries, splits, heads, LATENT_DIMS, dtype=dtype),
-        lse_TKN=query_TNC.new_empty(num_queries, splits, heads, dtype=torch.float32),
-    )
+    out_TNC = query_TNC.new_empty(num_queries, heads, LATENT_DIMS, dtype=torch.bfloat16)
     if not num_queries:
-        return shares
-    outputs = (shares.partial_TKNC, shares.lse_TKN)
-    tensors = (query_TNC, slots_TJ, keys_SC, *outputs, scale * math.log2(math.e))
+        return out_TNC
+    partial_TKNC = out_TNC
+    if splits > 1:
+        partial_TKNC = query_TNC.new_empty(num_queries, splits, heads, LATENT_DIMS)
+    lse_TKN = query_TNC.new_empty(num_queries, splits, heads, dtype=torch.float32)
+    tensors = (query_TNC, slots_TJ, keys_SC, partial_TKNC, lse_TKN, scale * math.log2(math.e))
     blocks = heads // HEADS_PER_PROGRAM
     if config.gluon and query_TNC.dtype == torch.float16 and has_gluon(query_TNC.device):
         sparse_mla_prefill_gluon_kernel[(blocks, num_queries)](
@@ -128,7 +98,9 @@ def sparse_mla_shares(
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
-    return shares
+    if splits > 1:
+        combine_splits(partial_TKNC, lse_TKN, out_TNC)
+    return out_TNC
 
 
 def _check(query_TNC: Tensor, slots_TJ: Tensor, keys_SC: Tensor, step: int) -> None:

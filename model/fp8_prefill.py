@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.absorb_many import absorb_query_many, absorb_value_many
+from kernels.absorb import absorb_value
+from kernels.absorb_many import absorb_query_many
 from kernels.bf16_gemm import bf16_matmul_many
 from kernels.expert_gemm_many import TILE_ROWS, expert_matmul_many
 from kernels.fp8_gemm import splits_for
@@ -28,7 +29,7 @@ from kernels.routes import Routes
 from kernels.select_topk import TOPK, select_topk
 from kernels.sort_tiles import sort_tiles
 from kernels.sparse_mla import EXACT
-from kernels.sparse_mla_prefill import sparse_mla_shares
+from kernels.sparse_mla_prefill import sparse_mla_prefill
 from kernels.swiglu import swiglu_quantize
 from kernels.unpage_latents import unpage_latents
 from model.cache import PAGE_TOKENS
@@ -129,7 +130,7 @@ class PrefillStep(Walk):
                 query_BNC = self._query[: end - first]
                 turn = (self._cos, self._sin, self._positions_R[rows_B])
                 absorb_query_many(up_RX[rows_B], kv_b, *turn, query_BNC)
-                shares = sparse_mla_shares(
+                gathered_BNC = sparse_mla_prefill(
                     query_BNC,
                     keys_BJ,
                     keys_SC,
@@ -138,7 +139,7 @@ class PrefillStep(Walk):
                 )
                 values = self._room.values
                 part = Fp8Rows(values.values_RK[rows_B], values.scale_GR[:, rows_B])
-                absorb_value_many(shares, kv_b, part)
+                absorb_value(gathered_BNC, kv_b, part)
 
     def _choose(self, index: int, span: Span, first: int, end: int, cache: Fp8Cache) -> Tensor:
         """int32 [B, J]: positions that tokens first ... end of the span see; -1 behind them."""

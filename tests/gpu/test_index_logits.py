@@ -85,7 +85,7 @@ def test_every_configuration_fits_an_sm_90() -> None:
             module=ops.__name__,
             kernel="index_logits_decode_kernel",
             types=TYPES | {"lengths_ptr": "*i32"},
-            constants={"BLOCK_N": config.block_keys, "TILES": config.tiles, "BY_PAGE": config.by_page},
+            constants={"BLOCK_N": config.block_keys, "TILES": config.tiles},
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )

@@ -124,31 +124,16 @@ def test_narrow_products_of_many_rows() -> None:
     found.check(wgmma=f"m64n{bf16_gemm.MANY_TILE}k16 bf16")
 
 
-@pytest.mark.ahead
-def test_absorbed_projections_of_many_rows() -> None:
-    configs = {1: absorb_many.VALUE, 4: absorb_many.VALUE_OF_SHARES}
-    weight = {"w_ptr": FP8, "w_scale_ptr": FP32, "rows": INT}
-    turn = {"cos_ptr": FP32, "sin_ptr": FP32, "positions_ptr": "*i32"}
-    outputs = {"out_ptr": FP8, "out_scale_ptr": FP32, "out_scale_stride": INT}
-    builds = [
-        Build(
-            module="kernels.absorb_many",
-            kernel="_absorb_query_many",
-            types=weight | turn | {"up_ptr": "*bf16", "out_ptr": "*fp16"},
-            constants={"X": 32768, "N": 128, "C": 512, "T": 32, "BLOCK_R": absorb_many.QUERY.block_r},
-            num_warps=absorb_many.QUERY.num_warps,
-            num_stages=absorb_many.QUERY.num_stages,
-        )
-    ] + [
-        Build(
-            module="kernels.absorb_many",
-            kernel="_absorb_value_many",
-            types=weight | outputs | {"partial_ptr": "*bf16" if splits == 1 else "*fp16", "lse_ptr": FP32},
-            constants={"N": 128, "C": 512, "SPLITS": splits, "BLOCK_R": config.block_r},
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
-        for splits, config in configs.items()
-    ]
-    for found in resources(builds):
-        found.check(wgmma="m64n128k16 bf16")
+def test_queries_of_many_rows_into_latent_space() -> None:
+    build = Build(
+        module="kernels.absorb_many",
+        kernel="_absorb_query_many",
+        types={
+            "up_ptr": "*bf16", "w_ptr": FP8, "w_scale_ptr": FP32, "cos_ptr": FP32, "sin_ptr": FP32,
+            "positions_ptr": "*i32", "out_ptr": "*fp16", "rows": INT,
+        },
+        constants={"X": 32768, "N": 128, "C": 512, "T": 32, "BLOCK_R": absorb_many.BLOCK_R},
+        num_warps=absorb_many.NUM_WARPS,
+    )  # fmt: skip
+    [found] = resources([build])
+    found.check(wgmma="m64n128k16 bf16")
