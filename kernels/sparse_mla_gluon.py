@@ -100,23 +100,15 @@ def _load_queries(
 
 
 @gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _store_values(
-    out_ptr: gl.tensor, values: gl.tensor, buffer: gl.shared_memory_descriptor, SHARES: gl.constexpr
-) -> None:
-    """Of the only share by way of a buffer that no one reads any more, so that stores are of whole lines."""
-    values = values.to(out_ptr.dtype.element_ty)
-    if SHARES > 1:
-        head = gl.arange(0, 64, layout=gl.SliceLayout(1, values.type.layout))
-        dims = gl.arange(0, 128, layout=gl.SliceLayout(0, values.type.layout))
-        gl.store(out_ptr + head[:, None] * 512 + dims[None, :], values)
-    else:
-        OUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
-        staged = buffer._reinterpret(out_ptr.dtype.element_ty, [64, 128], buffer.type.layout)
-        staged.store(values)
-        gl.thread_barrier()
-        head = gl.arange(0, 64, layout=gl.SliceLayout(1, OUT))
-        dims = gl.arange(0, 128, layout=gl.SliceLayout(0, OUT))
-        gl.store(out_ptr + head[:, None] * 512 + dims[None, :], staged.load(OUT))
+def _store_values(out_ptr: gl.tensor, values: gl.tensor, buffer: gl.shared_memory_descriptor) -> None:
+    """By way of a buffer that no one reads any more, so that stores are of whole lines."""
+    OUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
+    staged = buffer._reinterpret(out_ptr.dtype.element_ty, [64, 128], buffer.type.layout)
+    staged.store(values.to(out_ptr.dtype.element_ty))
+    gl.thread_barrier()
+    head = gl.arange(0, 64, layout=gl.SliceLayout(1, OUT))
+    dims = gl.arange(0, 128, layout=gl.SliceLayout(0, OUT))
+    gl.store(out_ptr + head[:, None] * 512 + dims[None, :], staged.load(OUT))
 
 
 @gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -213,7 +205,7 @@ def _score_share(
         right = warpgroup_mma(weight, keys[1].index(buffer), right * shrink, is_async=True)
         left, right = warpgroup_mma_wait(0, deps=[left, right])
         gl.thread_barrier()
-        mbarrier.arrive(free.index(buffer), count=1)
+        mbarrier.arrive(free.index(buffer), count=1, pred=tile + 1 < end_tile)
     over_H = 1.0 / gl.where(sum_H > 0, sum_H, 1.0)  # a convex sum of fp16 values is within fp16
     mbarrier.wait(taken, ((end_tile + share) & 1) ^ 1)
     shrinks.store(over_H)
@@ -224,8 +216,12 @@ def _score_share(
     gl.store(lse_ptr + row + head, top_H + gl.log2(sum_H))  # -inf where there was no key
     over = gl.convert_layout(over_H, PER_ROW)[:, None]
     out_ptr += gl.to_tensor(row).to(gl.int64) * 512
-    _store_values(out_ptr, left * over, keys[0].index(0), SHARES)
-    _store_values(out_ptr + 128, right * over, keys[1].index(0), SHARES)
+    buffer = gl.maximum(end_tile - 1, 0) % 2  # of the last tile, not yet free
+    _store_values(out_ptr, left * over, keys[0].index(buffer))
+    _store_values(out_ptr + 128, right * over, keys[1].index(buffer))
+    if SHARES > 1:
+        gl.thread_barrier()  # all must have read
+        mbarrier.arrive(free.index(buffer), count=1)
 
 
 @gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -274,15 +270,19 @@ def _weigh_share(
         left, right = warpgroup_mma_wait(0, deps=[left, right])
         gl.thread_barrier()  # arrive speaks for one thread: all must have read
         mbarrier.arrive(taken, count=1)
-        mbarrier.arrive(free.index(buffer), count=1)
+        mbarrier.arrive(free.index(buffer), count=1, pred=tile + 1 < end_tile)
     mbarrier.wait(weighed, (end_tile + share) & 1)
     over = shrinks.load(PER_ROW)[:, None]
     if SHARES > 1:
         gl.thread_barrier()
         mbarrier.arrive(taken, count=1)
     out_ptr += row.to(gl.int64) * 512 + 256
-    _store_values(out_ptr, left * over, keys[2].index(0), SHARES)
-    _store_values(out_ptr + 128, right * over, keys[3].index(0), SHARES)
+    buffer = gl.maximum(end_tile - 1, 0) % 2
+    _store_values(out_ptr, left * over, keys[2].index(buffer))
+    _store_values(out_ptr + 128, right * over, keys[3].index(buffer))
+    if SHARES > 1:
+        gl.thread_barrier()
+        mbarrier.arrive(free.index(buffer), count=1)
 
 
 @gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
