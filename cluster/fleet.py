@@ -18,7 +18,7 @@ from cluster.farewell import Farewell
 from cluster.hosts import seat_for
 from cluster.life import Life, hang_s
 from cluster.lives import Lives
-from cluster.member import Member
+from cluster.member import EXPERT, Member
 from cluster.plan import Plan, first_members
 from cluster.processes import Answer, AnswerLost, Introduction, Memory, Processes
 from cluster.publisher import Publisher
@@ -146,17 +146,26 @@ class Fleet:
         for number, process, answer in asked:
             self.lives.num_begun = max(self.lives.num_begun, number)
             life, introduction = Life(number, process), _introduction(answer)
-            member = named.pop(introduction.actor_id, None) if introduction else None
-            if introduction and introduction.loaded and member:
-                member.term = Term.adopted(life, introduction.loaded, introduction.pairs)
-                self._publisher.follow(introduction.epoch)
-            elif introduction and not introduction.loaded:
-                self.lives.standbys.append(life)
-            else:  # it starts, loads or hangs: a new one is as good; or it was to leave
+            if introduction is None:  # it starts, loads or hangs: a new one is as good
                 life.end()
+            elif introduction.loaded is None:
+                self.lives.standbys.append(life)
+            else:
+                self._publisher.follow(introduction.epoch)
+                term = Term.adopted(life, introduction.loaded, introduction.pairs)
+                self._seat(named.pop(introduction.actor_id, None), introduction.actor_id, term)
         if asked:
             adopted = [member.actor_id for member in self.members if member.is_active]
             self.note(f"controller again in charge of {', '.join(adopted) or 'nobody'}")
+
+    def _seat(self, member: Member | None, actor_id: str, term: Term) -> None:
+        """member: None if it has given its seat up, which is no reason to end before everyone knows."""
+        if member is not None:
+            member.term = term
+        else:
+            self.farewells.append(
+                Farewell(actor_id, term.life, actor_id.startswith(EXPERT), since_s=self._clock())
+            )
 
     # One look
 

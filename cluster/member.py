@@ -21,6 +21,8 @@ LONGEST_PAUSE_S = 30.0
 HEIR_PAUSE_S = 5.0
 DRAIN_S = 2.0  # in which an attention actor that is to leave ends what it can
 
+EXPERT, ATTENTION = "expert", "attention"  # kinds; an actor's id begins with its own
+
 Note = Callable[[str], None]
 
 
@@ -59,7 +61,7 @@ class Member:
 
     @property
     def kind(self) -> str:
-        return "expert" if self.is_expert else "attention"
+        return EXPERT if self.is_expert else ATTENTION
 
     @property
     def incarnation(self) -> int:
@@ -127,6 +129,8 @@ class Member:
                 heir.take_up(heir.loading.get())
             except (ProcessDied, WorkFailed) as error:
                 found = f"cannot load: {error}"
+        if not isinstance(found, str) and self._has_gained_since(heir):
+            found = "lacks experts that have come since"
         if isinstance(found, str):
             note(f"{self.actor_id} keeps its life, the next one {found}")
             heir.life.end()
@@ -137,6 +141,13 @@ class Member:
         before, self.term, self.heir, self.has_served = self.term, heir, None, True
         note(f"{self.actor_id} serves in its next life (incarnation {self.incarnation})")
         return before
+
+    def _has_gained_since(self, heir: Term) -> bool:
+        """Whether it serves experts that the heir was not told of when its load began: nobody else may."""
+        has_begun = heir.loading is not None or heir.is_active
+        if self.serving is None or self.wanted is None or not has_begun:
+            return False
+        return not self.serving.held & self.wanted <= heir.held
 
     def end(self, now_s: float, note: Note, why: str) -> None:
         """Fence it: its peers must never hear from it again. Says when the next life may begin.

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from itertools import count
 
 from cluster.fleet import Fleet
-from cluster.member import Member
+from cluster.member import ATTENTION, EXPERT, Member
 
-EXPERT, ATTENTION = "expert", "attention"
 BY_ORDER = "by order"
 Arguments = Mapping[str, object]
 
