@@ -6,6 +6,7 @@ stream against the answers of the fault-free run. Knows nothing of terminals: ou
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections import Counter
@@ -13,7 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cluster.faults import Fault, Victims, are_replaced, descriptors, kill_any, living, processes
+from cluster.faults import (
+    BrokenPromise,
+    Fault,
+    Victims,
+    are_replaced,
+    descriptors,
+    kill_any,
+    living,
+    processes,
+)
 from cluster.history import (
     CUT,
     SERVED,
@@ -23,12 +33,15 @@ from cluster.history import (
     check,
     differing,
     longest_gap_s,
+    slowdown,
     tokens_of,
 )
 from cluster.launch import Cluster, launch, shut_down
 from cluster.preflight import examine
 from cluster.spec import ShoalSpec
 from cluster.streams import Question, Streams, ask, make_questions
+
+logger = logging.getLogger(__name__)
 
 WARM_TOKENS = 8  # of each stream, before a fault comes
 AFTER_S = 2.0  # of load after all is replaced
@@ -72,6 +85,7 @@ class Shape:
 class Outcome:
     """Of one fault. Times from the fault on, None if it was not seen; cut: answers that ended with a process.
 
+    slowdown: the longest request after the fault by the p99 of those before, if enough were compared.
     left_behind: what is more than before when the load has ended.
     """
 
@@ -80,6 +94,7 @@ class Outcome:
     detected_s: float | None
     recovered_s: float | None
     longest_gap_s: float
+    slowdown: float | None
     requests: int
     tokens: int
     failed: int
@@ -177,6 +192,7 @@ def _try(served: Served, fault: Fault, load: Load, hit: Callable[[], _Times], ke
     before = _Footprint.of(cluster)
     with Streams(cluster.url, served.model, load.questions, load.streams) as streams:
         _await(lambda: streams.num_tokens >= WARM_TOKENS * load.streams, RECOVERY_S)
+        _await(lambda: streams.num_ended >= fault.requests_before, RECOVERY_S)
         at_s = time.monotonic()
         times = hit()
         time.sleep(AFTER_S)
@@ -189,7 +205,11 @@ def _hit(cluster: Cluster, fault: Fault, generator: random.Random) -> _Times:
     """Inject the fault and wait until everyone who was hit is replaced."""
     before = living(cluster)
     at_s = time.monotonic()
-    victims = fault.inject(cluster, before, generator)
+    try:
+        victims = fault.inject(cluster, before, generator)
+    except BrokenPromise as error:
+        logger.error("%s: %s", fault.name, error)
+        return _Times(victims={}, detected_s=None, recovered_s=None)
     if not victims:
         return _Times(victims={}, detected_s=None, recovered_s=0.0)
     is_over = fault.is_over or are_replaced
@@ -221,6 +241,7 @@ def _outcome(
         detected_s=times.detected_s,
         recovered_s=times.recovered_s,
         longest_gap_s=longest_gap_s(history, at_s),
+        slowdown=slowdown(history, at_s) if fault.requests_before else None,
         requests=len(requests),
         tokens=sum(len(tokens_of(events)) for events in requests.values()),
         failed=len({breach.request for breach in breaches if breach.rule in ("failed", "end")}),

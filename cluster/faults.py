@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from cluster.snapshot import Unavailable
+from cluster.streams import Question, ask
 
 if TYPE_CHECKING:
     from cluster.launch import Cluster
@@ -28,6 +29,9 @@ INGRESS_TITLE = "ray::ServeReplica:shoal:ingress"
 HICCUP_S = 3.0
 SLOW_S, MOMENT_S = 5.0, 0.1
 ORDER_S, POLL_S = 60.0, 0.1
+POISON_SEED, MAX_POISONED = 13_013, 8
+TO_COMPARE = 16  # requests, of whose times the later ones are compared with the p99
+CRASHED = "engine_crashed"
 MOVING_S = 1.0  # after an order, experts are on their way
 
 Victims = dict[str, int]  # by name, the process id that was hit
@@ -36,13 +40,17 @@ Order = tuple[str, Mapping[str, object]]
 IsOver = Callable[["Cluster", Victims, Victims], bool]  # who lived before, who was hit
 
 
+class BrokenPromise(Exception):  # noqa: N818 - named for what happened, as the rest of the tree
+    """What came of a fault is not what should; the text says what did."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
     """What is done, and where.
 
     is_replicated: in a cluster of two attention actors, two ingress replicas and two copies of each expert.
     may_cut: connections of clients may end with the process that was hit. is_over: all is well again; none:
-    when everyone who was hit is replaced.
+    when everyone who was hit is replaced. requests_before: so many must have ended before it comes.
     """
 
     name: str
@@ -51,6 +59,7 @@ class Fault:
     inject: Inject
     may_cut: bool = False
     is_over: IsOver | None = None
+    requests_before: int = 0
 
 
 def living(cluster: Cluster) -> Victims:
@@ -134,6 +143,18 @@ def spoil(name: str) -> Inject:
     return inject
 
 
+def poison(cluster: Cluster, alive: Victims, __: random.Random) -> Victims:
+    """A request that ends whoever computes it: after two of them it must be refused."""
+    cluster.poison(POISON_SEED)
+    question = Question(
+        name="poison", prompt=(20, 30, 40), temperature=0.8, seed=POISON_SEED, max_tokens=MAX_POISONED
+    )
+    end = list(ask(cluster.url, cluster.model_name, question, question.name))[-1]
+    if CRASHED not in str(end.finish):
+        raise BrokenPromise(f"a request that ends whoever computes it ended with {end.finish}")
+    return {name: pid for name, pid in alive.items() if name.startswith("attention")}
+
+
 def obey(*orders: Order, killing: str | None = None) -> Inject:
     """Orders, each when the one before is carried out; killing: who dies while the first is."""
 
@@ -173,8 +194,14 @@ def _fault(
 
 
 def _ordered(name: str, about: str, *orders: Order, killing: str | None = None) -> Fault:
-    inject = obey(*orders, killing=killing)
-    return Fault(name=name, about=about, is_replicated=True, inject=inject, is_over=is_settled)
+    return Fault(
+        name=name,
+        about=about,
+        is_replicated=True,
+        inject=obey(*orders, killing=killing),
+        is_over=is_settled,
+        requests_before=TO_COMPARE,
+    )
 
 
 def _nothing(_: Cluster, __: Victims, ___: random.Random) -> Victims:
@@ -219,6 +246,7 @@ FAULTS: Sequence[Fault] = (
     _fault(
         "ingress-kill", "SIGKILL of one of two ingress replicas", send(KILL, f"{INGRESS}-0"), may_cut=True
     ),
+    _fault("poison", "a request that ends whoever computes it: fails, after two of them", poison),
     _ordered(
         "scale-experts", "2 to 4 expert actors and back", ("scale", {"experts": 4}), ("scale", {"experts": 2})
     ),

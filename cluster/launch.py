@@ -88,6 +88,10 @@ class Cluster:
         """For fault tests: make an expert actor answer rubbish."""
         ray.get(self.controller.spoil.remote(actor_id), timeout=STATUS_TIMEOUT_S)
 
+    def poison(self, seed: int) -> None:
+        """For fault tests: every attention actor that serves dies of sequences of this seed."""
+        ray.get(self.controller.poison.remote(seed), timeout=STATUS_TIMEOUT_S)
+
     def snapshot(self) -> Snapshot:
         """For those who look; raises Unavailable if the controller does not answer."""
         try:

@@ -95,6 +95,10 @@ class Streams:
     def num_tokens(self) -> int:
         return sum(event.kind == "token" for event in list(self.history))
 
+    @property
+    def num_ended(self) -> int:
+        return sum(event.kind == "end" for event in list(self.history))
+
     def _ask_on(self) -> None:
         while not self._ending.is_set():
             number = next(self._numbers)
@@ -112,7 +116,8 @@ def ask(url: str, model: str, question: Question, request: str) -> Iterator[Stre
     try:
         for data in _events(url, question.body(model)):
             if "error" in data:
-                finish = f"error: {data['error'].get('message', '')[:200]}"
+                error = data["error"]
+                finish = f"error: {error.get('code') or ''} {error.get('message', '')[:200]}"
                 break
             if data.get("usage"):
                 num_tokens = data["usage"]["completion_tokens"]

@@ -155,6 +155,11 @@ class Worker:
         """For fault tests, to an expert actor: from now on its weights are not numbers."""
         self._server.spoil()
 
+    @beside("ctl")
+    def poison(self, seed: int) -> None:
+        """For fault tests, to an attention actor: from now on it dies of sequences of this seed."""
+        self._server.poison(seed)
+
     def _bound_here(self, options: ActorOptions) -> ActorOptions:
         return replace(options, host=self._node_address()) if options.host == HERE else options
 
