@@ -154,6 +154,11 @@ class AttentionServer:
         return frozenset()
 
     @property
+    def digests(self) -> dict[Pair, int]:
+        """It has read none."""
+        return {}
+
+    @property
     def convicted(self) -> tuple[tuple[str, int], ...]:
         """(actor id, incarnation) of experts that sent rubbish."""
         return tuple((life.actor_id, life.incarnation) for life in self._engine.convicted)

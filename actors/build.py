@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from actors.attention import AttentionServer, ViewInbox
 from actors.engine import Engine
-from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
+from actors.expert import NOTHING_KNOWN, ExpertServer, HeldExperts, in_every_layer, load_experts
 from actors.exposition import MetricsServer
 from actors.options import ActorOptions, AttentionOptions, Loaded
 from actors.scheduler import SchedulerLimits
@@ -28,6 +28,7 @@ from model.grammar import Grammars
 from model.load import Reader, load_decoder
 from model.names import attention_tensors, expert_tensors, mtp_attention_tensors
 from model.reader import Progress, WeightReader
+from model.shards import CheckpointError
 from router.exchange import Exchange
 from router.local import LocalTransport
 from router.tcp import TcpTransport
@@ -38,11 +39,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.in
 Note = Callable[[Progress], None]
 
 
-def build_expert(options: ActorOptions, pairs: Iterable[Pair], note: Note) -> tuple[ExpertServer, Loaded]:
-    """Load the given (layer, expert) pairs and bind."""
+def build_expert(
+    options: ActorOptions, pairs: Iterable[Pair], known: Mapping[Pair, int], note: Note
+) -> tuple[ExpertServer, Loaded]:
+    """Load the given (layer, expert) pairs and bind. known: see load_experts."""
     config, reader = _open(options, pairs, note)
     held = HeldExperts(config, DTYPES[options.dtype])
-    load_experts(reader, held, pairs, DTYPES[options.dtype])
+    load_experts(reader, held, pairs, DTYPES[options.dtype], known)
     server = ExpertServer(
         config,
         held,
@@ -51,21 +54,28 @@ def build_expert(options: ActorOptions, pairs: Iterable[Pair], note: Note) -> tu
         token=options.token,
         host=options.host,
     )
-    return server, _loaded(server, reader)
+    return server, _loaded(server, reader, held.digests)
 
 
-def take_experts(server: ExpertServer, options: ActorOptions, pairs: Iterable[Pair], note: Note) -> None:
-    """Load more pairs into an expert actor that serves."""
+def take_experts(
+    server: ExpertServer,
+    options: ActorOptions,
+    pairs: Iterable[Pair],
+    known: Mapping[Pair, int],
+    note: Note,
+) -> dict[Pair, int]:
+    """Load more pairs into an expert actor that serves; returns their digests."""
     _, reader = _open(options, pairs, note)
-    server.take(reader, pairs, DTYPES[options.dtype])
+    server.take(reader, pairs, DTYPES[options.dtype], known)
+    return {pair: server.digests[pair] for pair in pairs}
 
 
 def build_attention(
-    options: ActorOptions, attention: AttentionOptions, view: View | None, note: Note
+    options: ActorOptions, attention: AttentionOptions, view: View | None, checksum: str, note: Note
 ) -> tuple[AttentionServer, Loaded]:
     """Load everything but the routed experts (or those too, when local) and bind.
 
-    view: where the experts are; None when local.
+    view: where the experts are; None when local. checksum: of what others have read, if any have.
     """
     checkpoint = Checkpoint.open(Path(options.directory))
     config = checkpoint.config_to_serve(options.draft_tokens)
@@ -77,7 +87,12 @@ def build_attention(
     views, stopping = ViewInbox(), threading.Event()
     if attention.local:
         exchange = local_exchange(reader, config, DTYPES[options.dtype], options.actor_id)
-    else:
+    if reader.checksum() != (checksum or reader.checksum()):
+        raise CheckpointError(
+            "what an attention actor reads is not what was read before: a shard has changed or is damaged; "
+            "put back the files that this cluster was started with"
+        )
+    if not attention.local:
         assert view is not None, "only a local attention actor can do without a view"
         exchange = Exchange(
             TcpTransport(token=options.token, actor=options.actor_id, incarnation=options.incarnation),
@@ -147,7 +162,11 @@ def _expert_names(config: ModelConfig, pairs: Iterable[Pair]) -> list[str]:
     return [name for layer, expert in pairs for name in expert_tensors(config, layer, expert)]
 
 
-def _loaded(server: AttentionServer | ExpertServer, reader: WeightReader) -> Loaded:
+def _loaded(
+    server: AttentionServer | ExpertServer,
+    reader: WeightReader,
+    digests: Mapping[Pair, int] = NOTHING_KNOWN,
+) -> Loaded:
     metrics = MetricsServer(server.samples, server.host)  # lives as long as the process
     return Loaded(
         host=server.host,
@@ -156,4 +175,5 @@ def _loaded(server: AttentionServer | ExpertServer, reader: WeightReader) -> Loa
         pid=os.getpid(),
         bytes_read=reader.bytes_read,
         checksum=reader.checksum(),
+        digests=dict(digests),
     )

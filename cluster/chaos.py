@@ -12,8 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import copytree
+from tempfile import TemporaryDirectory
 
+from cluster.embedded import embedded_directory
 from cluster.faults import (
     BrokenPromise,
     Fault,
@@ -130,13 +134,18 @@ class Served:
 
 @contextmanager
 def running(shape: Shape) -> Iterator[Served]:
-    """Up for the block."""
-    preflight = examine(shape.spec)
-    cluster = launch(shape.spec, preflight)
-    try:
-        yield Served(cluster=cluster, model=preflight.model_name, vocab_size=preflight.config.vocab_size)
-    finally:
-        shut_down(cluster)
+    """Up for the block; of the embedded model, from a copy that faults may damage."""
+    with TemporaryDirectory(prefix="shoal-chaos-") as scratch:
+        model = shape.model
+        if model is None:
+            model = str(copytree(embedded_directory(), Path(scratch) / "embedded"))
+        spec = replace(shape, model=model).spec
+        preflight = examine(spec)
+        cluster = launch(spec, preflight)
+        try:
+            yield Served(cluster=cluster, model=preflight.model_name, vocab_size=preflight.config.vocab_size)
+        finally:
+            shut_down(cluster)
 
 
 def make_load(served: Served, streams: int, seed: int) -> Load:

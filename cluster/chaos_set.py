@@ -36,10 +36,13 @@ class Plan:
         unknown = [name for name in self.faults if name not in BY_NAME]
         if unknown:
             raise ValueError(f"fault is {unknown[0]!r}: not known; known: {', '.join(BY_NAME)}")
+        if self.model is not None and (spoiling := [n for n in self.faults if BY_NAME[n].spoils_files]):
+            raise ValueError(f"fault is {spoiling[0]!r}: it damages the checkpoint; only the embedded one is")
 
     @property
     def chosen(self) -> list[Fault]:
-        return [BY_NAME[name] for name in self.faults] or list(BY_NAME.values())
+        every = [f for f in BY_NAME.values() if self.model is None or not f.spoils_files]
+        return [BY_NAME[name] for name in self.faults] or every
 
     @property
     def heading(self) -> str:

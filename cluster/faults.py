@@ -11,8 +11,10 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -51,6 +53,7 @@ class Fault:
     is_replicated: in a cluster of two attention actors, two ingress replicas and two copies of each expert.
     may_cut: connections of clients may end with the process that was hit. is_over: all is well again; none:
     when everyone who was hit is replaced. requests_before: so many must have ended before it comes.
+    spoils_files: of the checkpoint, so it is done to a copy only.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Fault:
     may_cut: bool = False
     is_over: IsOver | None = None
     requests_before: int = 0
+    spoils_files: bool = False
 
 
 def living(cluster: Cluster) -> Victims:
@@ -155,6 +159,38 @@ def poison(cluster: Cluster, alive: Victims, __: random.Random) -> Victims:
     return {name: pid for name, pid in alive.items() if name.startswith("attention")}
 
 
+def damage(name: str) -> Inject:
+    """SIGKILL of an expert while every shard is damaged: nobody may serve what its next life reads."""
+
+    def inject(cluster: Cluster, alive: Victims, generator: random.Random) -> Victims:
+        at_s = time.monotonic()
+        with damaged(Path(str(cluster.spec.model))):
+            victims = send(signal.SIGKILL, name)(cluster, alive, generator)
+            while not any("cannot load" in text for _, text in cluster.events_after(at_s)):
+                if time.monotonic() > at_s + ORDER_S:
+                    raise BrokenPromise(f"{name} was not refused though every shard is damaged")
+                time.sleep(POLL_S)
+        return victims
+
+    return inject
+
+
+@contextmanager
+def damaged(directory: Path) -> Iterator[None]:
+    """While the block runs, a bit of every kilobyte of weights is another one."""
+    whole = {file: file.read_bytes() for file in directory.glob("*.safetensors")}
+    try:
+        for file, data in whole.items():
+            spoilt = bytearray(data)
+            for place in range(8 + int.from_bytes(data[:8], "little"), len(data), 1024):
+                spoilt[place] ^= 1
+            _replace(file, spoilt)
+        yield
+    finally:
+        for file, data in whole.items():
+            _replace(file, data)
+
+
 def obey(*orders: Order, killing: str | None = None) -> Inject:
     """Orders, each when the one before is carried out; killing: who dies while the first is."""
 
@@ -188,9 +224,22 @@ def kill_any(_: Cluster, alive: Victims, generator: random.Random) -> Victims:
 
 
 def _fault(
-    name: str, about: str, inject: Inject, *, is_replicated: bool = True, may_cut: bool = False
+    name: str,
+    about: str,
+    inject: Inject,
+    *,
+    is_replicated: bool = True,
+    may_cut: bool = False,
+    spoils_files: bool = False,
 ) -> Fault:
-    return Fault(name=name, about=about, is_replicated=is_replicated, inject=inject, may_cut=may_cut)
+    return Fault(
+        name=name,
+        about=about,
+        is_replicated=is_replicated,
+        inject=inject,
+        may_cut=may_cut,
+        spoils_files=spoils_files,
+    )
 
 
 def _ordered(name: str, about: str, *orders: Order, killing: str | None = None) -> Fault:
@@ -202,6 +251,13 @@ def _ordered(name: str, about: str, *orders: Order, killing: str | None = None) 
         is_over=is_settled,
         requests_before=TO_COMPARE,
     )
+
+
+def _replace(file: Path, data: bytes | bytearray) -> None:
+    """Whoever has it open reads on in the old one."""
+    beside = file.with_suffix(".new")
+    beside.write_bytes(data)
+    beside.replace(file)
 
 
 def _nothing(_: Cluster, __: Victims, ___: random.Random) -> Victims:
@@ -245,6 +301,12 @@ FAULTS: Sequence[Fault] = (
     _fault("expert-nan", "an expert answers NaN", spoil("expert-1")),
     _fault(
         "ingress-kill", "SIGKILL of one of two ingress replicas", send(KILL, f"{INGRESS}-0"), may_cut=True
+    ),
+    _fault(
+        "shard-damaged",
+        "SIGKILL of an expert while the checkpoint is damaged, which is mended later",
+        damage("expert-0"),
+        spoils_files=True,
     ),
     _fault("poison", "a request that ends whoever computes it: fails, after two of them", poison),
     _ordered(

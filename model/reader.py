@@ -78,6 +78,7 @@ class WeightReader:
         self._clock = clock
         self._started_s = clock()
         self._crcs: dict[str, int] = {}
+        self._digest = 0
         self.bytes_read = 0
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
@@ -102,6 +103,11 @@ class WeightReader:
         lines = sorted(f"{name}:{crc:08x}\n" for name, crc in self._crcs.items())
         return hashlib.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
 
+    def digest(self) -> int:
+        """Of what was read since it was last asked for, in the order of reading."""
+        digest, self._digest = self._digest, 0
+        return digest
+
     def _load(self, tensor: StoredTensor) -> Tensor:
         file, name = tensor.file, tensor.name
         if tensor.dtype not in READABLE:
@@ -111,7 +117,8 @@ class WeightReader:
             if os.fstat(opened.fileno()).st_size != tensor.file_bytes:
                 raise refusal(file, name, "cannot be read: the file changed since its header was read")
             opened.seek(tensor.offset)
-            self._crcs[name] = self._fill(buffer.numpy().data, opened, tensor)
+            self._crcs[name] = crc = self._fill(buffer.numpy().data, opened, tensor)
+        self._digest = zlib.crc32(f"{name}:{crc:08x}".encode(), self._digest)
         return buffer.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
     def _fill(self, buffer: memoryview, file: io.FileIO, tensor: StoredTensor) -> int:
