@@ -17,17 +17,9 @@ from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
 
+from cluster.deeds import BrokenPromise, Victims, are_replaced, descriptors, kill_any, living, processes
 from cluster.embedded import embedded_directory
-from cluster.faults import (
-    BrokenPromise,
-    Fault,
-    Victims,
-    are_replaced,
-    descriptors,
-    kill_any,
-    living,
-    processes,
-)
+from cluster.faults import Fault
 from cluster.history import (
     CUT,
     SERVED,

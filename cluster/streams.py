@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 from cluster.history import CUT, StreamEvent
 
+PAUSE_S = 0.2  # after an answer without an end
 PATIENCE_S = 90.0  # for the next bytes of a stream
-FIRST_BYTE_ID = 16  # of the byte tokenizer; in any other vocabulary these are tokens as well
+FIRST_BYTE_ID, LAST_BYTE_ID = 16, 271  # of the byte tokenizer; in any other vocabulary tokens as well
 PROMPT_TOKENS = (8, 48)
 
 
@@ -107,6 +108,8 @@ class Streams:
             self.asked[request] = question
             for event in ask(self._url, self._model, question, request):
                 self.history.append(event)
+            if event.num_tokens is None:  # refused, or cut: those behind it need a moment
+                self._ending.wait(PAUSE_S)
 
 
 def ask(url: str, model: str, question: Question, request: str) -> Iterator[StreamEvent]:
