@@ -17,7 +17,7 @@ from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
 
-from cluster.deeds import BrokenPromise, Victims, are_replaced, descriptors, kill_any, living, processes
+from cluster.deeds import DISK, BrokenPromise, Victims, are_replaced, descriptors, kill_any, living, processes
 from cluster.embedded import embedded_directory
 from cluster.faults import Fault
 from cluster.history import (
@@ -34,6 +34,7 @@ from cluster.history import (
 )
 from cluster.launch import Cluster, launch, shut_down
 from cluster.preflight import examine
+from cluster.small_disk import small_disk
 from cluster.spec import ShoalSpec
 from cluster.streams import Question, Streams, ask, make_questions
 
@@ -127,7 +128,7 @@ class Served:
 @contextmanager
 def running(shape: Shape) -> Iterator[Served]:
     """Up for the block; of the embedded model, from a copy that faults may damage."""
-    with TemporaryDirectory(prefix="shoal-chaos-") as scratch:
+    with TemporaryDirectory(prefix="shoal-") as scratch, small_disk(Path(scratch) / DISK):
         model = shape.model
         if model is None:
             model = str(copytree(embedded_directory(), Path(scratch) / "embedded"))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from cluster.history import SERVED
+from cluster.small_disk import filled
 from cluster.snapshot import Unavailable
 from cluster.streams import FIRST_BYTE_ID, LAST_BYTE_ID, Question, ask
 
@@ -34,6 +35,8 @@ HICCUP_S = 3.0
 SLOW_S, MOMENT_S = 5.0, 0.1
 LONG_PROMPTS, LONG_TOKENS = 6, 700
 ORDER_S, POLL_S = 60.0, 0.1
+DISK = "ray"  # beside the copy of the checkpoint
+FULL_S = 6.0
 POISON_SEED = 13_013
 MAX_ASIDE = 8  # tokens of a question beside the load
 CRASHED = "engine_crashed"
@@ -186,6 +189,18 @@ def damage(name: str) -> Inject:
                 if time.monotonic() > at_s + ORDER_S:
                     raise BrokenPromise(f"{name} was not refused though every shard is damaged")
                 time.sleep(POLL_S)
+        return victims
+
+    return inject
+
+
+def fill_disk(name: str) -> Inject:
+    """SIGKILL while Ray can write nothing any more, no log of a new process either, for FULL_S."""
+
+    def inject(cluster: Cluster, alive: Victims, generator: random.Random) -> Victims:
+        with filled(Path(str(cluster.spec.model)).parent / DISK):
+            victims = send(signal.SIGKILL, name)(cluster, alive, generator)
+            time.sleep(FULL_S)
         return victims
 
     return inject

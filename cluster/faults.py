@@ -20,6 +20,7 @@ from cluster.deeds import (
     Victims,
     are_all_renewed,
     damage,
+    fill_disk,
     hiccup,
     is_settled,
     nothing,
@@ -46,7 +47,7 @@ class Fault:
     is_replicated: in a cluster of two attention actors, two ingress replicas and two copies of each expert.
     may_cut: connections of clients may end with the process that was hit. is_over: all is well again; none:
     when everyone who was hit is replaced. requests_before: so many must have ended before it comes.
-    spoils_files: of the checkpoint, so it is done to a copy only.
+    needs_copy: of the checkpoint, to be damaged, or what lies beside it. needs_root: to mount.
     """
 
     name: str
@@ -56,7 +57,8 @@ class Fault:
     may_cut: bool = False
     is_over: IsOver | None = None
     requests_before: int = 0
-    spoils_files: bool = False
+    needs_copy: bool = False
+    needs_root: bool = False
 
 
 def _fault(
@@ -66,7 +68,8 @@ def _fault(
     *,
     is_replicated: bool = True,
     may_cut: bool = False,
-    spoils_files: bool = False,
+    needs_copy: bool = False,
+    needs_root: bool = False,
 ) -> Fault:
     return Fault(
         name=name,
@@ -74,7 +77,8 @@ def _fault(
         is_replicated=is_replicated,
         inject=inject,
         may_cut=may_cut,
-        spoils_files=spoils_files,
+        needs_copy=needs_copy,
+        needs_root=needs_root,
     )
 
 
@@ -142,7 +146,14 @@ FAULTS: Sequence[Fault] = (
         "shard-damaged",
         "SIGKILL of an expert while the checkpoint is damaged, which is mended later",
         damage("expert-0"),
-        spoils_files=True,
+        needs_copy=True,
+    ),
+    _fault(
+        "disk-full",
+        "SIGKILL of an attention actor while Ray's disk is full, for 6 s",
+        fill_disk("attention-0"),
+        needs_copy=True,
+        needs_root=True,
     ),
     _fault("poison", "a request that ends whoever computes it: fails, after two of them", poison),
     _ordered(
