@@ -189,7 +189,13 @@ def bring_up(
             has_seat=spec.address is not None,
         )
     )
-    cluster.front.deploy()
+    try:
+        cluster.front.deploy()
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise LaunchError(
+            f"Ray Serve did not start: {text}; if this machine is very busy, try again"
+        ) from None
     _await_ready(cluster, on_status)
 
 
