@@ -40,7 +40,6 @@ LAST_BACKOFF_S = 2.0
 BEGUN_PATIENCE = 10
 REFUSALS = {FINISH_OVER_SHARE: 429, FINISH_OVERLOADED: 503}  # to HTTP
 MAX_LOSSES = 8  # actors lost in a row by one sequence without a new token, whatever for
-MAX_DEATHS = 2  # actors that died in a row while they computed it, the last of them on its trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +172,7 @@ class EngineClient:
                 self._affinity.note(self._marks(journal), link.endpoint.actor_id)
             losses = losses + 1 if len(journal.emitted) == num_known else 0
             self.metrics.resumed += journal.finish is None
-            if journal.num_deaths >= MAX_DEATHS:
+            if journal.is_fatal:
                 logger.error("sequence %s ended %d actors: given up", journal.request_id, journal.num_deaths)
                 raise EngineCrashed
             if journal.finish is None and losses >= MAX_LOSSES:

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 
 from actors.messages import ANY_TERMS, PROOF_TOKENS, Sampling, Submit, Terms, TokenEvent
 
+MAX_DEATHS = 2  # of actors in a row that computed a sequence, the later ones on its trial
+MAX_DEATHS_SPOKEN = 3  # of one that has said something: it is likelier that somebody kills
+
 
 class JournalError(Exception):
     """An attention actor broke the rules of a sequence: its events cannot be trusted further."""
@@ -100,6 +103,11 @@ class Journal:
         if self._is_computed:
             self.num_deaths += 1
             self._proved_at = len(self.emitted) + PROOF_TOKENS
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether it is taken for what ends the actors that compute it."""
+        return self.num_deaths >= (MAX_DEATHS_SPOKEN if self.emitted else MAX_DEATHS)
 
     def _check(self, event: TokenEvent, known: int) -> None:
         if self.finish is not None:

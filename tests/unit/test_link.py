@@ -334,11 +334,26 @@ def test_a_death_counts_against_who_may_be_why_until_it_has_proved_itself():
     journal.note_death()
     assert journal.num_deaths == 1, "a suspect is told when it is computed, and it was not"
     journal.resume()
+    assert not journal.is_fatal
     journal.accept(event(0, 1))
     assert journal.num_deaths == 1, "the token that it died at may have been lost"
     journal.accept(event(1, 2))
     assert journal.num_deaths == 0
     assert not is_suspect(journal.resume()[0])
+
+
+@pytest.mark.parametrize(("said", "deaths"), [((), 2), ((1, 2, 3), 3)])
+def test_who_has_spoken_is_tried_once_more(said: tuple[int, ...], deaths: int):
+    journal = Journal("r", PROMPT, Sampling(max_tokens=10))
+    journal.resume()
+    journal.accept(event(0, *said))
+    for count in range(1, deaths + 1):
+        assert not journal.is_fatal
+        journal.accept(taken_event(journal.wire_id, len(said)))
+        journal.note_death()
+        assert journal.num_deaths == count
+        journal.resume()
+    assert journal.is_fatal
 
 
 def test_a_peer_without_the_cluster_token_or_with_another_name_is_refused():
