@@ -128,6 +128,7 @@ class AttentionServer:
             self._listen(IDLE_POLL_S)
             laps.lap("idle")
         self._tell(self._engine.expire(self._clock()))
+        self._tell(self._engine.let_in(self._clock()))
         self._tell(self._engine.step(self._clock()))
         laps.lap("tell")
 
@@ -153,6 +154,11 @@ class AttentionServer:
         return frozenset()
 
     @property
+    def digests(self) -> dict[Pair, int]:
+        """It has read none."""
+        return {}
+
+    @property
     def convicted(self) -> tuple[tuple[str, int], ...]:
         """(actor id, incarnation) of experts that sent rubbish."""
         return tuple((life.actor_id, life.incarnation) for life in self._engine.convicted)
@@ -173,6 +179,10 @@ class AttentionServer:
         """See Engine.record; safe from any thread."""
         self._engine.record(recorder)
 
+    def poison(self, seed: int) -> None:
+        """For fault tests: whoever computes a sequence of this seed dies of it. Safe from any thread."""
+        self._engine.poison(seed)
+
     def expert_pairs(self) -> Counts:
         """[L, E] pairs (token, expert) since birth; read from another thread."""
         return self._engine.expert_pairs()
@@ -186,8 +196,10 @@ class AttentionServer:
                 at_once[arrival.peer].append(event)
         for key, made in self._desk.take():
             submission = self._unmatched.pop(key, None)
-            if submission is not None:  # nobody has cancelled it
-                at_once[submission.peer].append(self._matched(submission, made))
+            if submission is None:
+                continue  # somebody has cancelled it
+            if (told := self._matched(submission, made)) is not None:
+                at_once[submission.peer].append(told)
         self._tell(at_once)
 
     def _take(self, arrival: Arrival) -> TokenEvent | None:
@@ -224,8 +236,8 @@ class AttentionServer:
         )
         return self._await_matcher(submission) if sampling.grammar else self._submit(submission)
 
-    def _submit(self, submission: _Submission, matcher: Matcher | None = None) -> TokenEvent:
-        """To the engine; what to tell of it at once."""
+    def _submit(self, submission: _Submission, matcher: Matcher | None = None) -> TokenEvent | None:
+        """To the engine; what to tell of it at once, of a suspect only if it has ended."""
         ended = self._engine.submit(
             submission.peer,
             submission.name,
@@ -236,7 +248,9 @@ class AttentionServer:
             self._clock(),
             matcher,
         )
-        return ended or taken_event(submission.name, len(submission.emitted_ids))
+        if ended is None and not submission.terms.is_suspect:
+            return taken_event(submission.name, len(submission.emitted_ids))
+        return ended
 
     def _await_matcher(self, submission: _Submission) -> TokenEvent | None:
         """Order it; the engine hears of the sequence when it is made."""
@@ -251,7 +265,7 @@ class AttentionServer:
         self._desk.order(key, submission.sampling, submission.emitted_ids)
         return None
 
-    def _matched(self, submission: _Submission, made: Made) -> TokenEvent:
+    def _matched(self, submission: _Submission, made: Made) -> TokenEvent | None:
         if isinstance(made, GrammarError):
             return end_event(submission.name, len(submission.emitted_ids), FINISH_GRAMMAR, str(made))
         return self._submit(submission, made)

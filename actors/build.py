@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from actors.attention import AttentionServer, ViewInbox
 from actors.engine import Engine
-from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
+from actors.expert import NOTHING_KNOWN, ExpertServer, HeldExperts, in_every_layer, load_experts
 from actors.exposition import MetricsServer
 from actors.loopback import loopback_exchange
 from actors.options import ActorOptions, AttentionOptions, Loaded, WeightsRead
@@ -31,6 +31,7 @@ from model.grammar import Grammars
 from model.load import Reader, load_decoder
 from model.names import attention_tensors, expert_tensors, mtp_attention_tensors
 from model.reader import Progress, WeightReader
+from model.shards import CheckpointError
 from router.exchange import Exchange
 from router.tcp import TcpTransport
 from router.view import Pair, View
@@ -40,11 +41,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.in
 Note = Callable[[Progress], None]
 
 
-def build_expert(options: ActorOptions, pairs: Iterable[Pair], note: Note) -> tuple[ExpertServer, Loaded]:
-    """Load the given (layer, expert) pairs and bind."""
+def build_expert(
+    options: ActorOptions, pairs: Iterable[Pair], known: Mapping[Pair, int], note: Note
+) -> tuple[ExpertServer, Loaded]:
+    """Load the given (layer, expert) pairs and bind. known: see load_experts."""
     config, reader = _open(options, pairs, note)
     held = HeldExperts(config, DTYPES[options.dtype])
-    load_experts(reader, held, pairs, DTYPES[options.dtype])
+    load_experts(reader, held, pairs, DTYPES[options.dtype], known)
     server = ExpertServer(
         config,
         held,
@@ -53,21 +56,28 @@ def build_expert(options: ActorOptions, pairs: Iterable[Pair], note: Note) -> tu
         token=options.token,
         host=options.host,
     )
-    return server, _loaded(server, _read_by(reader))
+    return server, _loaded(server, _read_by(reader), held.digests)
 
 
-def take_experts(server: ExpertServer, options: ActorOptions, pairs: Iterable[Pair], note: Note) -> None:
-    """Load more pairs into an expert actor that serves."""
+def take_experts(
+    server: ExpertServer,
+    options: ActorOptions,
+    pairs: Iterable[Pair],
+    known: Mapping[Pair, int],
+    note: Note,
+) -> dict[Pair, int]:
+    """Load more pairs into an expert actor that serves; returns their digests."""
     _, reader = _open(options, pairs, note)
-    server.take(reader, pairs, DTYPES[options.dtype])
+    server.take(reader, pairs, DTYPES[options.dtype], known)
+    return {pair: server.digests[pair] for pair in pairs}
 
 
 def build_attention(
-    options: ActorOptions, attention: AttentionOptions, view: View | None, note: Note
+    options: ActorOptions, attention: AttentionOptions, view: View | None, checksum: str, note: Note
 ) -> tuple[AttentionServer, Loaded]:
     """Load everything but the routed experts (or those too, when local) and bind.
 
-    view: where the experts are; None when local.
+    view: where the experts are; None when local. checksum: of what others have read, if any have.
     """
     views, stopping = ViewInbox(), threading.Event()
     limits = SchedulerLimits(
@@ -83,6 +93,11 @@ def build_attention(
         runner, config, read = build_gpu_runner(options, attention, limits, note)
     else:
         runner, config, read = _build_cpu_runner(options, attention, view, note, views, stopping)
+    if read.checksum != (checksum or read.checksum):
+        raise CheckpointError(
+            "what an attention actor reads is not what was read before: a shard has changed or is damaged; "
+            "put back the files that this cluster was started with"
+        )
     engine = Engine(
         runner,
         context_tokens=attention.context_tokens,
@@ -167,7 +182,9 @@ def _read_by(reader: WeightReader) -> WeightsRead:
     return WeightsRead(bytes_read=reader.bytes_read, checksum=reader.checksum())
 
 
-def _loaded(server: AttentionServer | ExpertServer, read: WeightsRead) -> Loaded:
+def _loaded(
+    server: AttentionServer | ExpertServer, read: WeightsRead, digests: Mapping[Pair, int] = NOTHING_KNOWN
+) -> Loaded:
     metrics = MetricsServer(server.samples, server.host)  # lives as long as the process
     return Loaded(
         host=server.host,
@@ -176,4 +193,5 @@ def _loaded(server: AttentionServer | ExpertServer, read: WeightsRead) -> Loaded
         pid=os.getpid(),
         bytes_read=read.bytes_read,
         checksum=read.checksum,
+        digests=dict(digests),
     )

@@ -7,6 +7,8 @@ of who is connected; an owner is an opaque mark that comes back with the events.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import islice
@@ -22,6 +24,7 @@ from actors.messages import (
     Terms,
     TokenEvent,
     end_event,
+    taken_event,
 )
 from actors.metrics import Sample
 from actors.objection import objection
@@ -31,6 +34,7 @@ from actors.samples import page_samples, step_samples
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.sequence import Sequence as LiveSequence
 from actors.step_runner import StepRunner
+from actors.suspects import Suspects
 from actors.trace import Recorder, RecordingLaps
 from actors.verify import tokens_that_hold
 from model.cache import PAGE_TOKENS
@@ -63,6 +67,8 @@ class Engine:
         self._prefixes = PrefixCache(self._pool) if prefix_cache else None
         self._scheduler = Scheduler(self._pool, limits or SchedulerLimits(), prefixes=self._prefixes)
         self._sequences: dict[tuple[Hashable, str], LiveSequence] = {}
+        self._suspects = Suspects()
+        self._fatal_seed: int | None = None
         self.num_waiting = 0
         self.wait_s = 0.0  # until all that waits has begun, estimated
         drafts = runner.draft_tokens
@@ -71,7 +77,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._scheduler.has_work or bool(self._suspects)
 
     @property
     def num_running(self) -> int:
@@ -129,6 +135,10 @@ class Engine:
             self.counters.laps = RecordingLaps(self._laps, recorder)
         self._runner.record(recorder)
 
+    def poison(self, seed: int) -> None:
+        """For fault tests: whoever computes a sequence of this seed dies of it. Safe from any thread."""
+        self._fatal_seed = seed
+
     def submit(
         self,
         owner: Hashable,
@@ -175,9 +185,20 @@ class Engine:
             matcher=matcher,
         )
         self._sequences[owner, request_id] = sequence
-        self._scheduler.add(sequence, now_s)
+        if terms.is_suspect:
+            self._suspects.add(sequence)
+        else:
+            self._scheduler.add(sequence, now_s)
         self._note_queue()
         return None
+
+    def let_in(self, now_s: float) -> OwnedEvents:
+        """The next suspect, if it is time; what its owner must be told before it is computed."""
+        sequence = self._suspects.next()
+        if sequence is None:
+            return {}
+        self._scheduler.add(sequence, now_s)
+        return {sequence.owner: [taken_event(sequence.request_id, sequence.num_emitted)]}
 
     def cancel(self, owner: Hashable, request_id: str) -> TokenEvent | None:
         """Forget a sequence; its terminal event, or None if it had already ended."""
@@ -216,6 +237,8 @@ class Engine:
         self._note_queue()
         if not planned:
             return {}
+        if self._fatal_seed is not None:
+            _die_of(self._fatal_seed, planned)
         laps = self.counters.laps
         laps.lap("plan")
         self._runner.clear(self._pool.unclean())
@@ -316,9 +339,17 @@ class Engine:
 
     def _note_queue(self) -> None:
         """For those who ask from other threads, where the queue itself may change while it is read."""
-        self.num_waiting, self.wait_s = len(self._scheduler.waiting), self._scheduler.wait_s()
+        self.num_waiting = len(self._scheduler.waiting) + len(self._suspects)
+        self.wait_s = self._scheduler.wait_s()
 
     def _end(self, sequence: LiveSequence) -> None:
+        self._suspects.discard(sequence)
         self._scheduler.remove(sequence)
         del self._sequences[sequence.owner, sequence.request_id]
         self.counters.finished += 1
+
+
+def _die_of(seed: int, planned: list[Work]) -> None:
+    """As a fault in native code, or a lack of memory, would have it."""
+    if any(work.sequence.sampling.seed == seed for work in planned):
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -11,9 +11,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from kernels.rows import dtype_of_rows
 from model.config import ModelConfig
 from model.experts import ExpertShard, Mlp
 from model.load import Reader, load_expert
+from model.shards import CheckpointError
 from router.assign import Ints
 from router.heartbeat import beating
 from router.listener import Listener, Peer
@@ -35,6 +37,8 @@ from router.wire import BadFrame, kinds
 
 logger = logging.getLogger(__name__)
 
+NOTHING_KNOWN: Mapping[Pair, int] = MappingProxyType({})
+
 
 class HeldExperts:
     """A shard with a slot for every expert, and the table that says which of them are filled."""
@@ -44,6 +48,7 @@ class HeldExperts:
         self.shard = ExpertShard(config, config.num_experts, dtype_of_rows(dtype))
         shape = (config.routed_layers.stop, config.num_experts)
         self._held_LE: NDArray[np.bool_] = np.zeros(shape, dtype=bool)
+        self.digests: dict[Pair, int] = {}  # of what was read of each, dropped ones too
 
     @property
     def pairs(self) -> frozenset[Pair]:
@@ -79,10 +84,28 @@ class HeldExperts:
         return self.shard.forward(layer, rows_RD, row_P, expert_P)
 
 
-def load_experts(reader: Reader, held: HeldExperts, pairs: Iterable[Pair], dtype: torch.dtype) -> None:
-    """Read experts, one at a time so that only one is in memory twice, and hold each as it comes."""
+def load_experts(
+    reader: Reader,
+    held: HeldExperts,
+    pairs: Iterable[Pair],
+    dtype: torch.dtype,
+    known: Mapping[Pair, int] = NOTHING_KNOWN,
+) -> None:
+    """Read experts, one at a time so that only one is in memory twice, and hold each as it comes.
+
+    known: digests of those that were read before, by anybody. Raises CheckpointError at the first that is
+    not what it was: copies that differ would make the text depend on who answers.
+    """
+    reader.digest()  # of what was read before is nobody's
     for layer, expert in sorted(pairs):
-        held.fill(layer, expert, load_expert(reader, layer, expert, dtype))
+        weights, digest = load_expert(reader, layer, expert, dtype), reader.digest()
+        if known.get((layer, expert), digest) != digest:
+            raise CheckpointError(
+                f"expert {expert} of layer {layer} is not what was read of it before: a shard has changed or "
+                "is damaged; put back the files that this cluster was started with"
+            )
+        held.digests[layer, expert] = digest
+        held.fill(layer, expert, weights)
 
 
 def in_every_layer(config: ModelConfig, experts: Iterable[int]) -> list[Pair]:
@@ -160,9 +183,20 @@ class ExpertServer:
         """What is held and will be."""
         return self._held.pairs.difference(*(pairs for pairs, _ in list(self._to_drop)))
 
-    def take(self, reader: Reader, pairs: Iterable[Pair], dtype: torch.dtype) -> None:
-        """Hold more experts, read on the caller's thread while others are served."""
-        load_experts(reader, self._held, pairs, dtype)
+    @property
+    def digests(self) -> dict[Pair, int]:
+        """Of every expert that it has read."""
+        return dict(self._own.digests)
+
+    def take(
+        self,
+        reader: Reader,
+        pairs: Iterable[Pair],
+        dtype: torch.dtype,
+        known: Mapping[Pair, int] = NOTHING_KNOWN,
+    ) -> None:
+        """Hold more experts, read on the caller's thread while others are served; as load_experts."""
+        load_experts(reader, self._own, pairs, dtype, known)
 
     def drop(self, pairs: Iterable[Pair]) -> None:
         """Hold them no more; nobody may ask for them any longer. From any thread, while `run` goes on."""

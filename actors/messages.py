@@ -16,6 +16,8 @@ import msgpack
 from model.sampling import Sampling as Sampling
 from router.wire import BadFrame, Bytes, from_fields
 
+PROOF_TOKENS = 2  # after which a suspect is one no more: one may have been made before, and lost
+
 FINISH_STOP = "stop"  # an end-of-text or stop token was sampled
 FINISH_LENGTH = "length"  # max_tokens or the context is used up
 FINISH_CANCELLED = "cancelled"  # the ingress asked for it
@@ -34,7 +36,8 @@ class Terms:
     interactive one leaves, and a tenth at least. max_wait_s: refuse it rather than let it begin later.
     is_promised: the client counts on it, so it is never refused. num_together: it and those promised that
     come with it if it is let in. cache_salt: sequences of different tenants or salts share no pages of
-    the cache.
+    the cache. is_suspect: the actor that computed it before has died of it or of a neighbour; it is told that
+    it is let in only when it is computed (actors/suspects.py).
     """
 
     KIND: ClassVar[str] = "terms"
@@ -44,6 +47,7 @@ class Terms:
     is_promised: bool = False
     num_together: int = 1
     cache_salt: str = ""
+    is_suspect: bool = False
 
     @property
     def page_salt(self) -> str:

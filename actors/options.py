@@ -5,8 +5,11 @@ Plain numbers and strings, so that whoever spawns actors need not import torch. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+from router.view import Pair
 
 MicroBatches = Literal[1, 2, "auto"]  # of a step; auto: what measuring says
 
@@ -59,7 +62,8 @@ class WeightsRead:
 class Loaded:
     """Where a loaded actor listens, and what it read (model/checkpoint.py's checksum).
 
-    metrics_port: of its HTTP listener for Prometheus, on the same host.
+    metrics_port: of its HTTP listener for Prometheus, on the same host. digests: of each expert that was
+    read.
     """
 
     host: str
@@ -68,3 +72,4 @@ class Loaded:
     pid: int
     bytes_read: int
     checksum: str
+    digests: Mapping[Pair, int] = field(default_factory=dict)

@@ -62,7 +62,7 @@ def built_expert(directory: Path, number: int, of: int) -> tuple[Any, int]:
         token=TOKEN,
         draft_tokens=0,
     )
-    server, loaded = build_expert(options, in_every_layer(config, held), lambda progress: None)
+    server, loaded = build_expert(options, in_every_layer(config, held), {}, lambda progress: None)
     return server, loaded.port
 
 

@@ -6,14 +6,20 @@ stream against the answers of the fault-free run. Knows nothing of terminals: ou
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import copytree
+from tempfile import TemporaryDirectory
 
-from cluster.faults import Fault, Victims, are_replaced, descriptors, kill_any, living, processes
+from cluster.deeds import DISK, BrokenPromise, Victims, are_replaced, descriptors, kill_any, living, processes
+from cluster.embedded import embedded_directory
+from cluster.faults import Fault
 from cluster.history import (
     CUT,
     SERVED,
@@ -23,12 +29,16 @@ from cluster.history import (
     check,
     differing,
     longest_gap_s,
+    slowdown,
     tokens_of,
 )
 from cluster.launch import Cluster, launch, shut_down
 from cluster.preflight import examine
+from cluster.small_disk import small_disk
 from cluster.spec import ShoalSpec
 from cluster.streams import Question, Streams, ask, make_questions
+
+logger = logging.getLogger(__name__)
 
 WARM_TOKENS = 8  # of each stream, before a fault comes
 AFTER_S = 2.0  # of load after all is replaced
@@ -72,6 +82,7 @@ class Shape:
 class Outcome:
     """Of one fault. Times from the fault on, None if it was not seen; cut: answers that ended with a process.
 
+    slowdown: the longest request after the fault by the p99 of those before, if enough were compared.
     left_behind: what is more than before when the load has ended.
     """
 
@@ -80,6 +91,7 @@ class Outcome:
     detected_s: float | None
     recovered_s: float | None
     longest_gap_s: float
+    slowdown: float | None
     requests: int
     tokens: int
     failed: int
@@ -115,13 +127,18 @@ class Served:
 
 @contextmanager
 def running(shape: Shape) -> Iterator[Served]:
-    """Up for the block."""
-    preflight = examine(shape.spec)
-    cluster = launch(shape.spec, preflight)
-    try:
-        yield Served(cluster=cluster, model=preflight.model_name, vocab_size=preflight.config.vocab_size)
-    finally:
-        shut_down(cluster)
+    """Up for the block; of the embedded model, from a copy that faults may damage."""
+    with TemporaryDirectory(prefix="shoal-") as scratch, small_disk(Path(scratch) / DISK):
+        model = shape.model
+        if model is None:
+            model = str(copytree(embedded_directory(), Path(scratch) / "embedded"))
+        spec = replace(shape, model=model).spec
+        preflight = examine(spec)
+        cluster = launch(spec, preflight)
+        try:
+            yield Served(cluster=cluster, model=preflight.model_name, vocab_size=preflight.config.vocab_size)
+        finally:
+            shut_down(cluster)
 
 
 def make_load(served: Served, streams: int, seed: int) -> Load:
@@ -177,6 +194,7 @@ def _try(served: Served, fault: Fault, load: Load, hit: Callable[[], _Times], ke
     before = _Footprint.of(cluster)
     with Streams(cluster.url, served.model, load.questions, load.streams) as streams:
         _await(lambda: streams.num_tokens >= WARM_TOKENS * load.streams, RECOVERY_S)
+        _await(lambda: streams.num_ended >= fault.requests_before, RECOVERY_S)
         at_s = time.monotonic()
         times = hit()
         time.sleep(AFTER_S)
@@ -189,7 +207,11 @@ def _hit(cluster: Cluster, fault: Fault, generator: random.Random) -> _Times:
     """Inject the fault and wait until everyone who was hit is replaced."""
     before = living(cluster)
     at_s = time.monotonic()
-    victims = fault.inject(cluster, before, generator)
+    try:
+        victims = fault.inject(cluster, before, generator)
+    except BrokenPromise as error:
+        logger.error("%s: %s", fault.name, error)
+        return _Times(victims={}, detected_s=None, recovered_s=None)
     if not victims:
         return _Times(victims={}, detected_s=None, recovered_s=0.0)
     is_over = fault.is_over or are_replaced
@@ -221,6 +243,7 @@ def _outcome(
         detected_s=times.detected_s,
         recovered_s=times.recovered_s,
         longest_gap_s=longest_gap_s(history, at_s),
+        slowdown=slowdown(history, at_s) if fault.requests_before else None,
         requests=len(requests),
         tokens=sum(len(tokens_of(events)) for events in requests.values()),
         failed=len({breach.request for breach in breaches if breach.rule in ("failed", "end")}),

@@ -7,6 +7,7 @@ nothing of what a fault does.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,15 @@ class Plan:
         unknown = [name for name in self.faults if name not in BY_NAME]
         if unknown:
             raise ValueError(f"fault is {unknown[0]!r}: not known; known: {', '.join(BY_NAME)}")
+        if self.model is not None and (refused := [n for n in self.faults if BY_NAME[n].needs_copy]):
+            raise ValueError(f"fault is {refused[0]!r}: it needs a copy of the checkpoint; leave MODEL out")
 
     @property
     def chosen(self) -> list[Fault]:
-        return [BY_NAME[name] for name in self.faults] or list(BY_NAME.values())
+        if self.faults:
+            return [BY_NAME[name] for name in self.faults]
+        has_copy, is_root = self.model is None, os.geteuid() == 0
+        return [f for f in BY_NAME.values() if has_copy >= f.needs_copy and is_root >= f.needs_root]
 
     @property
     def heading(self) -> str:

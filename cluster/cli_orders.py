@@ -52,7 +52,7 @@ def drain(
 
 
 def restart(url: Url = None, key: Key = None, wait: Wait = True) -> None:
-    """Replace every actor by its next life, one after another, while serving."""
+    """Replace every actor and every ingress by its next life, one after another, while serving."""
     _order("restart", {}, url, key, wait)
 
 

@@ -159,6 +159,14 @@ class Controller:
             term.life.ask("spoil")
 
     @beside("ctl")
+    def poison(self, seed: int) -> None:
+        """For fault tests: every attention actor that serves dies of sequences of this seed."""
+        with self._in_hand() as fleet:
+            for member in fleet.attention:
+                if member.serving is not None:
+                    member.serving.life.ask("poison", seed)
+
+    @beside("ctl")
     def order(self, order: str, arguments: Arguments) -> dict[str, str]:
         """Of cluster/orders.py: what is `done`, or the `error`."""
         with self._in_hand() as fleet:

@@ -1,38 +1,42 @@
-"""Faults by name, done to the processes of a live cluster.
+"""Faults by name, and where each is done.
 
-Real signals to real processes, found among those that this process has started. Says who was hit, so that
-others can tell when it is replaced. Knows nothing of load or of what clients see.
+Knows nothing of how (cluster/deeds.py), nor of load.
 """
 
 from __future__ import annotations
 
-import random
 import signal
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
-
-from cluster.snapshot import Unavailable
+from cluster.deeds import (
+    CONTROLLER,
+    INGRESS,
+    PROXY,
+    SERVE,
+    Inject,
+    Order,
+    Victims,
+    are_all_renewed,
+    damage,
+    fill_disk,
+    hiccup,
+    is_settled,
+    nothing,
+    obey,
+    poison,
+    send,
+    slow,
+    spoil,
+    starve,
+)
 
 if TYPE_CHECKING:
     from cluster.launch import Cluster
 
-CONTROLLER = "controller"
-INGRESS = "ingress"
-INGRESS_TITLE = "ray::ServeReplica:shoal:ingress"
-HICCUP_S = 3.0
-SLOW_S, MOMENT_S = 5.0, 0.1
-ORDER_S, POLL_S = 60.0, 0.1
-MOVING_S = 1.0  # after an order, experts are on their way
+TO_COMPARE = 16  # requests, of whose times the later ones are compared with the p99
 
-Victims = dict[str, int]  # by name, the process id that was hit
-Inject = Callable[["Cluster", Victims, random.Random], Victims]  # who lives -> who was hit
-Order = tuple[str, Mapping[str, object]]
 IsOver = Callable[["Cluster", Victims, Victims], bool]  # who lived before, who was hit
 
 
@@ -42,7 +46,8 @@ class Fault:
 
     is_replicated: in a cluster of two attention actors, two ingress replicas and two copies of each expert.
     may_cut: connections of clients may end with the process that was hit. is_over: all is well again; none:
-    when everyone who was hit is replaced.
+    when everyone who was hit is replaced. requests_before: so many must have ended before it comes.
+    needs_copy: of the checkpoint, to be damaged, or what lies beside it. needs_root: to mount.
     """
 
     name: str
@@ -51,139 +56,48 @@ class Fault:
     inject: Inject
     may_cut: bool = False
     is_over: IsOver | None = None
-
-
-def living(cluster: Cluster) -> Victims:
-    """By name, the process id of everyone who may be hit."""
-    status = cluster.status()
-    members = {m["actor_id"]: int(m["pid"]) for m in status["members"] if m["active"]}
-    ingresses = {f"{INGRESS}-{i}": pid for i, pid in enumerate(sorted(_titled(INGRESS_TITLE)))}
-    return {**members, CONTROLLER: int(status["pid"]), **ingresses}
-
-
-def are_replaced(cluster: Cluster, before: Victims, victims: Victims) -> bool:
-    """Whether nobody who was hit is left, and as many as before serve again."""
-    after = living(cluster)
-    return after.keys() == before.keys() and not set(victims.values()) & set(after.values())
-
-
-def processes() -> Counter[str]:
-    """How many processes of each kind this process has started, those that merely wait for work left out."""
-    titles = Counter(_title(process) for process in psutil.Process().children(recursive=True))
-    return Counter({title: count for title, count in titles.items() if title and "IDLE" not in title})
-
-
-def descriptors() -> Counter[str]:
-    """How many files and sockets our processes of each kind have open; not those of Ray itself."""
-    total: Counter[str] = Counter()
-    for process in psutil.Process().children(recursive=True):
-        try:
-            total[_title(process)] += process.num_fds()
-        except psutil.Error:
-            continue
-    ours = {
-        title: count for title, count in total.items() if title.startswith("ray::") and "IDLE" not in title
-    }
-    return Counter(ours)
-
-
-def send(number: signal.Signals, *names: str) -> Inject:
-    """A signal to processes by name."""
-
-    def inject(_: Cluster, alive: Victims, __: random.Random) -> Victims:
-        victims = {name: alive[name] for name in names}
-        for pid in victims.values():
-            _signal(pid, number)
-        return victims
-
-    return inject
-
-
-def hiccup(name: str) -> Inject:
-    """Suspended for HICCUP_S, then let go on, if there still is anything to go on."""
-
-    def inject(cluster: Cluster, alive: Victims, generator: random.Random) -> Victims:
-        victims = send(signal.SIGSTOP, name)(cluster, alive, generator)
-        threading.Timer(HICCUP_S, _signal, (victims[name], signal.SIGCONT)).start()
-        return victims
-
-    return inject
-
-
-def slow(name: str) -> Inject:
-    """A tenth of its speed, for SLOW_S: suspended for most of every moment. Nobody need be replaced."""
-
-    def inject(_: Cluster, alive: Victims, __: random.Random) -> Victims:
-        end_s = time.monotonic() + SLOW_S
-        while time.monotonic() < end_s:
-            for number, part in ((signal.SIGSTOP, 0.9), (signal.SIGCONT, 0.1)):
-                _signal(alive[name], number)
-                time.sleep(part * MOMENT_S)
-        return {}
-
-    return inject
-
-
-def spoil(name: str) -> Inject:
-    """An expert actor whose weights are not numbers any more."""
-
-    def inject(cluster: Cluster, alive: Victims, _: random.Random) -> Victims:
-        cluster.spoil(name)
-        return {name: alive[name]}
-
-    return inject
-
-
-def obey(*orders: Order, killing: str | None = None) -> Inject:
-    """Orders, each when the one before is carried out; killing: who dies while the first is."""
-
-    def inject(cluster: Cluster, alive: Victims, _: random.Random) -> Victims:
-        for number, (order, arguments) in enumerate(orders):
-            deadline_s = time.monotonic() + ORDER_S
-            while number and not is_settled(cluster) and time.monotonic() < deadline_s:
-                time.sleep(POLL_S)
-            cluster.order(order, arguments)
-            if killing is not None and not number:
-                time.sleep(MOVING_S)
-                _signal(alive[killing], signal.SIGKILL)
-        return {order: 0 for order, _ in orders}
-
-    return inject
-
-
-def is_settled(cluster: Cluster, *_: Victims) -> bool:
-    """Whether everything that was ordered is so."""
-    try:
-        return bool(cluster.snapshot()["settled"])
-    except Unavailable:
-        return False  # the controller is in between two lives
-
-
-def kill_any(_: Cluster, alive: Victims, generator: random.Random) -> Victims:
-    """SIGKILL to one of all but the ingress replicas, whose clients' connections would end with them."""
-    name = generator.choice(sorted(name for name in alive if not name.startswith(INGRESS)))
-    _signal(alive[name], signal.SIGKILL)
-    return {name: alive[name]}
+    requests_before: int = 0
+    needs_copy: bool = False
+    needs_root: bool = False
 
 
 def _fault(
-    name: str, about: str, inject: Inject, *, is_replicated: bool = True, may_cut: bool = False
+    name: str,
+    about: str,
+    inject: Inject,
+    *,
+    is_replicated: bool = True,
+    may_cut: bool = False,
+    needs_copy: bool = False,
+    needs_root: bool = False,
 ) -> Fault:
-    return Fault(name=name, about=about, is_replicated=is_replicated, inject=inject, may_cut=may_cut)
+    return Fault(
+        name=name,
+        about=about,
+        is_replicated=is_replicated,
+        inject=inject,
+        may_cut=may_cut,
+        needs_copy=needs_copy,
+        needs_root=needs_root,
+    )
 
 
-def _ordered(name: str, about: str, *orders: Order, killing: str | None = None) -> Fault:
-    inject = obey(*orders, killing=killing)
-    return Fault(name=name, about=about, is_replicated=True, inject=inject, is_over=is_settled)
-
-
-def _nothing(_: Cluster, __: Victims, ___: random.Random) -> Victims:
-    return {}
+def _ordered(
+    name: str, about: str, *orders: Order, killing: str | None = None, is_over: IsOver = is_settled
+) -> Fault:
+    return Fault(
+        name=name,
+        about=about,
+        is_replicated=True,
+        inject=obey(*orders, killing=killing),
+        is_over=is_over,
+        requests_before=TO_COMPARE,
+    )
 
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 FAULTS: Sequence[Fault] = (
-    _fault("none", "no fault", _nothing, is_replicated=False),
+    _fault("none", "no fault", nothing, is_replicated=False),
     _fault(
         "expert-kill-only", "SIGKILL of an expert, the only copy", send(KILL, "expert-0"), is_replicated=False
     ),
@@ -205,7 +119,7 @@ FAULTS: Sequence[Fault] = (
         send(STOP, "attention-0"),
         is_replicated=False,
     ),
-    _fault("none-2", "no fault", _nothing),
+    _fault("none-2", "no fault", nothing),
     _fault("expert-kill", "SIGKILL of an expert with a replica", send(KILL, "expert-0")),
     _fault("experts-kill", "SIGKILL of both replicas", send(KILL, "expert-0", "expert-1")),
     _fault("attention-kill", "SIGKILL of one of two attention actors", send(KILL, "attention-0")),
@@ -214,11 +128,34 @@ FAULTS: Sequence[Fault] = (
     _fault("expert-slow", "an expert at a tenth of its speed for 5 s", slow("expert-0")),
     _fault("attention-hiccup", "SIGSTOP of an attention actor for 3 s", hiccup("attention-1")),
     _fault("attention-stop", "SIGSTOP of an attention actor for ever", send(STOP, "attention-0")),
+    _fault("attention-slow", "an attention actor at a tenth of its speed for 5 s", slow("attention-0")),
+    _fault("expert-memory", "an expert that gets no more memory, under long prompts", starve("expert-0")),
+    _fault(
+        "attention-memory",
+        "an attention actor that gets no more memory, under long prompts",
+        starve("attention-0"),
+    ),
     _fault("controller-kill", "SIGKILL of the controller", send(KILL, CONTROLLER)),
     _fault("expert-nan", "an expert answers NaN", spoil("expert-1")),
     _fault(
         "ingress-kill", "SIGKILL of one of two ingress replicas", send(KILL, f"{INGRESS}-0"), may_cut=True
     ),
+    _fault("serve-kill", "SIGKILL of Ray Serve's controller", send(KILL, SERVE)),
+    _fault("proxy-kill", "SIGKILL of Ray Serve's only proxy", send(KILL, PROXY), may_cut=True),
+    _fault(
+        "shard-damaged",
+        "SIGKILL of an expert while the checkpoint is damaged, which is mended later",
+        damage("expert-0"),
+        needs_copy=True,
+    ),
+    _fault(
+        "disk-full",
+        "SIGKILL of an attention actor while Ray's disk is full, for 6 s",
+        fill_disk("attention-0"),
+        needs_copy=True,
+        needs_root=True,
+    ),
+    _fault("poison", "a request that ends whoever computes it: fails, after two of them", poison),
     _ordered(
         "scale-experts", "2 to 4 expert actors and back", ("scale", {"experts": 4}), ("scale", {"experts": 2})
     ),
@@ -240,30 +177,11 @@ FAULTS: Sequence[Fault] = (
         ("drain", {"name": "attention-0"}),
         ("scale", {"attention": 2}),
     ),
-    _ordered("restart", "every actor and the controller replaced, one after another", ("restart", {})),
+    _ordered(
+        "restart",
+        "every actor, the controller and every ingress replica replaced, one after another",
+        ("restart", {}),
+        is_over=are_all_renewed,
+    ),
 )
 BY_NAME = {fault.name: fault for fault in FAULTS}
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    """To an actor of our cluster, if it still lives."""
-    try:
-        process = psutil.Process(pid)
-        if _title(process).startswith("ray::"):
-            process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
-
-
-def _titled(title: str) -> list[int]:
-    return [p.pid for p in psutil.Process().children(recursive=True) if _title(p).startswith(title)]
-
-
-def _title(process: psutil.Process) -> str:
-    """What Ray calls it, without the method that it is in; empty if it is gone."""
-    try:
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return ""
-        return process.cmdline()[0].split("/")[-1].partition(".")[0].strip()
-    except (psutil.Error, IndexError):
-        return ""

@@ -15,10 +15,11 @@ from actors.options import ActorOptions
 from cluster import moves
 from cluster.balance import Rule, even_load
 from cluster.farewell import Farewell
+from cluster.first_read import FirstRead
 from cluster.hosts import seat_for
 from cluster.life import Life, hang_s
 from cluster.lives import Lives
-from cluster.member import Member
+from cluster.member import EXPERT, Member
 from cluster.plan import Plan, first_members
 from cluster.processes import Answer, AnswerLost, Introduction, Memory, Processes
 from cluster.publisher import Publisher
@@ -59,6 +60,7 @@ class Fleet:
         self.farewells: list[Farewell] = []
         self.rule = Rule(copies=plan.replicas_per_expert, redundant_slots=plan.redundant_slots)
         self.load_LE = even_load(config)
+        self._first_read = FirstRead()
         if not record.seats and plan.redundant_slots:
             self.rule.place(self.experts, config, self.load_LE)
         self.is_renewed = False
@@ -146,17 +148,28 @@ class Fleet:
         for number, process, answer in asked:
             self.lives.num_begun = max(self.lives.num_begun, number)
             life, introduction = Life(number, process), _introduction(answer)
-            member = named.pop(introduction.actor_id, None) if introduction else None
-            if introduction and introduction.loaded and member:
-                member.term = Term.adopted(life, introduction.loaded, introduction.pairs)
-                self._publisher.follow(introduction.epoch)
-            elif introduction and not introduction.loaded:
-                self.lives.standbys.append(life)
-            else:  # it starts, loads or hangs: a new one is as good; or it was to leave
+            if introduction is None:  # it starts, loads or hangs: a new one is as good
                 life.end()
+            elif introduction.loaded is None:
+                self.lives.standbys.append(life)
+            else:
+                self._publisher.follow(introduction.epoch)
+                term = Term.adopted(life, introduction.loaded, introduction.pairs)
+                self._first_read.learn(introduction.digests)
+                self._first_read.compare(introduction.loaded, is_expert=_is_expert(introduction))
+                self._seat(named.pop(introduction.actor_id, None), introduction, term)
         if asked:
             adopted = [member.actor_id for member in self.members if member.is_active]
             self.note(f"controller again in charge of {', '.join(adopted) or 'nobody'}")
+
+    def _seat(self, member: Member | None, introduction: Introduction, term: Term) -> None:
+        """member: None if it has given its seat up, which is no reason to end before everyone knows."""
+        if member is not None:
+            member.term = term
+        else:
+            self.farewells.append(
+                Farewell(introduction.actor_id, term.life, _is_expert(introduction), since_s=self._clock())
+            )
 
     # One look
 
@@ -169,10 +182,10 @@ class Fleet:
         patience_s = hang_s(sum(life.is_late for life in self._all_lives()))
         for member in self.members:
             self._check(member, now_s, listened_s, patience_s)
-        moves.collect(self.experts, now_s, self.note)
+        moves.collect(self.experts, now_s, self.note, self._first_read)
         self._publish()
         self._let_go(now_s, listened_s, patience_s, heard_by_all_s)
-        moves.go_on(self.experts, self._epoch_in_use(), now_s)
+        moves.go_on(self.experts, self._epoch_in_use(), now_s, self._first_read)
         for member in self.members:
             if member.is_due(now_s):
                 member.term = self._next_term(member)
@@ -184,12 +197,12 @@ class Fleet:
         self._renew(now_s)
 
     def _check(self, member: Member, now_s: float, listened_s: float, patience_s: float) -> None:
-        if member.check_load(now_s, self.note):
+        if member.check_load(now_s, self.note, self._first_read):
             self._send_view(member)  # it may have loaded under a view that is old by now
         pulse = member.check_life(now_s, listened_s, patience_s, self.note)
         for convicted in pulse.convicted if pulse else ():
             self._end_convicted(now_s, *convicted)
-        over = member.check_heir(now_s, listened_s, patience_s, self.note)
+        over = member.check_heir(now_s, listened_s, patience_s, self.note, self._first_read)
         if over is not None:
             self.farewells.append(Farewell(member.actor_id, over.life, member.is_expert, now_s))
             self._send_view(member)
@@ -255,11 +268,15 @@ class Fleet:
         )
         if member.wanted is not None:
             term.held = member.wanted
-            term.loading = term.life.do("load_expert", options, member.wanted)
+            term.loading = term.life.do(
+                "load_expert", options, member.wanted, self._first_read.digests_of(member.wanted)
+            )
         elif self._publisher.is_covered or not self.experts:
             view = self.view.to_bytes() if self.experts else None
             term.life.epoch = self.epoch
-            term.loading = term.life.do("load_attention", options, self.plan.attention, view)
+            term.loading = term.life.do(
+                "load_attention", options, self.plan.attention, view, self._first_read.checksum
+            )
 
     def _publish(self) -> None:
         if not self._publisher.publish(self.experts, self.remember):
@@ -290,6 +307,10 @@ def _introduction(answer: Answer) -> Introduction | None:
     except AnswerLost:
         return None
     return introduction
+
+
+def _is_expert(introduction: Introduction) -> bool:
+    return introduction.actor_id.startswith(EXPERT)
 
 
 def _member(seat: Seat, now_s: float) -> Member:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -42,7 +43,7 @@ CONTROLLER_NAME = "controller"
 FOLLOW_S = 0.2
 FOLLOW_TIMEOUT_S = 5.0
 MAX_ONGOING = 4096  # admission is the app's own, with OpenAI-shaped refusals; Serve must not queue before it
-SHUTDOWN_S = 5.0
+DRAIN_S = 300.0  # in which the streams of a replica that is to end do so by themselves
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,13 +65,40 @@ class FrontOptions:
     has_seat: bool
 
 
-def deploy(options: FrontOptions) -> None:
-    """Start Serve and the ingress; returns when the replicas answer. Where they serve already, they stay."""
-    quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+class Front:
+    """The ingresses. Serve replaces them, and what dies; whoever holds this says when all are to be."""
+
+    def __init__(self, options: FrontOptions) -> None:
+        self._options = options
+        self._renewal: threading.Thread | None = None
+
+    def deploy(self) -> None:
+        """Start Serve and the ingress, or leave those that serve already; returns when they answer."""
+        serve.start(
+            http_options=HTTPOptions(host=self._options.host, port=self._options.port),
+            logging_config=_quiet(),
+        )
+        if not _is_deployed():
+            _run(self._options)
+
+    @property
+    def is_renewing(self) -> bool:
+        return self._renewal is not None and self._renewal.is_alive()
+
+    def renew(self) -> None:
+        """Replace every replica, one after another, each when its streams have ended; returns at once."""
+        if not self.is_renewing:
+            self._renewal = threading.Thread(target=_run, args=(self._options,), name="renewal", daemon=True)
+            self._renewal.start()
+
+
+def _quiet() -> LoggingConfig:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options=HTTPOptions(host=options.host, port=options.port), logging_config=quiet)
-    if _is_deployed():
-        return
+    return LoggingConfig(enable_access_log=False, log_level="WARNING")
+
+
+def _run(options: FrontOptions) -> None:
+    """Returns when all replicas are of this deployment; each call's is another, so those of before go."""
     builder: Any = serve.ingress(_builder(options))
     deploy_class: Any = serve.deployment
     deployment = deploy_class(
@@ -78,13 +106,13 @@ def deploy(options: FrontOptions) -> None:
         name="ingress",
         num_replicas=options.replicas,
         max_ongoing_requests=MAX_ONGOING,
-        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        graceful_shutdown_timeout_s=DRAIN_S,
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={
             "num_cpus": 0,
             "resources": {seat_for("ingress"): 1} if options.has_seat else {},
         },
-        logging_config=quiet,
+        logging_config=_quiet(),
     )
     serve.run(deployment.bind(), name=APPLICATION, route_prefix="/")
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from cluster.autoscale import Autoscaler, Seen
 from cluster.fleet import Fleet
-from cluster.orders import ATTENTION, EXPERT, scale
+from cluster.member import ATTENTION, EXPERT
+from cluster.orders import scale
 from cluster.rebalance import Rebalancer
 from cluster.survey import Survey, rise
 

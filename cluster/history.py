@@ -8,6 +8,7 @@ fault-free run token by token. Pure functions; knows nothing of HTTP or faults.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ Kind = Literal["sent", "token", "end"]
 Rule = Literal["gap", "duplicate", "end", "usage", "text", "failed"]
 
 SERVED = frozenset({"length", "stop"})  # ends as they should be
+LEAST_BEFORE = 8  # requests
 CUT = "cut"  # the connection ended without an end
 
 
@@ -86,6 +88,21 @@ def longest_gap_s(history: Iterable[StreamEvent], since_s: float = float("-inf")
         if late.at_s >= since_s
     ]
     return max(gaps, default=0.0)
+
+
+def slowdown(history: Iterable[StreamEvent], since_s: float) -> float | None:
+    """The longest request of those that ended after since_s, by the p99 of those that ended before.
+
+    None if fewer than LEAST_BEFORE did, or none has since. All that are compared should be alike.
+    """
+    before_s: list[float] = []
+    after_s: list[float] = []
+    for first, *_, end in by_request(history).values():
+        (after_s if end.at_s >= since_s else before_s).append(end.at_s - first.at_s)
+    if len(before_s) < LEAST_BEFORE or not after_s:
+        return None
+    p99_s = sorted(before_s)[math.ceil(0.99 * len(before_s)) - 1]
+    return max(after_s) / p99_s
 
 
 def to_lines(history: Iterable[StreamEvent]) -> Iterable[str]:

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from ray import serve
 from actors.options import AttentionOptions
 from cluster.controller import Controller
 from cluster.environment import data_token
-from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
+from cluster.front import CONTROLLER_NAME, Front, FrontOptions
 from cluster.gpus import gpus
 from cluster.hosts import pid_here
 from cluster.look import take
+from cluster.orders import RESTART
 from cluster.plan import Plan
 from cluster.preflight import Preflight
 from cluster.processes import Answer, AnswerLost
@@ -51,6 +52,7 @@ STATUS_TIMEOUT_S = 10.0
 ORDER_TIMEOUT_S = 60.0  # to place thousands of experts takes seconds
 KILL_AFTER_S = 5.0
 STARTED_TOGETHER = 2  # Ray starts as many processes at a time as it has CPUs; our actors ask for none
+SERVE_NAMESPACE = "serve"
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # nothing of ours passes through it
 
 
@@ -66,6 +68,7 @@ class Cluster:
     url: str
     model_name: str
     controller: Any
+    front: Front | None = None  # once it is deployed
 
     def status(self) -> dict[str, Any]:
         """Controller.status with progress resolved; waits for a controller that is being born again.
@@ -89,12 +92,18 @@ class Cluster:
         """For fault tests: make an expert actor answer rubbish."""
         ray.get(self.controller.spoil.remote(actor_id), timeout=STATUS_TIMEOUT_S)
 
+    def poison(self, seed: int) -> None:
+        """For fault tests: every attention actor that serves dies of sequences of this seed."""
+        ray.get(self.controller.poison.remote(seed), timeout=STATUS_TIMEOUT_S)
+
     def snapshot(self) -> Snapshot:
         """For those who look; raises Unavailable if the controller does not answer."""
         try:
-            return take(self.controller, self.model_name, self.url)
+            snapshot = take(self.controller, self.model_name, self.url)
         except ray.exceptions.RayError as error:
             raise Unavailable(f"the controller does not answer: {type(error).__name__}") from None
+        snapshot["settled"] &= self.front is None or not self.front.is_renewing
+        return snapshot
 
     def kill(self, actor_id: str) -> bool:
         """SIGKILL for an actor that serves; whether there was one. Raises Unavailable as snapshot does."""
@@ -121,6 +130,8 @@ class Cluster:
             )
         except ray.exceptions.RayError as error:
             raise Unavailable(f"the controller does not answer: {type(error).__name__}") from None
+        if order == RESTART and "done" in answer and self.front is not None:
+            self.front.renew()
         return answer
 
     def stats(self) -> dict[str, dict[str, float]]:
@@ -162,7 +173,7 @@ def bring_up(
 ) -> None:
     """The ingresses; returns when all serve. Raises LaunchError."""
     spec = cluster.spec
-    deploy(
+    cluster.front = Front(
         FrontOptions(
             directory=str(preflight.directory),
             model_name=preflight.model_name,
@@ -179,6 +190,13 @@ def bring_up(
             has_seat=spec.address is not None,
         )
     )
+    try:
+        cluster.front.deploy()
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise LaunchError(
+            f"Ray Serve did not start: {text}; if this machine is very busy, try again"
+        ) from None
     _await_ready(cluster, on_status)
 
 
@@ -206,8 +224,7 @@ def stop_joined(address: str) -> None:
     _join_ray(address)
     try:
         controller = ray.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
-        end_serve: Any = serve.shutdown
-        end_serve()
+        _end_serve()
         ray.get(controller.stop.remote(), timeout=STATUS_TIMEOUT_S)
         deadline_s = time.monotonic() + STATUS_TIMEOUT_S
         while RayProcesses().living() and time.monotonic() < deadline_s:
@@ -219,6 +236,16 @@ def stop_joined(address: str) -> None:
         raise LaunchError(f"the controller does not answer: {type(error).__name__}; try again") from None
     finally:
         _end_ray()
+
+
+def _end_serve() -> None:
+    """The ingresses when their streams have ended; whatever is left after Serve's own patience, at once."""
+    end_serve: Any = serve.shutdown
+    end_serve()
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == SERVE_NAMESPACE:
+            with suppress(ValueError):  # it has ended since
+                ray.kill(ray.get_actor(actor["name"], namespace=SERVE_NAMESPACE))
 
 
 def _start_ray(num_gpus: int) -> None:

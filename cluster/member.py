@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.processes import ProcessDied, Pulse, WorkFailed
+from cluster.first_read import FirstRead
+from cluster.processes import Answer, ProcessDied, Pulse, WorkFailed
 from cluster.term import Term
 from router.view import Pair
 
@@ -20,6 +21,8 @@ DEATH_WINDOW_S = 60.0
 LONGEST_PAUSE_S = 30.0
 HEIR_PAUSE_S = 5.0
 DRAIN_S = 2.0  # in which an attention actor that is to leave ends what it can
+
+EXPERT, ATTENTION = "expert", "attention"  # kinds; an actor's id begins with its own
 
 Note = Callable[[str], None]
 
@@ -59,7 +62,7 @@ class Member:
 
     @property
     def kind(self) -> str:
-        return "expert" if self.is_expert else "attention"
+        return EXPERT if self.is_expert else ATTENTION
 
     @property
     def incarnation(self) -> int:
@@ -81,13 +84,13 @@ class Member:
             return True
         return not self.serving.shown if self.is_expert else now_s >= self.leaves_s + DRAIN_S
 
-    def check_load(self, now_s: float, note: Note) -> bool:
+    def check_load(self, now_s: float, note: Note, first_read: FirstRead) -> bool:
         """Whether it has just begun to serve."""
         term = self.term
         if term is None or term.loading is None or not term.loading.is_done():
             return False
         try:
-            term.take_up(term.loading.get())
+            self._take_up(term, term.loading, first_read)
         except ProcessDied:
             self.end(now_s, note, "died while it loaded")
             return False
@@ -106,6 +109,14 @@ class Member:
         note(f"{self.actor_id} serves (incarnation {self.incarnation})")
         return True
 
+    def _take_up(self, term: Term, loading: Answer, first_read: FirstRead) -> None:
+        """Let it serve; raises AnswerLost if it cannot, or may not."""
+        loaded = loading.get()
+        differs = first_read.compare(loaded, is_expert=self.is_expert)
+        if differs:
+            raise WorkFailed(differs)
+        term.take_up(loaded)
+
     def check_life(self, now_s: float, listened_s: float, hang_s: float, note: Note) -> Pulse | None:
         """Its pulse if one has come; ends and buries it if there is reason to."""
         if self.term is None:
@@ -116,7 +127,9 @@ class Member:
             return None
         return found
 
-    def check_heir(self, now_s: float, listened_s: float, hang_s: float, note: Note) -> Term | None:
+    def check_heir(
+        self, now_s: float, listened_s: float, hang_s: float, note: Note, first_read: FirstRead
+    ) -> Term | None:
         """The term that is over because its heir has just begun to serve."""
         heir = self.heir
         if heir is None:
@@ -124,19 +137,28 @@ class Member:
         found = heir.life.check(listened_s, hang_s)
         if heir.loading is not None and heir.loading.is_done():
             try:
-                heir.take_up(heir.loading.get())
+                self._take_up(heir, heir.loading, first_read)
             except (ProcessDied, WorkFailed) as error:
                 found = f"cannot load: {error}"
+        if not isinstance(found, str) and self._has_gained_since(heir):
+            found = "lacks experts that have come since"
         if isinstance(found, str):
             note(f"{self.actor_id} keeps its life, the next one {found}")
             heir.life.end()
             self.heir, self.begin_s = None, now_s + HEIR_PAUSE_S
             return None
-        if not heir.is_active:
-            return None
+        if not heir.is_active or (self.serving is not None and not self.serving.shown <= heir.held):
+            return None  # until another holds what the view still shows here
         before, self.term, self.heir, self.has_served = self.term, heir, None, True
         note(f"{self.actor_id} serves in its next life (incarnation {self.incarnation})")
         return before
+
+    def _has_gained_since(self, heir: Term) -> bool:
+        """Whether it serves experts that the heir was not told of when its load began: nobody else may."""
+        has_begun = heir.loading is not None or heir.is_active
+        if self.serving is None or self.wanted is None or not has_begun:
+            return False
+        return not self.serving.held & self.wanted <= heir.held
 
     def end(self, now_s: float, note: Note, why: str) -> None:
         """Fence it: its peers must never hear from it again. Says when the next life may begin.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from cluster.first_read import FirstRead
 from cluster.member import Member, Note
 from cluster.processes import AnswerLost
 from cluster.term import NOTHING, Term
@@ -17,14 +18,14 @@ from router.view import Pair
 TAKE_PAUSE_S = 5.0  # after experts that could not be read
 
 
-def collect(members: Iterable[Member], now_s: float, note: Note) -> None:
+def collect(members: Iterable[Member], now_s: float, note: Note, first_read: FirstRead) -> None:
     """Take note of what has been taken and dropped."""
     for member in members:
         term = member.serving
         if term is None or term.work is None or not term.work.is_done():
             continue
         try:
-            term.work.get()
+            first_read.learn(term.work.get() or {})  # it has compared them itself
             term.held |= term.taking
         except AnswerLost as error:  # if it died, its pulse says so
             term.pause_until_s = now_s + TAKE_PAUSE_S
@@ -52,7 +53,7 @@ def show(members: Sequence[Member]) -> list[tuple[Member, Term, frozenset[Pair]]
     return shown
 
 
-def go_on(members: Iterable[Member], epoch_in_use: int, now_s: float) -> None:
+def go_on(members: Iterable[Member], epoch_in_use: int, now_s: float, first_read: FirstRead) -> None:
     """Ask for what is still to be taken and may be dropped. epoch_in_use: the oldest one."""
     for member in members:
         term = member.serving
@@ -60,7 +61,7 @@ def go_on(members: Iterable[Member], epoch_in_use: int, now_s: float) -> None:
             continue
         missing = member.wanted - term.held
         if missing and now_s >= term.pause_until_s:
-            term.work, term.taking = term.life.ask("take", missing), missing
+            term.work, term.taking = term.life.ask("take", missing, first_read.digests_of(missing)), missing
         elif term.shown_since <= epoch_in_use and (spare := term.held - term.shown - member.wanted):
             term.held -= spare
             term.work = term.life.ask("drop", spare)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from itertools import count
 
 from cluster.fleet import Fleet
-from cluster.member import Member
+from cluster.member import ATTENTION, EXPERT, Member
 
-EXPERT, ATTENTION = "expert", "attention"
+RESTART = "restart"
 BY_ORDER = "by order"
 Arguments = Mapping[str, object]
 
@@ -24,7 +24,7 @@ def obey(fleet: Fleet, order: str, arguments: Arguments) -> str:
     deeds = {
         "scale": lambda: scale(fleet, _counts(arguments), BY_ORDER),
         "drain": lambda: drain(fleet, str(arguments.get("name", "")), BY_ORDER),
-        "restart": lambda: restart(fleet, BY_ORDER),
+        RESTART: lambda: restart(fleet, BY_ORDER),
     }
     if order not in deeds:
         raise ValueError(f"{order[:40]!r} is no order: {', '.join(deeds)}")

@@ -8,8 +8,8 @@ Errors: AnswerLost > WorkFailed, ProcessDied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from actors.options import Loaded
@@ -109,13 +109,15 @@ class Pulse:
 class Introduction:
     """What an actor tells a controller that is new. epoch: of the newest view that it knows.
 
-    loaded: None if it has nothing, and is warm. pairs: the experts that it holds.
+    loaded: None if it has nothing, and is warm. pairs: the experts that it holds. digests: of those that
+    it has read.
     """
 
     actor_id: str = ""
     loaded: Loaded | None = None
     epoch: int = 0
     pairs: frozenset[Pair] = frozenset()
+    digests: Mapping[Pair, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 from cluster.history import CUT, StreamEvent
 
+PAUSE_S = 0.2  # after an answer without an end
 PATIENCE_S = 90.0  # for the next bytes of a stream
-FIRST_BYTE_ID = 16  # of the byte tokenizer; in any other vocabulary these are tokens as well
+FIRST_BYTE_ID, LAST_BYTE_ID = 16, 271  # of the byte tokenizer; in any other vocabulary tokens as well
 PROMPT_TOKENS = (8, 48)
 
 
@@ -95,6 +96,10 @@ class Streams:
     def num_tokens(self) -> int:
         return sum(event.kind == "token" for event in list(self.history))
 
+    @property
+    def num_ended(self) -> int:
+        return sum(event.kind == "end" for event in list(self.history))
+
     def _ask_on(self) -> None:
         while not self._ending.is_set():
             number = next(self._numbers)
@@ -103,6 +108,8 @@ class Streams:
             self.asked[request] = question
             for event in ask(self._url, self._model, question, request):
                 self.history.append(event)
+            if event.num_tokens is None:  # refused, or cut: those behind it need a moment
+                self._ending.wait(PAUSE_S)
 
 
 def ask(url: str, model: str, question: Question, request: str) -> Iterator[StreamEvent]:
@@ -112,7 +119,8 @@ def ask(url: str, model: str, question: Question, request: str) -> Iterator[Stre
     try:
         for data in _events(url, question.body(model)):
             if "error" in data:
-                finish = f"error: {data['error'].get('message', '')[:200]}"
+                error = data["error"]
+                finish = f"error: {error.get('code') or ''} {error.get('message', '')[:200]}"
                 break
             if data.get("usage"):
                 num_tokens = data["usage"]["completion_tokens"]

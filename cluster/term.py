@@ -54,4 +54,4 @@ class Term:
     def adopted(life: Life, loaded: Loaded, held: frozenset[Pair]) -> Term:
         """One that an earlier controller began, and that serves."""
         life.pid = pid_here(loaded.host, loaded.pid)
-        return Term(life=life, loaded=loaded, held=held)
+        return Term(life=life, loaded=loaded, held=held, shown=held)  # who knows what the newest view shows

@@ -10,16 +10,18 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.options import ActorOptions, AttentionOptions, Loaded
 from cluster.hosts import HERE
 from cluster.processes import Introduction, Pulse, beside
 from router.view import Pair, View
+
+T = TypeVar("T")
 
 PULSE_S = 0.5
 POLITE = 10  # niceness
@@ -46,23 +48,26 @@ class Worker:
         _politely(lambda: importlib.import_module("actors.build"))
         self._is_standby = True
 
-    def load_expert(self, options: ActorOptions, pairs: frozenset[Pair]) -> Loaded:
-        """Read the experts and start to listen; raises CheckpointError."""
+    def load_expert(self, options: ActorOptions, pairs: frozenset[Pair], known: Mapping[Pair, int]) -> Loaded:
+        """Read the experts and start to listen; raises CheckpointError. known: what others read of them."""
         from actors.build import build_expert
 
         self._is_standby = False
         _one_thread()
         options = self._bound_here(options)
-        self._server, loaded = build_expert(options, pairs, self._note)
+        self._server, loaded = build_expert(options, pairs, known, self._note)
         self._options, self._loaded = options, loaded
         return loaded
 
     @beside("load")
-    def take(self, pairs: frozenset[Pair]) -> None:
-        """To an expert actor that serves: read more; raises CheckpointError and holds what it has read."""
+    def take(self, pairs: frozenset[Pair], known: Mapping[Pair, int]) -> dict[Pair, int]:
+        """To an expert actor that serves: read more; raises CheckpointError and holds what it has read.
+
+        Returns their digests.
+        """
         from actors.build import take_experts
 
-        _politely(lambda: take_experts(self._server, self._options, pairs, self._note))
+        return _politely(lambda: take_experts(self._server, self._options, pairs, known, self._note))
 
     @beside("load")
     def drop(self, pairs: frozenset[Pair]) -> None:
@@ -70,16 +75,19 @@ class Worker:
         self._server.drop(pairs)
 
     def load_attention(
-        self, options: ActorOptions, attention: AttentionOptions, view: bytes | None
+        self, options: ActorOptions, attention: AttentionOptions, view: bytes | None, checksum: str
     ) -> Loaded:
-        """Read what an attention actor owns and start to listen; raises CheckpointError."""
+        """Read what an attention actor owns and start to listen; raises CheckpointError.
+
+        checksum: of what others have read, if any have.
+        """
         from actors.build import build_attention
 
         self._is_standby = False
         _one_thread()
         options = self._bound_here(options)
         known = None if view is None else View.from_bytes(view)
-        self._server, loaded = build_attention(options, attention, known, self._note)
+        self._server, loaded = build_attention(options, attention, known, checksum, self._note)
         self._options, self._loaded = options, loaded
         return loaded
 
@@ -111,6 +119,7 @@ class Worker:
             loaded=self._loaded,
             epoch=self._server.epoch,
             pairs=self._server.pairs,
+            digests=self._server.digests,
         )
 
     @beside("ctl")
@@ -155,6 +164,11 @@ class Worker:
         """For fault tests, to an expert actor: from now on its weights are not numbers."""
         self._server.spoil()
 
+    @beside("ctl")
+    def poison(self, seed: int) -> None:
+        """For fault tests, to an attention actor: from now on it dies of sequences of this seed."""
+        self._server.poison(seed)
+
     def _bound_here(self, options: ActorOptions) -> ActorOptions:
         return replace(options, host=self._node_address()) if options.host == HERE else options
 
@@ -162,10 +176,10 @@ class Worker:
         self._progress = (progress.bytes_read, progress.bytes_total, progress.seconds)
 
 
-def _politely(work: Callable[[], object]) -> None:
+def _politely(work: Callable[[], T]) -> T:
     """With a low priority: who serves comes first. On a thread of its own: no thread gets its own back."""
     with ThreadPoolExecutor(1, initializer=_step_back) as pool:
-        pool.submit(work).result()
+        return pool.submit(work).result()
 
 
 def _step_back() -> None:

@@ -4,7 +4,7 @@ A sequence goes to the actor that has seen the beginning of its prompt, or to th
 is lost, its journal goes to another, and whoever consumes the events sees no gap and no duplicate. Knows
 nothing of text or HTTP. One engine belongs to one event loop.
 
-Errors: Overloaded, EngineError (ingress/errors.py).
+Errors: Overloaded, EngineError, EngineCrashed (ingress/errors.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from actors.messages import (
     end_event,
 )
 from ingress.affinity import Affinity, Mark, marks_of
-from ingress.errors import EngineError, Overloaded
+from ingress.errors import EngineCrashed, EngineError, Overloaded
 from ingress.journal import Journal, JournalError
 from ingress.link import AttentionLink, Credentials, Endpoint, Feed, LinkLost
 from ingress.metrics import RequestMetrics, Watch
@@ -39,7 +39,7 @@ FIRST_BACKOFF_S = 0.05
 LAST_BACKOFF_S = 2.0
 BEGUN_PATIENCE = 10
 REFUSALS = {FINISH_OVER_SHARE: 429, FINISH_OVERLOADED: 503}  # to HTTP
-MAX_LOSSES = 8  # actors lost in a row by one sequence without a new token: it may be what kills them
+MAX_LOSSES = 8  # actors lost in a row by one sequence without a new token, whatever for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,8 +135,8 @@ class EngineClient:
         """The events of one sequence, the last one with `finish`; closing the generator cancels the sequence.
 
         A deadline that passes is a finish, also before the first token. Raises Overloaded if no actor can be
-        reached or the actor refuses, EngineError if actor after actor is lost. watch: where the consumer may
-        end a sequence before the engine does.
+        reached or the actor refuses, EngineError if actor after actor is lost, EngineCrashed if it
+        ends them. watch: where the consumer may end a sequence before the engine does.
         """
         self.start()
         call = call or Call()
@@ -176,6 +176,9 @@ class EngineClient:
                 self._affinity.note(self._marks(journal), link.endpoint.actor_id)
             losses = losses + 1 if len(journal.emitted) == num_known else 0
             self.metrics.resumed += journal.finish is None
+            if journal.is_fatal:
+                logger.error("sequence %s ended %d actors: given up", journal.request_id, journal.num_deaths)
+                raise EngineCrashed
             if journal.finish is None and losses >= MAX_LOSSES:
                 logger.error("sequence %s lost %d actors in a row: given up", journal.request_id, losses)
                 raise EngineError("the engine failed repeatedly on this request")
@@ -227,6 +230,8 @@ async def _follow(
             if journal.finish is not None:
                 return
         logger.warning("%s lost %s after %d tokens", journal.request_id, link.endpoint, len(journal.emitted))
+        if link.was_ended:
+            journal.note_death()
     except LinkLost as error:
         logger.warning("%s was not taken: %s", journal.request_id, error)
     except JournalError as error:

@@ -18,6 +18,7 @@ raise.
             RateLimited         429 rate_limit_exceeded, of the key's own limits
             DeadlineExceeded    504 deadline_exceeded
         EngineError             500 server_error
+            EngineCrashed       500 engine_crashed
 """
 
 from __future__ import annotations
@@ -184,6 +185,17 @@ class EngineError(RequestError):
     status = 500
     kind = "server_error"
     default_code = "server_error"
+
+
+class EngineCrashed(EngineError):  # noqa: N818
+    """To compute this request has ended the process that did, again and again: others are not to suffer."""
+
+    default_code = "engine_crashed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the process that computed this request died each time it was tried; it is not tried again"
+        )
 
 
 def error_fields(error: RequestError) -> dict[str, dict[str, str | None]]:

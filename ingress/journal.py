@@ -13,7 +13,10 @@ import dataclasses
 import struct
 from collections.abc import Sequence
 
-from actors.messages import ANY_TERMS, Sampling, Submit, Terms, TokenEvent
+from actors.messages import ANY_TERMS, PROOF_TOKENS, Sampling, Submit, Terms, TokenEvent
+
+MAX_DEATHS = 2  # of actors in a row that computed a sequence, the later ones on its trial
+MAX_DEATHS_SPOKEN = 3  # of one that has said something: it is likelier that somebody kills
 
 
 class JournalError(Exception):
@@ -34,7 +37,10 @@ class Journal:
         self.logprobs: list[float] = []
         self.finish: str | None = None
         self.attempt = 0
+        self.num_deaths = 0  # of actors while it was computed there, or may have been, and no proof since
         self._was_taken = False
+        self._is_computed = False  # as far as the actor of this attempt has said
+        self._proved_at = 0
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -53,8 +59,13 @@ class Journal:
         """
         assert self.finish is None, f"{self.request_id} has ended ({self.finish}): nothing to resume"
         self.attempt += 1
+        self._is_computed = False
         ids = self.token_ids
-        terms = dataclasses.replace(self.terms, is_promised=self.terms.is_promised or self._was_taken)
+        terms = dataclasses.replace(
+            self.terms,
+            is_promised=self.terms.is_promised or self._was_taken,
+            is_suspect=self.num_deaths > 0,
+        )
         submit = Submit(
             request_id=self.wire_id,
             num_prompt=len(self.prompt_ids),
@@ -66,7 +77,7 @@ class Journal:
 
     def accept(self, event: TokenEvent) -> TokenEvent | None:
         """The part of `event` that is news, or None. Raises JournalError, and then has noted no token."""
-        self._was_taken = True  # by whoever speaks of it
+        self._was_taken = self._is_computed = True  # by whoever speaks of it
         known = len(self.emitted) - event.first
         if known >= len(event.token_ids) and event.finish is None:
             return None  # a duplicate, however late
@@ -81,9 +92,22 @@ class Journal:
             num_cached=event.num_cached if not known else None,
         )
         self.emitted.extend(fresh.token_ids)
+        if len(self.emitted) >= self._proved_at:
+            self.num_deaths = 0
         self.logprobs.extend(fresh.logprobs)
         self.finish = event.finish
         return fresh
+
+    def note_death(self) -> None:
+        """The actor of this attempt has ended: it counts if this sequence may be why."""
+        if self._is_computed:
+            self.num_deaths += 1
+            self._proved_at = len(self.emitted) + PROOF_TOKENS
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether it is taken for what ends the actors that compute it."""
+        return self.num_deaths >= (MAX_DEATHS_SPOKEN if self.emitted else MAX_DEATHS)
 
     def _check(self, event: TokenEvent, known: int) -> None:
         if self.finish is not None:

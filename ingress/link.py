@@ -65,6 +65,7 @@ class AttentionLink:
         self._writer = writer
         self._feeds: dict[str, Feed] = {}
         self._is_lost = False
+        self.was_ended = False  # by the other end, as a death ends it; not for its silence, nor by us
         self._silence = Silence()
         self.wait_s = 0.0  # until all that waits there has begun, as the actor last estimated
 
@@ -97,8 +98,10 @@ class AttentionLink:
             while True:
                 await self._dispatch_frame()
         except asyncio.IncompleteReadError:
-            return f"silent for {SILENCE_S:g} s" if watch.done() else "closed by the peer"
+            self.was_ended = not watch.done()
+            return "closed by the peer" if self.was_ended else f"silent for {SILENCE_S:g} s"
         except OSError as error:
+            self.was_ended = True
             return f"connection lost: {error}"
         except wire.WireError as error:
             return f"not understood: {error}"

@@ -31,6 +31,9 @@ class Reader(Protocol):
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """Raises CheckpointError that names file and tensor."""
 
+    def digest(self) -> int:
+        """Of what was read since it was last asked for."""
+
 
 def load_decoder(reader: Reader, config: ModelConfig, dtype: torch.dtype, context_tokens: int) -> Decoder:
     """Everything but the routed experts."""

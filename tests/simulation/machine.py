@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -21,8 +21,12 @@ from router.view import Pair, View
 
 CALL_S = {"pulse": 0.5, "warm": 1.0, "load_expert": 0.4, "load_attention": 0.6, "take": 0.3}
 PROMPT_S = 0.002
+CHECKSUM = "of what attention actors read"
 SEAT_S = 0.1  # between two looks for a seat
 ADOPT_S = 0.2  # until an attention actor's next step
+
+
+Digests = Mapping[Pair, int]
 
 
 class Crash(BaseException):
@@ -62,6 +66,7 @@ class FakeServer:
     def __init__(self, machine: Machine, number: int, pairs: frozenset[Pair], view: View | None) -> None:
         self._machine, self._number = machine, number
         self.pairs, self.view, self.in_use = pairs, view, view
+        self.digests = machine.digests_of(pairs)  # as they were when it read them
 
     def stats(self) -> dict[str, float]:
         machine = self._machine
@@ -110,11 +115,13 @@ class FakeWorker(Worker):
     def warm(self) -> None:
         self._is_standby = True
 
-    def load_expert(self, options: ActorOptions, pairs: frozenset[Pair]) -> Loaded:
+    def load_expert(self, options: ActorOptions, pairs: frozenset[Pair], known: Digests) -> Loaded:
+        self._machine.check_read(pairs, known)
         return self._load(options, FakeServer(self._machine, self._number, pairs, None))
 
-    def load_attention(self, options: ActorOptions, _: Any, view: bytes | None) -> Loaded:
+    def load_attention(self, options: ActorOptions, _: Any, view: bytes | None, checksum: str) -> Loaded:
         assert view is not None
+        assert checksum in ("", CHECKSUM)
         known = self._machine.check_view(view)
         return self._load(options, FakeServer(self._machine, self._number, frozenset(), known))
 
@@ -125,14 +132,23 @@ class FakeWorker(Worker):
         self.server = self._server = server
         self._options = options
         self._loaded = Loaded(
-            host="127.0.0.1", port=self._number, metrics_port=1, pid=self._number, bytes_read=0, checksum=""
+            host="127.0.0.1",
+            port=self._number,
+            metrics_port=1,
+            pid=self._number,
+            bytes_read=0,
+            checksum=CHECKSUM,
+            digests=server.digests,
         )
         return self._loaded
 
-    def take(self, pairs: frozenset[Pair]) -> None:
+    def take(self, pairs: frozenset[Pair], known: Digests) -> Digests:
         self._machine.fail_if_due()
+        self._machine.check_read(pairs, known)
         assert self.server is not None
         self.server.pairs |= pairs
+        self.server.digests |= self._machine.digests_of(pairs)
+        return self._machine.digests_of(pairs)
 
     def run(self) -> None:
         self._is_running = True
@@ -213,6 +229,7 @@ class Machine:
         self.now_s = 0.0
         self.crash_in: int | None = None
         self.failing_loads = 0
+        self.damaged: frozenset[Pair] = frozenset()  # of the checkpoint
         self.busy_share = 0.0  # of its time, in which an expert actor computes
         self.running = 0  # sequences of an attention actor
         self.load_LE = np.zeros((2, 6))  # pairs a second
@@ -298,6 +315,15 @@ class Machine:
         view = View.from_bytes(packed)
         assert self._views.setdefault(view.epoch, packed) == packed, f"two views of epoch {view.epoch}"
         return view
+
+    def digests_of(self, pairs: Iterable[Pair]) -> Digests:
+        return {pair: hash((pair, pair in self.damaged)) for pair in pairs}
+
+    def check_read(self, pairs: frozenset[Pair], known: Digests) -> None:
+        """As the worker does: what is read must be what was read before."""
+        found = self.digests_of(pairs)
+        if any(known.get(pair, digest) != digest for pair, digest in found.items()):
+            raise WorkFailed("is not what was read of it before")
 
     def check_drop(self, number: int, pairs: frozenset[Pair]) -> None:
         """Nobody may compute by a view that shows what is dropped."""

@@ -252,3 +252,65 @@ def test_an_attention_actor_that_leaves_serves_until_another_does(monkeypatch: p
         assert len(serving) < 100_000, "it never leaves"
     assert all(serving)
     assert [member.actor_id for member in story.fleet.attention] == ["attention-1"]
+
+
+def test_an_heir_waits_until_another_holds_what_its_seat_is_to_lose():
+    play(PLANS[0], [Fault(1.6, RESTART), Fault(1.8, SCALE_EXPERTS, 2)], machine_type=NeverPauses)
+
+
+def test_experts_that_a_seat_gains_while_its_heir_loads_always_have_a_holder(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    story = Story(PLANS[0], machine_type=NeverPauses)
+    story.until_well()
+    obey(story.fleet, "scale", {"experts": 3})
+    story.run(1.0)
+    story.until_well()
+    monkeypatch.setitem(machine.CALL_S, "load_expert", 20.0)  # longer than experts take to move
+    obey(story.fleet, "restart", {})
+    while not any(member.heir for member in story.fleet.experts):
+        story.look()
+    story.run(1.0)
+    obey(story.fleet, "scale", {"experts": 2})
+    story.run(5.0)
+    story.until_well()
+    story.run(1.0)
+    check_end(story)
+
+
+def test_who_leaves_is_asked_until_all_know_though_the_controller_ends_in_between(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(machine, "ADOPT_S", 3.0)  # long steps: an old view is still computed by
+    for calls in range(0, 40, 2):
+        story = Story(PLANS[0], machine_type=NeverPauses)
+        story.until_well()
+        obey(story.fleet, "scale", {"experts": 3})
+        story.run(1.0)
+        story.until_well()
+        obey(story.fleet, "scale", {"experts": 2})
+        story.befall(Fault(story.machine.now_s, CRASH, calls))
+        story.run(10.0)
+        story.until_well()
+        story.run(4.0)
+        check_end(story)
+
+
+@pytest.mark.parametrize("order", [KILL, SCALE_EXPERTS])
+def test_experts_that_are_not_what_was_read_before_are_refused_until_the_files_are_back(order: str):
+    story = Story(PLANS[1])
+    story.until_well()
+    story.machine.damaged = frozenset({(1, 0)})
+    if order == KILL:
+        story.befall(Fault(0.0, CRASH, 0))
+        story.run(2.0)  # the next controller knows it from those that live
+        story.machine.processes[story.fleet.experts[0].incarnation].die()
+    else:
+        obey(story.fleet, "scale", {"experts": 2})
+    story.run(20.0)
+    assert any("is not what was read of it before" in text for _, text in story.fleet.events)
+    assert not story.fleet.is_settled and not story.fleet.view.missing(), "the others serve on"
+    story.machine.damaged = frozenset()
+    story.until_well()
+    story.run(1.0)
+    check_end(story)

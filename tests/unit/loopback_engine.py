@@ -72,7 +72,8 @@ class _Running:
     ids: list[int]
     num_prompt: int
     sampling: Sampling
-    is_promised: bool
+    terms: Terms
+    waits: bool  # a suspect, until it is let in
 
     def append(self, token_id: int) -> str | None:
         self.ids.append(token_id)
@@ -89,7 +90,8 @@ class LoopbackEngine:
 
     drop_after: a connection is cut once, when it has sent this many tokens. fail: sequences end in an error.
     refuse: what may be refused is, as soon as anything else on its connection has advanced. num_cached: told
-    with the first token of each sequence.
+    with the first token of each sequence. fatal_seed: a sequence of it cuts all connections when it
+    advances.
     """
 
     actor_id: str = "attention-0"
@@ -104,9 +106,11 @@ class LoopbackEngine:
     takes: bool = True  # says so at once
     beats: bool = False  # while mute: that it lives
     num_cached: int | None = None
+    fatal_seed: int | None = None
     submits: list[Submit] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     num_steps: int = 0
+    num_deaths: int = 0
 
     def __post_init__(self) -> None:
         self._server: asyncio.Server | None = None
@@ -169,7 +173,7 @@ class LoopbackEngine:
                 message, payload = await _read(reader, wire.kinds(Submit, Cancel))
                 if isinstance(message, Submit):
                     self._submit(message, payload, running)
-                    if self.takes:
+                    if self.takes and not running[message.request_id].waits:
                         _send(writer, [taken_event(message.request_id, message.num_emitted)])
                     has_work.set()
                 else:
@@ -189,7 +193,8 @@ class LoopbackEngine:
             ids=list(struct.unpack(f"<{submit.num_prompt + submit.num_emitted}i", payload)),
             num_prompt=submit.num_prompt,
             sampling=Sampling(**submit.sampling),
-            is_promised=Terms(**submit.terms).is_promised,
+            terms=(terms := Terms(**submit.terms)),
+            waits=terms.is_suspect,
         )
 
     async def _step(
@@ -205,8 +210,15 @@ class LoopbackEngine:
                 if self.beats:
                     writer.write(wire.encode(Beat()))
                 continue
-            refused = {name for name, one in running.items() if self.refuse and not one.is_promised}
-            events = [self._advance(name, one) for name, one in running.items() if name not in refused]
+            refused = {name for name, one in running.items() if self.refuse and not one.terms.is_promised}
+            self._let_in(running, writer)
+            active = {name: one for name, one in running.items() if name not in refused and not one.waits}
+            if self.fatal_seed in [one.sampling.seed for one in active.values()]:
+                self.num_deaths += 1
+                await writer.drain()
+                self.drop_connections()
+                return
+            events = [self._advance(name, one) for name, one in active.items()]
             if events:
                 events += [end_event(name, 0, FINISH_OVERLOADED, "too late", 1.0) for name in refused]
             for event in events:
@@ -220,6 +232,14 @@ class LoopbackEngine:
                 self.drop_after = None
                 await writer.drain()
                 writer.transport.abort()
+
+    def _let_in(self, running: dict[str, _Running], writer: asyncio.StreamWriter) -> None:
+        """One suspect, when the one before has ended."""
+        suspects = [(name, one) for name, one in running.items() if one.terms.is_suspect]
+        if suspects and suspects[0][1].waits:
+            name, one = suspects[0]
+            one.waits = False
+            _send(writer, [taken_event(name, len(one.ids) - one.num_prompt)])
 
     def _advance(self, name: str, sequence: _Running) -> TokenEvent:
         first = len(sequence.ids) - sequence.num_prompt

@@ -23,6 +23,7 @@ from actors.messages import (
     FINISH_ERROR,
     FINISH_LENGTH,
     FINISH_STOP,
+    PROOF_TOKENS,
     Cancel,
     Events,
     Submit,
@@ -192,6 +193,24 @@ def test_who_is_let_in_hears_so_before_its_first_token_and_who_is_refused_never(
     door.submit("bad", [-1])
     assert door.finish("bad").finish == FINISH_ERROR
     assert len(door.of("bad")) == 1
+    door.connection.close()
+
+
+def test_suspects_are_computed_one_after_another_and_each_is_told_before(actor: Running, expected: Generated):
+    door = actor.connect()
+    names, suspected = ["s0", "s1", "s2", "s3"], {"is_suspect": True, "is_promised": True}
+    for name in names:
+        door.submit(name, PROMPT, terms=suspected)
+    door.connection.send(Cancel(request_id="s2"))  # in vain if it was quicker
+    assert {door.finish(name).finish for name in names} <= {FINISH_LENGTH, FINISH_CANCELLED}
+    served = [name for name in names if door.of(name)[-1].finish == FINISH_LENGTH]
+    assert {"s0", "s1", "s3"} <= set(served)
+    for name in served:
+        assert not door.of(name)[0].token_ids and door.tokens(name) == expected.token_ids
+    for earlier, later in pairwise(served):
+        let_in = door.events.index(door.of(later)[0])
+        said = [event for event in door.events[:let_in] if event.request_id == earlier]
+        assert sum(len(event.token_ids) for event in said) >= PROOF_TOKENS
     door.connection.close()
 
 

@@ -16,6 +16,7 @@ from cluster.history import (
     differing,
     from_lines,
     longest_gap_s,
+    slowdown,
     to_lines,
     tokens_of,
 )
@@ -105,3 +106,11 @@ def test_the_longest_gap_is_that_of_one_request_and_ended_in_time(times_s: list[
     others = [StreamEvent(kind="token", request=f"b{i}", at_s=at_s) for i, at_s in enumerate(times_s)]
     expected = max((b - a for a, b in itertools.pairwise(times_s) if b >= since_s), default=0.0)
     assert longest_gap_s([*events, *others], since_s) == expected
+
+
+def test_the_longest_request_after_a_fault_is_compared_with_the_p99_of_those_before():
+    before = [event for n in range(8) for event in told(f"b{n}", [1] * 3, start_s=n)]  # 4 s each
+    during = told("d", [1] * 7, start_s=10.0)  # 8 s, the fault at 15
+    assert slowdown([*before, *during], 15.0) == 2.0
+    assert slowdown(before, 15.0) is None, "nothing came after"
+    assert slowdown([*before[5:], *during], 15.0) is None, "too few to compare with"

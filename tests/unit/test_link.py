@@ -20,8 +20,8 @@ from actors.messages import (
     taken_event,
     unpack_events,
 )
-from ingress.engine_client import EngineClient
-from ingress.errors import EngineError, Overloaded
+from ingress.engine_client import MAX_LOSSES, EngineClient
+from ingress.errors import EngineCrashed, EngineError, Overloaded
 from ingress.journal import Journal, JournalError
 from ingress.link import AttentionLink, Credentials, Endpoint
 from model.sampling import Sampling
@@ -286,7 +286,7 @@ def test_without_any_actor_a_sequence_is_refused_after_the_patience():
 
 def test_a_sequence_that_loses_actor_after_actor_is_given_up():
     async def scenario() -> None:
-        actor = LoopbackEngine(mute=True)
+        actor = LoopbackEngine(mute=True, takes=False)
         await actor.start()
         engine = make_engine(actor)
         work = asyncio.create_task(collect(engine))
@@ -297,9 +297,63 @@ def test_a_sequence_that_loses_actor_after_actor_is_given_up():
             actor.drop_connections()
         with pytest.raises(EngineError):
             await work
+        assert len(actor.submits) == MAX_LOSSES
         await closed(engine, actor)
 
     asyncio.run(scenario())
+
+
+def test_a_sequence_that_ends_whoever_computes_it_fails_after_the_second_and_nobody_else_does():
+    async def scenario() -> None:
+        actors = [LoopbackEngine(actor_id=name, pause_s=0.002, fatal_seed=13) for name in "ab"]
+        for actor in actors:
+            await actor.start()
+        engine = make_engine(*actors)
+        others = [asyncio.create_task(collect(engine, f"r{n}", max_tokens=60)) for n in range(6)]
+        await until(lambda: min(actor.num_steps for actor in actors) > 2)
+        with pytest.raises(EngineCrashed) as failed:
+            await collect(engine, "poison", seed=13)
+        assert (failed.value.http_status, failed.value.code) == (500, "engine_crashed")
+        assert sum(actor.num_deaths for actor in actors) == 2
+        for other in others:
+            check(await other, 60)
+        await closed(engine, *actors)
+
+    asyncio.run(scenario())
+
+
+def test_a_death_counts_against_who_may_be_why_until_it_has_proved_itself():
+    journal = Journal("r", PROMPT, Sampling(max_tokens=10))
+    journal.resume()
+    journal.note_death()
+    assert journal.num_deaths == 0, "nobody had taken it"
+    assert not is_suspect(journal.resume()[0])
+    journal.accept(taken_event(journal.wire_id, 0))
+    journal.note_death()
+    assert is_suspect(journal.resume()[0])
+    journal.note_death()
+    assert journal.num_deaths == 1, "a suspect is told when it is computed, and it was not"
+    journal.resume()
+    assert not journal.is_fatal
+    journal.accept(event(0, 1))
+    assert journal.num_deaths == 1, "the token that it died at may have been lost"
+    journal.accept(event(1, 2))
+    assert journal.num_deaths == 0
+    assert not is_suspect(journal.resume()[0])
+
+
+@pytest.mark.parametrize(("said", "deaths"), [((), 2), ((1, 2, 3), 3)])
+def test_who_has_spoken_is_tried_once_more(said: tuple[int, ...], deaths: int):
+    journal = Journal("r", PROMPT, Sampling(max_tokens=10))
+    journal.resume()
+    journal.accept(event(0, *said))
+    for count in range(1, deaths + 1):
+        assert not journal.is_fatal
+        journal.accept(taken_event(journal.wire_id, len(said)))
+        journal.note_death()
+        assert journal.num_deaths == count
+        journal.resume()
+    assert journal.is_fatal
 
 
 def test_a_peer_without_the_cluster_token_or_with_another_name_is_refused():
@@ -405,6 +459,10 @@ def test_a_journal_resumes_with_prompt_and_emitted_ids():
     assert payload == b"".join(value.to_bytes(4, "little") for value in (*PROMPT, 1, 2))
     assert Sampling(**second.sampling) == journal.sampling
     assert second.request_id != first.request_id
+
+
+def is_suspect(submit: Submit) -> bool:
+    return Terms(**submit.terms).is_suspect
 
 
 def is_promised(submit: Submit) -> bool:

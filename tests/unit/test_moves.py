@@ -6,13 +6,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from shutil import copytree
+
+import pytest
+import torch
 
 from actors.attention import ViewInbox
 from actors.engine import Engine
-from actors.expert import ExpertServer, in_every_layer
+from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
 from actors.runner import Runner
 from model.checkpoint import Checkpoint
+from model.names import expert_tensors
 from model.sampling import Sampling
+from model.shards import CheckpointError
 from router.exchange import Exchange
 from router.parcels import Reply, pack_parcel
 from router.tcp import TcpTransport
@@ -129,3 +135,21 @@ def test_a_drop_waits_for_what_is_being_computed(tiny_v32: Path) -> None:
         dropping.join(10)
         assert (sent.key.layer, 3) not in held.pairs
         connection.close()
+
+
+def test_an_expert_that_is_not_what_was_read_before_is_refused_and_not_held(tiny_v32: Path, tmp_path: Path):
+    directory = copytree(tiny_v32, tmp_path / "copy")
+    config, _, checkpoint = load(directory)
+    known = experts_of(checkpoint, range(config.num_experts)).digests
+    layer = config.routed_layers.start
+    tensor = checkpoint.tensor(next(iter(expert_tensors(config, layer, 3))))
+    with tensor.file.open("r+b") as opened:
+        opened.seek(tensor.offset)
+        [first] = opened.read(1)
+        opened.seek(tensor.offset)
+        opened.write(bytes([first ^ 1]))
+    held = HeldExperts(config, torch.float32)
+    load_experts(checkpoint.reader(), held, [(layer, 2), (layer, 4)], torch.float32, known)
+    with pytest.raises(CheckpointError, match=f"expert 3 of layer {layer} is not what was read of it before"):
+        load_experts(checkpoint.reader(), held, [(layer, 3)], torch.float32, known)
+    assert held.pairs == {(layer, 2), (layer, 4)}
