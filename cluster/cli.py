@@ -20,6 +20,7 @@ from cluster.cli_leave import linger, stop
 from cluster.cli_orders import drain, restart, scale
 from cluster.cli_serve import serve
 from cluster.cli_trace import trace
+from cluster.cli_up import up
 from cluster.cli_watch import dashboards, status, top
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -49,7 +50,7 @@ def make_tiny(
 
 
 COMMANDS = (
-    *(serve, stop, linger, chat, complete, status, bench, doctor, make_tiny, chaos),
+    *(serve, up, stop, linger, chat, complete, status, bench, doctor, make_tiny, chaos),
     *(top, trace, scale, drain, restart),
 )
 for command in COMMANDS:

@@ -22,7 +22,7 @@ from ray import serve
 
 from actors.options import AttentionOptions
 from cluster.controller import Controller
-from cluster.environment import data_token
+from cluster.environment import OBJECT_STORE_BYTES, data_token
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
 from cluster.hosts import pid_here
 from cluster.look import take
@@ -50,7 +50,6 @@ STATUS_TIMEOUT_S = 10.0
 ORDER_TIMEOUT_S = 60.0  # to place thousands of experts takes seconds
 KILL_AFTER_S = 5.0
 STARTED_TOGETHER = 2  # Ray starts as many processes at a time as it has CPUs; our actors ask for none
-OBJECT_STORE_BYTES = 80 * 1024 * 1024  # nothing of ours passes through it
 
 
 class LaunchError(RuntimeError):
