@@ -49,6 +49,7 @@ TRACE_SLACK_S = 5.0
 STATUS_TIMEOUT_S = 10.0
 ORDER_TIMEOUT_S = 60.0  # to place thousands of experts takes seconds
 KILL_AFTER_S = 5.0
+HEAD_NODE = "node:__internal_head__"  # a resource that Ray gives to this node alone
 STARTED_TOGETHER = 2  # Ray starts as many processes at a time as it has CPUs; our actors ask for none
 
 
@@ -301,6 +302,9 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
             lifetime="detached",
             max_restarts=-1,  # no data passes through it, so nobody waits for the seconds that Ray takes
             max_task_retries=-1,
+            resources={
+                HEAD_NODE: 0.001
+            },  # it can do nothing without the head, and should share its fate alone
         )
         .remote(plan, preflight.config, data_token(), RayProcesses(), RayMemory())
     )

@@ -17,7 +17,6 @@ from tests.ray.several_hosts import Machine, SeveralHosts
 
 BLINK_S = 0.5
 WEATHER_S = 10.0
-POLL_S, PATIENCE_S = 0.1, 120.0
 
 Deed = Callable[[SeveralHosts, Machine], None]
 
@@ -63,20 +62,13 @@ def vanish(cluster: SeveralHosts, machine: Machine) -> None:
     cluster.kill(machine)
 
 
-def heal_when_replaced(cluster: SeveralHosts, machine: Machine) -> None:
-    """Cut until another has taken its place; then it is back, with its processes as they were."""
-    before = _on(cluster, machine)
-    cut()(cluster, machine)
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not _are_elsewhere(cluster, before) and time.monotonic() < deadline_s:
-        time.sleep(POLL_S)
-    assert cluster.lives_on(machine), "what was cut off lives on: else there is nothing to fence"
-    assert machine.cable is not None
-    machine.cable.set()
+def _fault(
+    name: str, about: str, kind: str, deed: Deed, *, is_replaced: bool = True, is_fenced: bool = False
+) -> Fault:
+    """is_replaced: whether the host's actors must come up on another one.
 
-
-def _fault(name: str, about: str, kind: str, deed: Deed, *, is_replaced: bool) -> Fault:
-    """is_replaced: whether the host's actors must come up on another one."""
+    is_fenced: it is over only when what was cut off, and is back, has ended; else that is looked at later.
+    """
     hit: list[Machine] = []
 
     def inject(cluster: Any, _: Victims, __: random.Random) -> Victims:
@@ -88,18 +80,21 @@ def _fault(name: str, about: str, kind: str, deed: Deed, *, is_replaced: bool) -
     def is_over(cluster: Any, _: Victims, victims: Victims) -> bool:
         if not is_replaced:
             return is_settled(cluster)
-        is_fenced = hit[0].cable is None or deed is not heal_when_replaced or not cluster.lives_on(hit[0])
-        return is_fenced and _are_elsewhere(cluster, victims)
+        if not _are_elsewhere(cluster, victims):
+            return False
+        if hit[0].is_up:  # what was cut off is back, and must find that it is not wanted any more
+            hit[0].cable.set()
+        return not is_fenced or not cluster.lives_on(hit[0])
 
     return Fault(name=name, about=about, is_replicated=True, inject=inject, is_over=is_over)
 
 
 def _host_of(cluster: SeveralHosts, kind: str) -> Machine:
-    """One with an actor of that kind and of no other."""
+    """One with an actor of that kind, and of no other if there is one."""
     kinds: dict[str, set[str]] = {}
     for actor in cluster.snapshot()["actors"]:
         kinds.setdefault(actor["host"], set()).add(actor["kind"])
-    return cluster.at(next(host for host, found in sorted(kinds.items()) if found == {kind}))
+    return cluster.at(min((len(found), host) for host, found in kinds.items() if kind in found)[1])
 
 
 def _on(cluster: SeveralHosts, machine: Machine) -> Victims:
@@ -137,20 +132,12 @@ FAULTS: Sequence[Fault] = (
         "loss-20", "20 % of frames lost, both ways, 10 s", "expert", bad(Weather(loss=0.2)), is_replaced=False
     ),
     _fault("blink", f"an expert's host cut off for {BLINK_S:g} s", "expert", blink, is_replaced=False),
-    _fault("cut", "an expert's host cut off", "expert", cut(), is_replaced=True),
-    _fault("cut-out", "an expert's host hears, is not heard", "expert", cut(into=FAIR), is_replaced=True),
-    _fault("cut-into", "an expert's host is heard, hears nothing", "expert", cut(out=FAIR), is_replaced=True),
-    _fault(
-        "healed",
-        "an expert's host cut off until replaced, then back",
-        "expert",
-        heal_when_replaced,
-        is_replaced=True,
-    ),
-    _fault("die", "every process of an expert's host killed", "expert", die, is_replaced=True),
-    _fault("vanish", "an expert's host without power", "expert", vanish, is_replaced=True),
-    _fault(
-        "attention-vanish", "the only attention host without power", "attention", vanish, is_replaced=True
-    ),
-    _fault("attention-cut", "the only attention host cut off", "attention", cut(), is_replaced=True),
+    _fault("cut", "an expert's host cut off until replaced", "expert", cut()),
+    _fault("cut-out", "the same, but it hears all the while", "expert", cut(into=FAIR)),
+    _fault("cut-into", "the same, but it is heard all the while", "expert", cut(out=FAIR)),
+    _fault("fenced", "cut off until replaced, back, and its old life ended", "expert", cut(), is_fenced=True),
+    _fault("die", "every process of an expert's host killed", "expert", die),
+    _fault("vanish", "an expert's host without power", "expert", vanish),
+    _fault("attention-cut", "the only attention host cut off until replaced", "attention", cut()),
+    _fault("attention-vanish", "the only attention host without power", "attention", vanish),
 )
