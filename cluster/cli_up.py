@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -41,18 +40,21 @@ def up(
         with joined_environment():
             if head:
                 os.environ.update(HEAD)
-            _become(start_command(join, seats, node_ip, port))
+            from ray.scripts.scripts import cli  # after the environment, which it reads at import
+
+            cli(start_words(join, seats, node_ip, port))
     except (SpecError, ValueError) as error:
         fail(str(error))
 
 
-def start_command(join: str | None, seats: dict[str, int], node_ip: str | None, port: int) -> list[str]:
-    """Of Ray. join: none begins a cluster."""
+def start_words(join: str | None, seats: dict[str, int], node_ip: str | None, port: int) -> list[str]:
+    """Of Ray's own command. join: none begins a cluster."""
     where = (
         ["--head", f"--port={port}", "--include-dashboard=false"] if join is None else [f"--address={join}"]
     )
     return [
-        *("ray", "start", *where),
+        "start",
+        *where,
         *([] if node_ip is None else [f"--node-ip-address={node_ip}"]),
         "--num-cpus=0",  # of our actors none asks for one
         f"--object-store-memory={OBJECT_STORE_BYTES}",
@@ -71,9 +73,3 @@ def _seats(told: list[str] | tuple[()]) -> dict[str, int]:
             raise ValueError(f"seat is {one[:40]!r}: write {', '.join(f'{k}=N' for k in KINDS)}, each once")
         seats[kind] = int(count)
     return seats
-
-
-def _become(command: list[str]) -> NoReturn:
-    """This process is Ray's from here on: signals and exit status are its own."""
-    module = [sys.executable, "-m", "ray.scripts.scripts", *command[1:]]
-    os.execv(module[0], module)

@@ -27,6 +27,7 @@ from actors.messages import (
     FINISH_STOP,
     Cancel,
     Events,
+    HandOver,
     Submit,
     Terms,
     TokenEvent,
@@ -89,7 +90,7 @@ class LoopbackEngine:
 
     drop_after: a connection is cut once, when it has sent this many tokens. fail: sequences end in an error.
     refuse: what may be refused is, as soon as anything else on its connection has advanced. num_cached: told
-    with the first token of each sequence.
+    with the first token of each sequence. moves: when told to hand over, all sequences go to the first heir.
     """
 
     actor_id: str = "attention-0"
@@ -104,8 +105,10 @@ class LoopbackEngine:
     takes: bool = True  # says so at once
     beats: bool = False  # while mute: that it lives
     num_cached: int | None = None
+    moves: bool = False
     submits: list[Submit] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    handovers: list[HandOver] = field(default_factory=list)
     num_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -166,12 +169,20 @@ class LoopbackEngine:
         stepping = asyncio.create_task(self._step(running, has_work, writer))
         try:
             while True:
-                message, payload = await _read(reader, wire.kinds(Submit, Cancel))
+                message, payload = await _read(reader, wire.kinds(Submit, Cancel, HandOver))
                 if isinstance(message, Submit):
                     self._submit(message, payload, running)
                     if self.takes:
                         _send(writer, [taken_event(message.request_id, message.num_emitted)])
                     has_work.set()
+                elif isinstance(message, HandOver):
+                    self.handovers.append(message)
+                    if self.moves:
+                        _send(
+                            writer,
+                            [_moved(name, one, message, self.num_cached) for name, one in running.items()],
+                        )
+                        running.clear()
                 else:
                     self.cancelled.append(message.request_id)
                     if running.pop(message.request_id, None) is not None:
@@ -241,6 +252,16 @@ class LoopbackEngine:
             num_cached=self.num_cached if first == 0 else None,
             finish=finish,
         )
+
+
+def _moved(name: str, sequence: _Running, told: HandOver, num_cached: int | None) -> TokenEvent:
+    return TokenEvent(
+        request_id=name,
+        first=len(sequence.ids) - sequence.num_prompt,
+        token_ids=(),
+        num_cached=num_cached,
+        moved_to=told.heirs[0][0],
+    )
 
 
 def _likeliest(token_id: int, count: int) -> tuple[tuple[int, float], ...]:

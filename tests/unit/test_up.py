@@ -8,13 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.cli_up import start_command
+from cluster.cli_up import start_words
 from cluster.hosts import seat_for
 
 
 def test_a_host_tells_ray_its_seats_and_offers_it_nothing_else() -> None:
-    command = start_command("10.0.0.1:6379", {"expert": 2, "attention": 1}, "10.0.0.2", 6379)
-    assert command[:3] == ["ray", "start", "--address=10.0.0.1:6379"]
+    command = start_words("10.0.0.1:6379", {"expert": 2, "attention": 1}, "10.0.0.2", 6379)
+    assert command[:2] == ["start", "--address=10.0.0.1:6379"]
     [resources] = [word for word in command if word.startswith("--resources=")]
     assert json.loads(resources.removeprefix("--resources=")) == {
         seat_for("expert"): 2,
@@ -24,7 +24,7 @@ def test_a_host_tells_ray_its_seats_and_offers_it_nothing_else() -> None:
 
 
 def test_a_head_begins_a_cluster_and_shows_no_dashboard() -> None:
-    command = start_command(None, {}, None, 7000)
+    command = start_words(None, {}, None, 7000)
     assert {"--head", "--port=7000", "--include-dashboard=false"} <= {*command}
     assert not [word for word in command if word.startswith(("--address", "--node-ip"))]
 
