@@ -184,7 +184,12 @@ class AttentionServer:
 
     def stats(self) -> dict[str, float]:
         """Counters since birth; read from another thread, so neighbours may be one step apart."""
-        return self._engine.stats()
+        return {
+            **self._engine.stats(),
+            "handed_sequences": self.handed.sequences,
+            "handed_pages_out": self.handed.pages_out,
+            "handed_pages_in": self.handed.pages_in,
+        }
 
     def samples(self) -> Iterator[Sample]:
         """The metrics; read from another thread."""

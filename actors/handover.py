@@ -142,15 +142,20 @@ class Handover:
     def _run(self, transfer: _Transfer) -> None:
         """On its own thread: what it reads of the cache has a reader more, so that nobody writes it."""
         start_s = time.monotonic()
-        num_pages, problem = 0, None
+        num_pages = 0
+        problem: str | None = "a fault of ours"  # unless it is said otherwise
         try:
             if transfer.chain.keys:
                 num_pages = self._send(transfer.chain, transfer.heir, start_s + LONGEST_S)
+            problem = None
         except (PeerLost, WireError, TimeoutError) as error:
             problem = str(error)
-        seconds = time.monotonic() - start_s
-        self._outcomes.put(_Outcome(transfer=transfer, num_pages=num_pages, seconds=seconds, problem=problem))
-        self._announce()
+        finally:
+            seconds = time.monotonic() - start_s
+            self._outcomes.put(
+                _Outcome(transfer=transfer, num_pages=num_pages, seconds=seconds, problem=problem)
+            )
+            self._announce()
 
     def _send(self, chain: Chain, heir: Heir, deadline_s: float) -> int:
         """What the heir lacks of it; how many pages that were. Raises PeerLost, WireError or TimeoutError."""
@@ -163,7 +168,7 @@ class Handover:
             accepted=kinds(Wanted, Taken, Beat),
         )
         try:
-            connection.send(Offer(maker=sender.maker, keys=chain.keys))
+            _say(connection, Offer(maker=sender.maker, keys=chain.keys), b"", deadline_s)
             wanted = _await(connection, Wanted, deadline_s)
             if not wanted.num_fit or not {*wanted.places} <= {*range(len(chain.keys))}:
                 raise BadFrame("it cannot take them")
@@ -171,15 +176,20 @@ class Handover:
             for at in range(0, len(wanted.places), per_frame):
                 places = wanted.places[at : at + per_frame]
                 payload = self._engine.read_pages([chain.pages[place] for place in places])
-                connection.send(pages_frame(places, payload), payload)
-                while connection.wants_write:
-                    _wait(connection, deadline_s)
-                    connection.flush()
+                _say(connection, pages_frame(places, payload), payload, deadline_s)
             if wanted.places and (problem := _await(connection, Taken, deadline_s).problem) is not None:
                 raise BadFrame(f"it has not taken them: {problem}")
             return len(wanted.places)
         finally:
             connection.close()
+
+
+def _say(connection: Connection, message: Message, payload: bytes, deadline_s: float) -> None:
+    """Returns when the kernel has all of it: no more than one frame is held here."""
+    connection.send(message, payload)
+    while connection.wants_write:
+        _wait(connection, select.POLLOUT, deadline_s)
+        connection.flush()
 
 
 def _await(connection: Connection, kind: type[M], deadline_s: float) -> M:
@@ -189,13 +199,13 @@ def _await(connection: Connection, kind: type[M], deadline_s: float) -> M:
                 return frame.message
             if not isinstance(frame.message, Beat):
                 raise BadFrame(f"{frame.message.KIND} came for {kind.KIND}")
-        _wait(connection, deadline_s)
+        _wait(connection, select.POLLIN, deadline_s)
 
 
-def _wait(connection: Connection, deadline_s: float) -> None:
-    """Until something can be done; raises TimeoutError."""
+def _wait(connection: Connection, event: int, deadline_s: float) -> None:
+    """Until it is so; raises TimeoutError."""
     poll = select.poll()
-    poll.register(connection, select.POLLIN | (select.POLLOUT if connection.wants_write else 0))
+    poll.register(connection, event)
     left_s = deadline_s - time.monotonic()
     if left_s <= 0 or not poll.poll(1000 * left_s):
         raise TimeoutError(f"not within {LONGEST_S:g} s")
