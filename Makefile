@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup setup-dev serve check simulate fuzz test bench bench-closed schemas soak chaos kernels pods train evaluate report clean
+.PHONY: help setup setup-dev serve check simulate fuzz test bench bench-closed schemas soak chaos kernels pods hosts train evaluate report clean
 
 help:
 	@echo "make setup     install what serving needs into $(VENV)"
@@ -22,6 +22,7 @@ help:
 	@echo "make chaos     kill, suspend and spoil processes under load; docs/reliability.md"
 	@echo "make kernels   every shipped configuration of the GPU kernels, compiled ahead for sm_90 (no GPU; 2 minutes)"
 	@echo "make pods      the pods of k8s/, each on a host of its own (Linux, root; 3 minutes)"
+	@echo "make hosts     several hosts on this machine, and the network between them failing (Linux, root; minutes)"
 	@echo "make train     train the embedded model again (a GPU, minutes); overwrites demo/checkpoint"
 	@echo "make evaluate  ask the embedded model held-out questions, over HTTP"
 	@echo "make report    docs/model-report.md from demo/results"
@@ -90,6 +91,9 @@ kernels: setup-dev
 
 pods: setup-dev
 	$(BIN)/python -m pytest -m pods -n 0 tests/ray/test_pods.py $(ARGS)
+
+hosts: setup-dev
+	$(BIN)/python -m pytest -m hosts -n 0 tests/ray/test_hosts.py $(ARGS)
 
 train: setup
 	$(BIN)/python -m demo.train --results demo/results --export demo/checkpoint $(ARGS)

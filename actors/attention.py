@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actors.counters import HandoverCounters
 from actors.engine import Engine, OwnedEvents
+from actors.handover import Handover, Heir, Sender
 from actors.matchers import Made, MatcherDesk
 from actors.messages import (
     FINISH_CANCELLED,
@@ -24,6 +26,7 @@ from actors.messages import (
     FINISH_OVERLOADED,
     Cancel,
     Events,
+    HandOver,
     Sampling,
     Submit,
     Terms,
@@ -33,6 +36,8 @@ from actors.messages import (
     taken_event,
 )
 from actors.metrics import Sample
+from actors.page_frames import Offer, Pages, Wanted
+from actors.samples import handover_samples
 from actors.trace import Recorder
 from model.grammar import GrammarError, Grammars
 from model.matcher import Matcher
@@ -79,7 +84,10 @@ class _Submission:
 
 
 class AttentionServer:
-    """Serves ingresses until told to stop. grammars: None where no text can be held to one."""
+    """Serves ingresses until told to stop.
+
+    grammars: None where no text can be held to one. maker: what pages are made by, as in Offer.
+    """
 
     def __init__(
         self,
@@ -94,17 +102,27 @@ class AttentionServer:
         port: int = 0,
         clock: Callable[[], float] = time.monotonic,
         grammars: Grammars | None = None,
+        maker: str = "",
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._views = views
         self._stopping = stopping
         self._listener = Listener(
-            host, port, token=token, actor=actor_id, incarnation=incarnation, accepted=kinds(Submit, Cancel)
+            host,
+            port,
+            token=token,
+            actor=actor_id,
+            incarnation=incarnation,
+            accepted=kinds(Submit, Cancel, HandOver, Offer, Pages),
         )
         self.host, self.port = self._listener.host, self._listener.port
         self._desk = MatcherDesk(grammars, announce=self._listener.wake)
         self._unmatched: dict[Hashable, _Submission] = {}  # by peer and name
+        sender = Sender(token=token, actor_id=actor_id, incarnation=incarnation, maker=maker)
+        self.handed = HandoverCounters()
+        self._handover = Handover(engine, sender, self._listener.wake, self.handed)
+        self._intake = engine.intake(maker, self.handed)
 
     def run(self) -> None:
         """The loop: listen, step, tell."""
@@ -129,7 +147,10 @@ class AttentionServer:
             laps.lap("idle")
         self._tell(self._engine.expire(self._clock()))
         self._tell(self._engine.let_in(self._clock()))
+        if self._intake is not None:
+            self._intake.expire(self._clock())
         self._tell(self._engine.step(self._clock()))
+        self._tell(self._handover.go_on())
         laps.lap("tell")
 
     def stop(self) -> None:
@@ -169,11 +190,17 @@ class AttentionServer:
 
     def stats(self) -> dict[str, float]:
         """Counters since birth; read from another thread, so neighbours may be one step apart."""
-        return self._engine.stats()
+        return {
+            **self._engine.stats(),
+            "handed_sequences": self.handed.sequences,
+            "handed_pages_out": self.handed.pages_out,
+            "handed_pages_in": self.handed.pages_in,
+        }
 
     def samples(self) -> Iterator[Sample]:
         """The metrics; read from another thread."""
-        return self._engine.samples()
+        yield from self._engine.samples()
+        yield from handover_samples(self.handed, self._engine.page_bytes)
 
     def record(self, recorder: Recorder | None) -> None:
         """See Engine.record; safe from any thread."""
@@ -188,7 +215,7 @@ class AttentionServer:
         return self._engine.expert_pairs()
 
     def _listen(self, timeout_s: float) -> None:
-        """Take submissions and cancellations, and say which are let in and which have ended."""
+        """Take what came, and say which sequences are let in and which have ended."""
         at_once: OwnedEvents = defaultdict(list)
         for arrival in self._listener.poll(timeout_s):
             event = self._take(arrival)
@@ -205,6 +232,9 @@ class AttentionServer:
     def _take(self, arrival: Arrival) -> TokenEvent | None:
         peer = arrival.peer
         if arrival.frame is None:
+            self._handover.forget(peer)
+            if self._intake is not None:
+                self._intake.forget(peer)
             dropped = self._engine.disown(peer) + self._forget_unmatched(peer)
             if dropped:
                 logger.warning("ingress %s left; %d sequences dropped", peer.actor, dropped)
@@ -214,7 +244,17 @@ class AttentionServer:
             if self._unmatched.pop((peer, message.request_id), None) is not None:
                 return end_event(message.request_id, 0, FINISH_CANCELLED)
             return self._engine.cancel(peer, message.request_id)
-        assert isinstance(message, Submit), "the listener accepts Submit and Cancel only"
+        if isinstance(message, HandOver):
+            heirs = [
+                Heir(actor_id=actor_id, incarnation=incarnation, host=host, port=port)
+                for actor_id, incarnation, host, port in message.heirs
+            ]
+            self._handover.order(peer, heirs)
+            return None
+        if isinstance(message, Offer | Pages):
+            self._take_pages(peer, message, arrival.frame.payload)
+            return None
+        assert isinstance(message, Submit), "the listener accepts nothing else"
         try:
             ids = np.frombuffer(arrival.frame.payload, dtype="<i4").tolist()
             counts = (message.num_prompt, message.num_emitted)
@@ -235,6 +275,15 @@ class AttentionServer:
             terms=terms,
         )
         return self._await_matcher(submission) if sampling.grammar else self._submit(submission)
+
+    def _take_pages(self, peer: Peer, message: Offer | Pages, payload: memoryview) -> None:
+        """Of an actor that is to leave."""
+        if self._intake is None:
+            self._listener.send(peer, Wanted(num_fit=0, places=()))
+        elif isinstance(message, Offer):
+            self._listener.send(peer, self._intake.offered(peer, message, self._clock()))
+        elif (answer := self._intake.came(peer, message, payload)) is not None:
+            self._listener.send(peer, answer)
 
     def _submit(self, submission: _Submission, matcher: Matcher | None = None) -> TokenEvent | None:
         """To the engine; what to tell of it at once, of a suspect only if it has ended."""

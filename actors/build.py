@@ -113,6 +113,7 @@ def build_attention(
         token=options.token,
         host=options.host,
         grammars=_grammars(Path(options.directory), config),
+        maker=f"{read.checksum} {options.dtype} {options.draft_tokens > 0}",
     )
     return server, _loaded(server, read)
 

@@ -68,3 +68,18 @@ class EngineCounters:
             **{f"drafted_{place}": count for place, count in enumerate(self.drafted, 1)},
             **{f"accepted_{place}": count for place, count in enumerate(self.accepted, 1)},
         }
+
+
+@dataclass(slots=True)
+class HandoverCounters:
+    """Of an actor that leaves, and of what others left to it.
+
+    sequences: that have gone with their pages. pages_out: sent; what the heir had already is not counted.
+    seconds: of all transfers, though some go side by side.
+    """
+
+    sequences: int = 0
+    failed: int = 0
+    pages_out: int = 0
+    pages_in: int = 0
+    seconds: float = 0.0

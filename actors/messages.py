@@ -83,12 +83,25 @@ class Cancel:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HandOver:
+    """The actor is to leave: what this ingress has there may go on at any of these.
+
+    heirs: (actor id, incarnation, host, port) of attention actors, the least busy first. A sequence whose
+    pages are at one of them ends here with an event that says so.
+    """
+
+    KIND: ClassVar[str] = "hand_over"
+    heirs: tuple[tuple[str, int, str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TokenEvent:
     """New tokens of one sequence.
 
     first: index of token_ids[0] among all emitted tokens (gap and duplicate check).
     logprobs: one per token id, when asked for. top: per token, (token id, logprob) pairs, likeliest first.
-    num_cached: with the first token, how many tokens of the prompt were not computed for it.
+    num_cached: with the first token, how many tokens of the prompt were not computed for it; if it has begun,
+    also with moved_to. moved_to: the sequence goes on at that actor, which has its pages; no more from here.
     finish: None while the sequence lives, else one of FINISH_*; exactly one event of a sequence carries it.
     work: with the last token, what this actor did for it (actors/sequence.py).
     The first event of a sequence that is let in says only that it is: it has neither tokens nor a finish.
@@ -105,6 +118,7 @@ class TokenEvent:
     error: str | None = None
     retry_after_s: float | None = None
     work: dict[str, int | float] | None = None
+    moved_to: str | None = None
 
 
 def taken_event(request_id: str, first: int) -> TokenEvent:

@@ -118,6 +118,28 @@ METRICS: tuple[Metric, ...] = (
         "Tokens of sequences that began: found in the prefix cache (hit) or not (miss).",
     ),
     Metric(
+        "shoal_handed_sequences_total",
+        "counter",
+        _ATTENTION,
+        ("result",),
+        "Sequences of an actor that leaves: moved with their pages, or kept because that failed.",
+    ),
+    Metric(
+        "shoal_handed_pages_total",
+        "counter",
+        _ATTENTION,
+        ("way",),
+        "Pages handed over, out to other actors and in from them.",
+    ),
+    Metric("shoal_handed_bytes_total", "counter", _ATTENTION, ("way",), "What these pages hold, in bytes."),
+    Metric(
+        "shoal_handover_seconds_total",
+        "counter",
+        _ATTENTION,
+        (),
+        "Time of all hand-overs of this actor's sequences, of which some go side by side.",
+    ),
+    Metric(
         "shoal_drafts_total",
         "counter",
         _ATTENTION,

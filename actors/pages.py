@@ -100,6 +100,15 @@ class PagePool:
         self._published[name] = page
         return page
 
+    def adopt(self, name: bytes) -> int:
+        """A page under a name that nobody has, with one reader, to be written whole at once; ask can_take."""
+        assert name not in self._published, "published already"
+        [page] = self.take(1)
+        self._unclean.remove(page)
+        self._names[page] = name
+        self._published[name] = page
+        return page
+
     def withdraw(self, pages: Sequence[int]) -> None:
         """Nobody shall find these any more; their readers, which they must have, go on."""
         for page in pages:

@@ -9,6 +9,7 @@ or salts never meet. Knows nothing of tensors.
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from actors.pages import PagePool
@@ -16,6 +17,14 @@ from actors.sequence import Sequence
 from model.cache import PAGE_TOKENS
 
 KEY_BYTES = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chain:
+    """Published pages of one sequence, from its first token on, and their keys."""
+
+    keys: tuple[bytes, ...]
+    pages: list[int]
 
 
 class PrefixCache:
@@ -53,6 +62,16 @@ class PrefixCache:
                 return  # what is before it was withdrawn
             sequence.pages[place] = self._pool.publish(sequence.pages[place], keys[place])
             sequence.num_published = place + 1
+
+    def lend(self, sequence: Sequence) -> Chain:
+        """What others can find of it, with one reader more until it is taken back: nobody writes it."""
+        keys = tuple(sequence.page_keys[: sequence.num_published])
+        held = [page for key, page in zip(keys, sequence.pages, strict=False) if self._pool.find(key) == page]
+        is_whole = len(held) == len(keys)  # else something of it was withdrawn
+        return Chain(keys=keys, pages=self._pool.share(held)) if is_whole else Chain(keys=(), pages=[])
+
+    def take_back(self, chain: Chain) -> None:
+        self._pool.give_back(chain.pages)
 
     def withdraw(self, sequence: Sequence) -> None:
         """Something of its past is not to be trusted: nobody shall find any of its pages."""

@@ -77,6 +77,7 @@ class RowRunner:
         self.exchange = loopback_exchange(config, "itself", _nothing_is_dispatched)
         self.draft_tokens = draft_tokens if config.num_mtp_layers else 0
         self.drafter = Drafter(self._draft, draft_tokens) if self.draft_tokens else None
+        self.portable = None  # pages stay on their GPU
         self._model, self._buffers = model, buffers
         self._cache_bytes_per_token = cache_bytes_per_token
         self._hidden_RD = torch.empty(0)

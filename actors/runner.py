@@ -67,6 +67,10 @@ class Runner:
     def num_pages(self) -> int:
         return self.cache.num_pages
 
+    @property
+    def portable(self) -> LatentCache:
+        return self.cache
+
     def stats(self) -> dict[str, float]:
         """What an operator asks first."""
         exchange = self.exchange.counters

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from actors.counters import EngineCounters
+from actors.counters import EngineCounters, HandoverCounters
 from actors.metrics import HOTTEST, Buckets, Sample
 from actors.pages import PagePool
 from actors.prefix import PrefixCache
@@ -42,6 +42,16 @@ def page_samples(pool: PagePool, prefixes: PrefixCache | None) -> Iterator[Sampl
         yield Sample("vllm:prefix_cache_hits", prefixes.hit_tokens)
         yield Sample("shoal_prefix_tokens_total", prefixes.hit_tokens, ("hit",))
         yield Sample("shoal_prefix_tokens_total", prefixes.asked_tokens - prefixes.hit_tokens, ("miss",))
+
+
+def handover_samples(counters: HandoverCounters, page_bytes: int) -> Iterator[Sample]:
+    """Sequences that went to other actors, and the pages that went or came."""
+    yield Sample("shoal_handed_sequences_total", counters.sequences, ("moved",))
+    yield Sample("shoal_handed_sequences_total", counters.failed, ("kept",))
+    for way, pages in (("out", counters.pages_out), ("in", counters.pages_in)):
+        yield Sample("shoal_handed_pages_total", pages, (way,))
+        yield Sample("shoal_handed_bytes_total", pages * page_bytes, (way,))
+    yield Sample("shoal_handover_seconds_total", counters.seconds)
 
 
 def exchange_samples(exchange: Exchange) -> Iterator[Sample]:

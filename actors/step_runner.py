@@ -15,6 +15,7 @@ from actors.metrics import Sample
 from actors.scheduler import Work
 from actors.sequence import Sequence as LiveSequence
 from actors.trace import Recorder
+from model.cache import LatentCache
 from model.config import ModelConfig
 from model.sampler import Drawn
 from router.exchange import Exchange
@@ -37,6 +38,10 @@ class StepRunner(Protocol):
 
     @property
     def draft_tokens(self) -> int: ...
+
+    @property
+    def portable(self) -> LatentCache | None:
+        """The cache, if its pages can go to another actor and come from one."""
 
     def clear(self, pages: list[int]) -> None:
         """These pages have a new owner; what the last one left in them must reach nobody."""

@@ -17,6 +17,7 @@ from cluster.cli_orders import drain, restart, scale
 from cluster.cli_serve import serve
 from cluster.cli_tiny import make_tiny
 from cluster.cli_trace import trace
+from cluster.cli_up import up
 from cluster.cli_watch import dashboards, status, top
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -28,7 +29,7 @@ def shoal() -> None:
 
 
 COMMANDS = (
-    *(serve, stop, linger, chat, complete, status, bench, doctor, make_tiny, chaos),
+    *(serve, up, stop, linger, chat, complete, status, bench, doctor, make_tiny, chaos),
     *(top, trace, scale, drain, restart),
 )
 for command in COMMANDS:

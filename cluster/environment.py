@@ -35,6 +35,12 @@ PRIVATE = {  # of one machine alone: pods are reached at their own addresses, ea
     # Else Ray replaces a node's 127.0.0.1 by an outside address, and its servers listen on every one.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
+HEAD = {  # Ray's own notice of lost nodes; who computes with whom is decided earlier, by our own beats
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "3",
+}
+OBJECT_STORE_BYTES = 80 * 1024 * 1024  # nothing of ours passes through it
 
 
 @contextmanager

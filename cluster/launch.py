@@ -22,7 +22,7 @@ from ray import serve
 
 from actors.options import AttentionOptions
 from cluster.controller import Controller
-from cluster.environment import data_token
+from cluster.environment import OBJECT_STORE_BYTES, data_token
 from cluster.front import CONTROLLER_NAME, Front, FrontOptions
 from cluster.gpus import gpus
 from cluster.hosts import pid_here
@@ -51,9 +51,9 @@ TRACE_SLACK_S = 5.0
 STATUS_TIMEOUT_S = 10.0
 ORDER_TIMEOUT_S = 60.0  # to place thousands of experts takes seconds
 KILL_AFTER_S = 5.0
+HEAD_NODE = "node:__internal_head__"  # a resource that Ray gives to this node alone
 STARTED_TOGETHER = 2  # Ray starts as many processes at a time as it has CPUs; our actors ask for none
 SERVE_NAMESPACE = "serve"
-OBJECT_STORE_BYTES = 80 * 1024 * 1024  # nothing of ours passes through it
 
 
 class LaunchError(RuntimeError):
@@ -333,6 +333,9 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
             lifetime="detached",
             max_restarts=-1,  # no data passes through it, so nobody waits for the seconds that Ray takes
             max_task_retries=-1,
+            resources={
+                HEAD_NODE: 0.001
+            },  # it can do nothing without the head, and should share its fate alone
         )
         .remote(plan, preflight.config, data_token(), RayProcesses(gpus_each), RayMemory())
     )

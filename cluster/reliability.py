@@ -27,7 +27,7 @@ COLUMNS = (
     "differing tokens",
     "left behind",
 )
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+MEASURED, BETWEEN_HOSTS = "measured", "between hosts"  # places in a file
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
@@ -42,21 +42,27 @@ def as_json(outcomes: Sequence[Outcome]) -> str:
     return json.dumps([asdict(outcome) for outcome in outcomes], indent=2)
 
 
-def write_report(file: Path, outcomes: Sequence[Outcome], heading: str) -> None:
+def write_report(file: Path, outcomes: Sequence[Outcome], heading: str, place: str = MEASURED) -> None:
     """Put the outcomes where the last ones are."""
-    before, after = places_of(file)
-    measured = f"{BEGIN}\n{heading}\n\n{as_markdown(outcomes)}\n{END}"
+    before, after = places_of(file, place)
+    begin, end = _marks(place)
+    measured = f"{begin}\n{heading}\n\n{as_markdown(outcomes)}\n{end}"
     file.write_text(before + measured + after, encoding="utf-8")
 
 
-def places_of(file: Path) -> tuple[str, str]:
+def places_of(file: Path, place: str = MEASURED) -> tuple[str, str]:
     """What comes before the outcomes and what after; raises ValueError if the file has no place for them."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{file} has no {BEGIN} ... {END}: nowhere to write the measured figures")
+    begin, end = _marks(place)
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"{file} has no {begin} ... {end}: nowhere to write the measured figures")
     return before, after
+
+
+def _marks(place: str) -> tuple[str, str]:
+    return f"<!-- {place}: begin -->", f"<!-- {place}: end -->"
 
 
 def as_markdown(outcomes: Sequence[Outcome]) -> str:

@@ -108,8 +108,16 @@ class EngineClient:
             if actor_id in self._keepers:
                 self._keepers[actor_id].endpoint = endpoint
             else:
-                self._keepers[actor_id] = _Keeper(endpoint, self._credentials, self._changed.set)
+                self._keepers[actor_id] = _Keeper(endpoint, self._credentials, self._on_change)
+        self._on_change()
+
+    def _on_change(self) -> None:
+        """Somebody has come or is to leave."""
         self._changed.set()
+        heirs = sorted(self._candidates(), key=lambda link: link.open_sequences)
+        for keeper in self._keepers.values():
+            if keeper.endpoint.draining and keeper.link is not None and self._prefix_cache:
+                keeper.link.hand_over(heirs)
 
     async def ready(self) -> bool:
         """Whether a sequence submitted now would find an actor."""
@@ -174,7 +182,8 @@ class EngineClient:
                         yield event
             finally:
                 self._affinity.note(self._marks(journal), link.endpoint.actor_id)
-            losses = losses + 1 if len(journal.emitted) == num_known else 0
+            is_lost = len(journal.emitted) == num_known and journal.moved_to is None
+            losses = losses + 1 if is_lost else 0
             self.metrics.resumed += journal.finish is None
             if journal.is_fatal:
                 logger.error("sequence %s ended %d actors: given up", journal.request_id, journal.num_deaths)
@@ -196,9 +205,10 @@ class EngineClient:
         except TimeoutError:
             raise Overloaded("no attention actor can be reached", retry_after_s=self._patience_s) from None
         links = {link.endpoint.actor_id: link for link in candidates}
-        loads = {actor_id: link.open_sequences for actor_id, link in links.items()}
-        marks = self._marks(journal)
-        chosen = self._affinity.choose(marks, len(journal.token_ids), loads)
+        marks, chosen = self._marks(journal), journal.moved_to
+        if chosen not in links:
+            loads = {actor_id: link.open_sequences for actor_id, link in links.items()}
+            chosen = self._affinity.choose(marks, len(journal.token_ids), loads)
         self._affinity.note(marks, chosen)
         return links[chosen]
 
@@ -227,7 +237,7 @@ async def _follow(
             fresh = journal.accept(event)
             if fresh is not None:
                 yield fresh
-            if journal.finish is not None:
+            if journal.finish is not None or journal.moved_to is not None:
                 return
         logger.warning("%s lost %s after %d tokens", journal.request_id, link.endpoint, len(journal.emitted))
         if link.was_ended:

@@ -41,6 +41,8 @@ class Journal:
         self._was_taken = False
         self._is_computed = False  # as far as the actor of this attempt has said
         self._proved_at = 0
+        self.moved_to: str | None = None  # the actor that has its pages now, until it is resumed
+        self._num_cached: int | None = None  # as found where it began, if it has moved before its first token
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -60,6 +62,7 @@ class Journal:
         assert self.finish is None, f"{self.request_id} has ended ({self.finish}): nothing to resume"
         self.attempt += 1
         self._is_computed = False
+        self.moved_to = None
         ids = self.token_ids
         terms = dataclasses.replace(
             self.terms,
@@ -79,6 +82,9 @@ class Journal:
         """The part of `event` that is news, or None. Raises JournalError, and then has noted no token."""
         self._was_taken = self._is_computed = True  # by whoever speaks of it
         known = len(self.emitted) - event.first
+        if event.moved_to is not None and not known:
+            self._move(event)
+            return None
         if known >= len(event.token_ids) and event.finish is None:
             return None  # a duplicate, however late
         self._check(event, known)
@@ -89,7 +95,7 @@ class Journal:
             token_ids=event.token_ids[known:],
             logprobs=event.logprobs[known:],
             top=event.top[known:],
-            num_cached=event.num_cached if not known else None,
+            num_cached=self._first_found(event) if not known else None,
         )
         self.emitted.extend(fresh.token_ids)
         if len(self.emitted) >= self._proved_at:
@@ -108,6 +114,16 @@ class Journal:
     def is_fatal(self) -> bool:
         """Whether it is taken for what ends the actors that compute it."""
         return self.num_deaths >= (MAX_DEATHS_SPOKEN if self.emitted else MAX_DEATHS)
+
+    def _move(self, event: TokenEvent) -> None:
+        self.moved_to = event.moved_to
+        if not self.emitted and self._num_cached is None:
+            self._num_cached = event.num_cached
+
+    def _first_found(self, event: TokenEvent) -> int | None:
+        """What it found where it began: what it finds where it has moved is what it took there itself."""
+        is_first = event.num_cached is not None
+        return self._num_cached if is_first and self._num_cached is not None else event.num_cached
 
     def _check(self, event: TokenEvent, known: int) -> None:
         if self.finish is not None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.messages import Cancel, Events, Submit, TokenEvent, unpack_events
+from actors.messages import Cancel, Events, HandOver, Submit, TokenEvent, unpack_events
 from router import handshake, wire
 from router.heartbeat import BEAT_S, SILENCE_S, Beat, Silence
 
@@ -58,14 +59,20 @@ class AttentionLink:
     """A live connection, from `open` until `run` returns."""
 
     def __init__(
-        self, endpoint: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        endpoint: Endpoint,
+        incarnation: int,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self.endpoint = endpoint
+        self.incarnation = incarnation  # of the life at the other end
         self._reader = reader
         self._writer = writer
         self._feeds: dict[str, Feed] = {}
         self._is_lost = False
         self.was_ended = False  # by the other end, as a death ends it; not for its silence, nor by us
+        self._is_left = False
         self._silence = Silence()
         self.wait_s = 0.0  # until all that waits there has begun, as the actor last estimated
 
@@ -76,11 +83,11 @@ class AttentionLink:
             reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
             try:
                 _watch_silence(writer.get_extra_info("socket"))
-                await _shake_hands(endpoint, credentials, reader, writer)
+                incarnation = await _shake_hands(endpoint, credentials, reader, writer)
             except BaseException:  # cancellation too must not leak the socket; always raised again
                 writer.transport.abort()
                 raise
-        return AttentionLink(endpoint, reader, writer)
+        return AttentionLink(endpoint, incarnation, reader, writer)
 
     @property
     def open_sequences(self) -> int:
@@ -140,6 +147,14 @@ class AttentionLink:
         if not self._is_lost:
             self._writer.write(wire.encode(Cancel(request_id=request_id)))
 
+    def hand_over(self, heirs: Sequence[AttentionLink]) -> None:
+        """Have the actor send what is under way here to these, once; returns at once."""
+        if self._is_lost or self._is_left or not heirs:
+            return
+        self._is_left = True
+        places = tuple((h.endpoint.actor_id, h.incarnation, h.endpoint.host, h.endpoint.port) for h in heirs)
+        self._writer.write(wire.encode(HandOver(heirs=places)))
+
     async def _watch(self) -> None:
         """Cut the connection once the actor has owed events and said nothing for SILENCE_S."""
         while self._silence.quiet_s < SILENCE_S:
@@ -171,8 +186,8 @@ async def _shake_hands(
     credentials: Credentials,
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-) -> None:
-    """Prove that we hold the token and check that the peer does, and that it is who we look for."""
+) -> int:
+    """Prove that we hold the token and check that the peer does, and is who we look for; its incarnation."""
     challenge, _ = await _read_frame(reader, _HANDSHAKE, handshake.MAX_HANDSHAKE_BYTES)
     if not isinstance(challenge, handshake.Challenge):
         raise wire.BadFrame("the peer did not begin with a challenge")
@@ -192,6 +207,7 @@ async def _shake_hands(
         raise handshake.AuthenticationError(
             f"{endpoint.host}:{endpoint.port} is {welcome.actor[:40]!r}, expected {endpoint.actor_id!r}"
         )
+    return welcome.incarnation
 
 
 async def _read_frame(

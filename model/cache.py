@@ -10,6 +10,8 @@ Letters: S slots of the pool  C latent  R rotary dims  I index dims  T tokens of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,35 @@ class LatentCache:
         index = torch.tensor(pages)
         for slots in (*self.latent_SC, *self.index_SI):
             slots.view(self.num_pages, PAGE_TOKENS, slots.shape[1]).index_fill_(0, index, 0.0)
+
+    @property
+    def page_bytes(self) -> int:
+        """Of what `read` tells of one page."""
+        return self.bytes_per_token * PAGE_TOKENS
+
+    def read(self, pages: Sequence[int]) -> bytes:
+        """What they hold, one after another: of each the latents, then the index keys of every layer."""
+        index = torch.tensor(pages)
+        parts = [self._by_page(slots).index_select(0, index) for slots in self._planes]
+        return torch.cat([part.view(torch.uint8) for part in parts], dim=1).numpy().tobytes()
+
+    def fill(self, pages: Sequence[int], held: memoryview) -> None:
+        """The inverse of read; held must be writable memory, as torch wants it, and is not written."""
+        index, at = torch.tensor(pages), 0
+        bytes_PX = torch.frombuffer(held, dtype=torch.uint8).view(len(pages), -1)
+        for slots in self._planes:
+            own = self._by_page(slots)
+            width = own.shape[1] * own.itemsize
+            own.index_copy_(0, index, bytes_PX[:, at : at + width].clone().view(own.dtype))
+            at += width
+
+    @property
+    def _planes(self) -> list[Tensor]:
+        """Everything that is kept of a token."""
+        return [slots for slots in (*self.latent_SC, *self.index_SI) if slots.shape[1]]
+
+    def _by_page(self, slots_SX: Tensor) -> Tensor:
+        return slots_SX.view(self.num_pages, PAGE_TOKENS * slots_SX.shape[1])
 
     def write(self, layer: int, slots_T: Tensor, latent_TC: Tensor, index_TI: Tensor | None) -> None:
         """Store the step's tokens; slots_T: int64, distinct."""

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
+from typing import Protocol
 
 from router.handshake import (
     HANDSHAKE_TIMEOUT_S,
@@ -23,7 +24,6 @@ from router.handshake import (
     confirm,
 )
 from router.transport import PeerLost
-from router.view import ExpertActor
 from router.wire import MAX_PAYLOAD_BYTES, Bytes, Frame, FrameParser, Kinds, Message, WireError, encode, kinds
 
 RECEIVE_BYTES = 1 << 18
@@ -111,8 +111,21 @@ class Connection:
             self._sock.close()
 
 
+class Life(Protocol):
+    """Who should be there: one life of an actor, and where it listens."""
+
+    @property
+    def actor_id(self) -> str: ...
+    @property
+    def incarnation(self) -> int: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+
+
 def connect(
-    peer: ExpertActor,
+    peer: Life,
     *,
     token: bytes,
     actor: str,
@@ -120,7 +133,7 @@ def connect(
     accepted: Kinds,
     timeout_s: float = HANDSHAKE_TIMEOUT_S,
 ) -> Connection:
-    """A proven connection to that life of an expert actor; raises PeerLost or WireError."""
+    """A proven connection of an attention actor to that life of another; raises PeerLost or WireError."""
     host, port = peer.host, peer.port
     deadline_s = time.monotonic() + timeout_s
     try:

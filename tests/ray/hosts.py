@@ -6,22 +6,22 @@ cannot. Knows nothing of what runs there.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psutil
 
+from tests.ray.cable import Cable
+from tests.ray.netns import within
+
 T = TypeVar("T")
-CLONE_NEWNET = 0x40000000
 NETWORK = "10.231.77"
 
 
@@ -42,6 +42,8 @@ class Hosts:
         self._bridge = f"{self._prefix}-bridge"
         self._names: list[str] = []
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._logs: dict[int, Path] = {}
+        self._cables: list[Cable] = []
         self._pauses: dict[str, int] = {}
         _ip("netns", "add", self._bridge)
         _ip("-n", self._bridge, "link", "add", "bridge", "type", "bridge")
@@ -51,17 +53,33 @@ class Hosts:
 
     def add(self) -> tuple[str, str]:
         """A host: its name and its address."""
+        name, port = self._name()
+        _ip("link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", port, "netns", self._bridge)
+        return name, self._plug_in(name, port)
+
+    def add_on_cable(self) -> tuple[str, str, Cable]:
+        """A host as `add` makes it, and the cable that alone leads to it."""
+        name, port = self._name()
+        cable = Cable((name, "eth0"), (self._bridge, port))
+        self._cables.append(cable)
+        return name, self._plug_in(name, port), cable
+
+    def _name(self) -> tuple[str, str]:
+        """Of the next host, and of its port of the bridge."""
         number = len(self._names) + 2
-        name, address, peer = f"{self._prefix}-{number}", f"{NETWORK}.{number}", f"to{number}"
-        self._names.append(name)
+        self._names.append(name := f"{self._prefix}-{number}")
         _ip("netns", "add", name)
-        _ip("link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", peer, "netns", self._bridge)
-        _ip("-n", self._bridge, "link", "set", peer, "master", "bridge", "up")
+        return name, f"to{number}"
+
+    def _plug_in(self, name: str, port: str) -> str:
+        """Its address."""
+        address = f"{NETWORK}.{len(self._names) + 1}"
+        _ip("-n", self._bridge, "link", "set", port, "master", "bridge", "up")
         _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
         for device in ("eth0", "lo"):
             _ip("-n", name, "link", "set", device, "up")
         _ip("-n", name, "route", "add", "default", "via", f"{NETWORK}.1")
-        return name, address
+        return address
 
     def start(
         self,
@@ -89,7 +107,8 @@ class Hosts:
         inside = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
         if shares_processes:
             inside = ["nsenter", f"--pid=/proc/{self._pause(host)}/ns/pid", "unshare", "--mount"]
-        log = (self._directory / f"{host}-{number}.log").open("wb")
+        path = self._directory / f"{host}-{number}.log"
+        log = path.open("wb")
         process = subprocess.Popen(
             ["ip", "netns", "exec", host, *inside, "bash", "-c", "; ".join(steps)],
             env={**environment, "HOME": f"{own}/home"},
@@ -97,7 +116,11 @@ class Hosts:
             stderr=subprocess.STDOUT,
         )
         self._processes.append(process)
+        self._logs[process.pid] = path
         return process
+
+    def has_said(self, process: subprocess.Popen[bytes], words: str) -> bool:
+        return words in self._logs[process.pid].read_text()
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """SIGKILL for all that it has started."""
@@ -111,6 +134,15 @@ class Hosts:
         for child in psutil.Process(process.pid).children():
             child.terminate()
         return process.wait(90)
+
+    def titles(self, host: str) -> list[str]:
+        """What the processes of that host call themselves."""
+        listed = subprocess.run(["ip", "netns", "pids", host], check=True, capture_output=True, text=True)
+        titles = []
+        for pid in listed.stdout.split():
+            with suppress(psutil.Error, IndexError):  # it has ended meanwhile
+                titles.append(psutil.Process(int(pid)).cmdline()[0])
+        return titles
 
     def _pause(self, host: str) -> int:
         """A process that does nothing but own the host's table of processes; its number."""
@@ -129,30 +161,15 @@ class Hosts:
 
     def visit(self, what: Callable[[], T]) -> T:
         """Call it with the bridge's network, from which every host can be reached."""
-        result: list[Any] = []
-
-        def enter() -> None:
-            with Path("/run/netns", self._bridge).open("rb") as network:
-                libc = ctypes.CDLL(None, use_errno=True)
-                assert libc.setns(network.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-            try:
-                result.append((what(), None))
-            except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
-                result.append((None, error))
-
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-        value, error = result[0]
-        if error is not None:
-            raise error
-        return value  # type: ignore[no-any-return]
+        return within(self._bridge, what)
 
     def close(self) -> None:
         for process in self._processes:
             if process.poll() is None:
                 with suppress(ProcessLookupError):
                     self.kill(process)
+        for cable in self._cables:
+            cable.close()
         for name in (*self._names, self._bridge):
             _ip("netns", "del", name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -41,8 +42,9 @@ def order(cluster: Served, what: str, **arguments: object) -> list[str]:
 
 @contextmanager
 def watched(cluster: Served) -> Iterator[Streams]:
-    """Streams are under way; every event of them is checked."""
-    questions = make_questions(STREAMS, seed=1, max_tokens=TOKENS, vocab_size=272)
+    """Streams are under way; every event of them is checked. Their prompts are pages long."""
+    short = make_questions(STREAMS, seed=1, max_tokens=TOKENS, vocab_size=272)
+    questions = [replace(question, prompt=question.prompt * 8) for question in short]
     expected = {q.name: tokens_of(ask(cluster.url, MODEL, q, q.name)) for q in questions}
     assert {len(tokens) for tokens in expected.values()} == {TOKENS}
     with Streams(cluster.url, MODEL, questions, STREAMS) as streams:
@@ -78,6 +80,19 @@ def test_actors_come_and_go_under_streams(cluster: Served) -> None:
         lambda: workers(cluster) == len(two) + 1,
         lambda: f"{workers(cluster)} workers for 3 actors, 1 standby",
     )
+
+
+def test_the_streams_of_an_attention_actor_that_is_drained_go_on_with_their_pages(cluster: Served) -> None:
+    def pages_in() -> float:
+        [heir] = [a for a in cluster.admin("/snapshot")["actors"] if a["actor_id"] == "attention-1"]
+        return (heir["stats"] or {}).get("handed_pages_in", 0)
+
+    with watched(cluster):
+        order(cluster, "scale", attention=2)
+        assert order(cluster, "drain", name="attention-0") == ["attention-1", "expert-0", "expert-1"]
+        until(lambda: pages_in() > 0, lambda: cluster.admin("/snapshot")["actors"])
+        order(cluster, "scale", attention=2)
+        assert order(cluster, "scale", attention=1) == ["attention-0", "expert-0", "expert-1"]
 
 
 def test_every_process_is_replaced_under_streams(cluster: Served) -> None:

@@ -27,6 +27,7 @@ from actors.messages import (
     FINISH_STOP,
     Cancel,
     Events,
+    HandOver,
     Submit,
     Terms,
     TokenEvent,
@@ -91,7 +92,7 @@ class LoopbackEngine:
     drop_after: a connection is cut once, when it has sent this many tokens. fail: sequences end in an error.
     refuse: what may be refused is, as soon as anything else on its connection has advanced. num_cached: told
     with the first token of each sequence. fatal_seed: a sequence of it cuts all connections when it
-    advances.
+    advances. moves: when told to hand over, all sequences go to the first heir.
     """
 
     actor_id: str = "attention-0"
@@ -107,8 +108,10 @@ class LoopbackEngine:
     beats: bool = False  # while mute: that it lives
     num_cached: int | None = None
     fatal_seed: int | None = None
+    moves: bool = False
     submits: list[Submit] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    handovers: list[HandOver] = field(default_factory=list)
     num_steps: int = 0
     num_deaths: int = 0
 
@@ -170,12 +173,20 @@ class LoopbackEngine:
         stepping = asyncio.create_task(self._step(running, has_work, writer))
         try:
             while True:
-                message, payload = await _read(reader, wire.kinds(Submit, Cancel))
+                message, payload = await _read(reader, wire.kinds(Submit, Cancel, HandOver))
                 if isinstance(message, Submit):
                     self._submit(message, payload, running)
                     if self.takes and not running[message.request_id].waits:
                         _send(writer, [taken_event(message.request_id, message.num_emitted)])
                     has_work.set()
+                elif isinstance(message, HandOver):
+                    self.handovers.append(message)
+                    if self.moves:
+                        _send(
+                            writer,
+                            [_moved(name, one, message, self.num_cached) for name, one in running.items()],
+                        )
+                        running.clear()
                 else:
                     self.cancelled.append(message.request_id)
                     if running.pop(message.request_id, None) is not None:
@@ -261,6 +272,16 @@ class LoopbackEngine:
             num_cached=self.num_cached if first == 0 else None,
             finish=finish,
         )
+
+
+def _moved(name: str, sequence: _Running, told: HandOver, num_cached: int | None) -> TokenEvent:
+    return TokenEvent(
+        request_id=name,
+        first=len(sequence.ids) - sequence.num_prompt,
+        token_ids=(),
+        num_cached=num_cached,
+        moved_to=told.heirs[0][0],
+    )
 
 
 def _likeliest(token_id: int, count: int) -> tuple[tuple[int, float], ...]:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from cluster.admin import AdminServer
 from cluster.cli import app
-from cluster.environment import SETTINGS
+from cluster.environment import HEAD, SETTINGS
 from cluster.hosts import seat_for
 from cluster.spec import ShoalSpec
 from tests.pods import K8S, MANIFEST, OVERLAYS, Container, Pod, environment_of, of_kind, pods_of, rendered
@@ -192,6 +192,13 @@ def test_every_pod_gives_ray_the_settings_that_shoal_wants_of_it(overlay: str) -
     for _, container in containers(overlay):
         found = environment_of(container, manifests_of(overlay), SECRETS, "10.0.0.2")
         assert {name: found.get(name) for name in SETTINGS} == SETTINGS
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_heads_pod_notices_lost_nodes_as_soon_as_shoal_up_does(overlay: str) -> None:
+    head, ray = next((pod, ray) for pod, ray in containers(overlay) if ray is pod.ray)
+    found = environment_of(ray, manifests_of(overlay), SECRETS, "10.0.0.2")
+    assert head.group == "head" and {name: found.get(name) for name in HEAD} == HEAD
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -220,9 +220,7 @@ def test_a_draining_actor_keeps_what_it_has_and_gets_nothing_new():
         engine = make_engine(old)
         work = asyncio.create_task(collect(engine, "before"))
         await until(lambda: old.num_steps >= 2)
-        place = old.endpoint
-        draining = Endpoint(actor_id=place.actor_id, host=place.host, port=place.port, draining=True)
-        engine.update([draining, new.endpoint])
+        engine.update([draining(old), new.endpoint])
         check(await collect(engine, "after"), 40)
         check(await work, 40)
         assert [submit.request_id for submit in old.submits] == ["before"]
@@ -230,6 +228,70 @@ def test_a_draining_actor_keeps_what_it_has_and_gets_nothing_new():
         await closed(engine, old, new)
 
     asyncio.run(scenario())
+
+
+def draining(actor: LoopbackEngine) -> Endpoint:
+    return dataclasses.replace(actor.endpoint, draining=True)
+
+
+def test_what_moves_is_resumed_where_its_pages_are_however_busy():
+    async def scenario() -> None:
+        old = LoopbackEngine(actor_id="c", pause_s=0.005, moves=True)
+        heir, idle = LoopbackEngine(actor_id="b", pause_s=0.005), LoopbackEngine(actor_id="a")
+        for actor in (old, heir, idle):
+            await actor.start()
+        engine = make_engine(old, heir)
+        engine.start()
+        await until(lambda: len(engine._candidates()) == 2)
+        work = [asyncio.create_task(collect(engine, name)) for name in ("0", "1", "2")]
+        await until(lambda: old.num_steps >= 2 and heir.num_steps >= 2)
+        moved = [submit.request_id for submit in old.submits]
+        engine.update([draining(old), heir.endpoint])
+        await until(lambda: bool(old.handovers))
+        assert old.handovers[0].heirs == (("b", 1, "127.0.0.1", heir.port),)
+        engine.update([draining(old), heir.endpoint, idle.endpoint])
+        for one in work:
+            check(await one, 40)
+        assert {submit.request_id for submit in heir.submits} >= {f"{name}~1" for name in moved}
+        assert not idle.submits
+        assert len(old.handovers) == 1, "told once"
+        await closed(engine, old, heir, idle)
+
+    asyncio.run(scenario())
+
+
+def test_an_actor_that_drains_alone_is_told_when_another_has_come():
+    async def scenario() -> None:
+        old, new = LoopbackEngine(actor_id="a", pause_s=0.005, moves=True), LoopbackEngine(actor_id="b")
+        await old.start()
+        await new.start()
+        engine = make_engine(old)
+        work = asyncio.create_task(collect(engine))
+        await until(lambda: old.num_steps >= 2)
+        engine.update([draining(old)])
+        await asyncio.sleep(0.01)
+        assert not old.handovers
+        engine.update([draining(old), new.endpoint])
+        check(await work, 40)
+        assert [submit.num_emitted > 0 for submit in new.submits] == [True]
+        await closed(engine, old, new)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("found", [None, 0, 64])
+def test_what_was_cached_is_told_as_found_where_it_began(found: int | None):
+    """found: None where it had not begun; then what the heir finds is the truth."""
+    journal = Journal("r", PROMPT, Sampling(max_tokens=4))
+    journal.resume()
+    event = TokenEvent(request_id="r", first=0, token_ids=(), num_cached=found, moved_to="b")
+    assert journal.accept(event) is None
+    assert journal.moved_to == "b"
+    journal.resume()
+    assert journal.moved_to is None
+    first = journal.accept(TokenEvent(request_id="r~1", first=0, token_ids=(7,), num_cached=128))
+    assert first is not None
+    assert first.num_cached == (128 if found is None else found)
 
 
 def test_the_least_busy_actor_is_chosen_and_the_lowest_id_on_a_tie():

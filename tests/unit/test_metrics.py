@@ -12,9 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from actors.counters import HandoverCounters
 from actors.exposition import MetricsServer
 from actors.metrics import BY_NAME, HOTTEST, METRICS
-from actors.samples import exchange_samples
+from actors.samples import exchange_samples, handover_samples
 from cluster.snapshot import controller_samples
 from ingress.metrics import RequestMetrics
 from model.sampling import Sampling
@@ -70,12 +71,12 @@ def test_the_docs_list_every_metric_with_what_it_is() -> None:
     assert rows == [(m.name, m.kind, ", ".join(m.labels) or "-", ", ".join(m.roles), m.help) for m in METRICS]
 
 
-def test_an_engine_tells_every_metric_of_its_role_and_no_other(tiny_v32: Path) -> None:
+def test_an_attention_actor_tells_every_metric_of_its_role_and_no_other(tiny_v32: Path) -> None:
     engine = local_engine(tiny_v32, draft_tokens=1)
     generate(engine, [list(range(40))], GREEDY)
-    told = {sample.name for sample in engine.samples()}
-    assert told == {metric.name for metric in METRICS if "attention" in metric.roles}
-    for sample in engine.samples():
+    samples = [*engine.samples(), *handover_samples(HandoverCounters(), engine.page_bytes)]
+    assert {s.name for s in samples} == {metric.name for metric in METRICS if "attention" in metric.roles}
+    for sample in samples:
         assert len(sample.labels) == len(BY_NAME[sample.name].labels), sample
 
 
