@@ -117,7 +117,9 @@ def test_a_grammar_that_costs_too_much_ends_in_an_error_and_no_token(grammars: G
 def test_what_ends_a_grammar_is_still_known_when_drafts_were_tried_after_it(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.grammar.MASK_ITEMS", 100)  # only a mask costs as much, not the taking of a token
+    monkeypatch.setattr(
+        "model.grammar.MASK_ITEMS", 100
+    )  # only a mask costs as much, not the taking of a token
     one, x = matcher(grammars, DEAR), FIRST_BYTE_ID + ord("x")
     while ids_of(one.allowed()):
         one.allowed([x, x])
