@@ -33,6 +33,7 @@ from actors.prefix import PrefixCache
 from actors.runner import Runner
 from actors.samples import page_samples, step_samples
 from actors.scheduler import Scheduler, SchedulerLimits, Work
+from actors.scores import PromptScores
 from actors.sequence import Sequence as LiveSequence
 from actors.trace import Recorder, RecordingLaps
 from actors.verify import draws_of, tokens_that_hold
@@ -184,6 +185,7 @@ class Engine:
             max_context=self.context_tokens,
             terms=terms,
             matcher=matcher,
+            scores=_scores(prompt_ids, sampling) if not emitted_ids else None,
         )
         self._sequences[owner, request_id] = sequence
         self._scheduler.add(sequence, now_s)
@@ -231,6 +233,7 @@ class Engine:
         laps.lap("plan")
         self._runner.cache.clear(self._pool.unclean())
         logits = self._runner.compute(planned)
+        self._score(planned)
         laps.lap("forward")
         starts = [work.sequence.num_computed for work in planned]
         events = self._settle(planned, logits)
@@ -243,6 +246,14 @@ class Engine:
                 self._end(sequence)
         self._note_queue()
         return events
+
+    def _score(self, planned: list[Work]) -> None:
+        """Logprobs of prompts, for those who ask."""
+        if all(work.sequence.scores is None for work in planned):
+            return
+        for work, hidden_ND in zip(planned, self._runner.hidden(planned), strict=True):
+            if (scores := work.sequence.scores) is not None:
+                scores.add(work.sequence.num_computed, hidden_ND[: work.num_tokens], self._runner.logits)
 
     def _settle(self, planned: list[Work], logits: Tensor) -> OwnedEvents:
         """Count what is computed, draw tokens and verify drafts."""
@@ -280,7 +291,8 @@ class Engine:
 
     def _advance(self, sequence: LiveSequence, drawn: list[Drawn]) -> TokenEvent:
         first = sequence.num_emitted
-        if not drawn[0].finite:
+        scores, sequence.scores = sequence.scores, None
+        if not drawn[0].finite or (scores is not None and not scores.is_finite):
             self._withdraw(sequence)
             self._end(sequence)
             if sequence.matcher is not None and sequence.matcher.error:
@@ -301,6 +313,8 @@ class Engine:
             logprobs=tuple(token.logprob for token in said if token.logprob is not None),
             top=tuple(token.top for token in said if token.top),
             num_cached=sequence.num_cached if first == 0 else None,
+            prompt_logprobs=() if scores is None else tuple(scores.logprobs),
+            prompt_top=() if scores is None else tuple(scores.top),
             finish=sequence.finish,
         )
 
@@ -326,3 +340,9 @@ class Engine:
         self._scheduler.remove(sequence)
         del self._sequences[sequence.owner, sequence.request_id]
         self.counters.finished += 1
+
+
+def _scores(prompt_ids: Sequence[int], sampling: Sampling) -> PromptScores | None:
+    if not sampling.of_prompt:
+        return None
+    return PromptScores(prompt_ids=prompt_ids, num_top=sampling.logprobs or 0)

@@ -89,6 +89,10 @@ class Runner:
         self.overlap.note(num_rows, micro_batches, self._clock() - start_s)
         return self.decoder.logits(self._hidden_ND, logit_places(chunks))
 
+    def logits(self, hidden_ND: Tensor, rows_R: Tensor) -> Tensor:
+        """fp32 [R, V] of more rows of the last step, as `hidden` gives them."""
+        return self.decoder.logits(hidden_ND, rows_R)
+
     def follow(self, advanced: Sequence[tuple[LiveSequence, Tensor]]) -> None:
         """Let the drafter see what holds of the step: each sequence with hidden states, as `hidden` gives."""
         if self.drafter is not None:
