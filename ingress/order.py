@@ -247,7 +247,9 @@ class OrderDesk:
         needed = max(wanted or 1, request.min_tokens or 0)
         if needed > room:
             raise ContextTooLong(
-                f"the context is {self.context_tokens} tokens, but {num_prompt + needed} are needed: "
+                # OpenAI's words: clients tell by them that a shorter prompt would do.
+                f"this model's maximum context length is {self.context_tokens} tokens, but "
+                f"{num_prompt + needed} are needed: "
                 f"{num_prompt} in the prompt, {needed} to be made",
                 param=request.prompt_field,
             )
