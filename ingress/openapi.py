@@ -12,12 +12,11 @@ from pydantic.json_schema import models_json_schema
 from ingress.constraints import FORMAT_NAME
 from ingress.messages_request import CountRequest, MessagesRequest
 from ingress.openapi_answers import ANSWERS, Json, array, of, ref
-from ingress.options import MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS, MOST_BIAS
+from ingress.options import MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS, MOST_BIAS, Body
 from ingress.responses_request import ResponsesRequest
 from ingress.schema import (
     MAX_MESSAGES,
     MAX_PROMPTS,
-    Body,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
