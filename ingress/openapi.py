@@ -65,6 +65,11 @@ TOOL = of(
     ),
 )
 TOOLS = {"anyOf": [array(TOOL, minItems=1, maxItems=MAX_TOOLS), {"type": "null"}]}
+THEIR_MESSAGES = array(
+    of(role={"enum": ["user", "assistant"]}, content=CONTENT), minItems=1, maxItems=MAX_MESSAGES
+)
+THEIR_TOOL = of(name={"type": "string", "pattern": FORMAT_NAME}, input_schema={"type": "object"})
+THEIR_TOOLS = {"anyOf": [array(THEIR_TOOL, minItems=1, maxItems=MAX_TOOLS), {"type": "null"}]}
 TOKEN_IDS = array({"type": "integer", "minimum": 0}, minItems=1)
 TEXT = {"type": "string", "minLength": 1}
 # By class and field, where the class reads more than its annotation says.
@@ -74,6 +79,8 @@ SAID_MORE: dict[str, Json] = {
         "messages": {"anyOf": [array(CHAT_MESSAGE, minItems=1, maxItems=MAX_MESSAGES), {"type": "null"}]},
         "tools": TOOLS,
     },
+    "MessagesRequest": {"messages": THEIR_MESSAGES, "tools": THEIR_TOOLS},
+    "CountRequest": {"messages": THEIR_MESSAGES, "tools": THEIR_TOOLS},
     "CompletionRequest": {
         "prompt": {
             "anyOf": [
@@ -103,6 +110,12 @@ BIASES: Json = {
         {"type": "null"},
     ]
 }
+EITHER: Json = {
+    "oneOf": [
+        {"required": [given], "properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}}
+        for given, other in (("prompt", "messages"), ("messages", "prompt"))
+    ]
+}
 COMMON = {"stop": STOPS, "logit_bias": BIASES}
 QUESTION = [{"role": "user", "content": "What is 17 + 25?"}]
 EXAMPLES: dict[str, Json] = {
@@ -129,7 +142,7 @@ def document(model_name: str, version: str, *, prefixes: tuple[str, ...], has_ke
     posts.append(("/tokenize", "TokenizeRequest", "Tokenized", "Text or a chat to token ids"))
     posts.append(("/detokenize", "DetokenizeRequest", "Detokenized", "Token ids to text"))
     paths: Json = {path: {"post": _post(*rest, model_name=model_name)} for path, *rest in posts}
-    paths |= {path: {"get": get} for path, get in _gets(prefixes)}
+    paths |= {path: {"get": get} for path, get in _gets(prefixes, model_name)}
     found: Json = {
         "openapi": "3.1.0",
         "info": {"title": "Shoal", "version": version, "description": "An endpoint as OpenAI's."},
@@ -153,6 +166,7 @@ def _requests(model_name: str) -> Json:
         fields |= SAID_MORE.get(name, {})
         if "model" in fields:
             fields["model"] = {"type": "string", "enum": [model_name]}
+    schemas["TokenizeRequest"] |= EITHER
     return schemas
 
 
@@ -175,12 +189,12 @@ def _post(request: str, answer: str, summary: str, *, model_name: str) -> Json:
     }
 
 
-def _gets(prefixes: tuple[str, ...]) -> list[tuple[str, Json]]:
+def _gets(prefixes: tuple[str, ...], model_name: str) -> list[tuple[str, Json]]:
     name: Json = {
         "name": "name",
         "in": "path",
         "required": True,
-        "schema": {"type": "string", "minLength": 1},
+        "schema": {"type": "string", "enum": [model_name]},
     }
     generate: Json = {"name": "generate", "in": "query", "schema": {"type": "boolean"}}
     gets = [

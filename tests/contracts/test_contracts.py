@@ -112,8 +112,13 @@ def test_aiperf_runs_to_its_end_while_half_of_its_requests_leave(model: Model, c
 
 
 def test_guidellm_runs_to_its_end(model: Model, checkpoint: Path):
+    backend = f"target={model.url},model={NAME},api_key={model.key},validate_backend=false"
+    report = model.folder / "guidellm.json"
     model.run(
-        *("guidellm", "benchmark", "run", "--target", model.url, "--model", NAME, "--processor", checkpoint),
-        *("--data", "prompt_tokens=32,output_tokens=16", "--profile", "concurrent", "--rate", 2),
-        *("--max-requests", 8, "--backend-kwargs", json.dumps({"api_key": model.key})),
+        *("guidellm", "run", "--backend", f"kind=openai_http,{backend}"),
+        *("--tokenizer", f"kind=huggingface_auto,model={checkpoint}"),
+        *("--data", "kind=synthetic_text,prompt_tokens=32,output_tokens=16"),
+        *("--profile", "kind=concurrent,streams=2", "--constraint", "kind=max_requests,count=8"),
+        *("--disable-console-interactive", "--output", f"kind=json,path={report}"),
     )
+    assert json.loads(report.read_text())["benchmarks"]
