@@ -25,7 +25,6 @@ TOOLS = Path(os.environ.get("SHOAL_CONTRACTS", ROOT / ".venv-contracts"))
 CLIENTS = Path(__file__).parent / "clients"
 LIMIT_S = 600
 QUIET = {  # no tool fetches or reports anything
-    "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "LANGSMITH_TRACING": "false",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
