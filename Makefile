@@ -117,4 +117,4 @@ report: setup-dev
 	$(BIN)/python -m demo.report $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(TOOLS) build *.egg-info
