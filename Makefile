@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup setup-dev serve check simulate fuzz test bench bench-closed schemas soak chaos kernels pods hosts train evaluate report clean
+.PHONY: help setup setup-dev serve check simulate fuzz contracts test bench bench-closed schemas soak chaos kernels pods hosts train evaluate report clean
 
 help:
 	@echo "make setup     install what serving needs into $(VENV)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test      every test that this machine can run"
 	@echo "make simulate  10,000 schedules of faults; one of them again: ARGS=--hypothesis-seed=N"
 	@echo "make fuzz      10,000 requests that are almost sound, over a socket: none is answered by a fault of ours"
+	@echo "make contracts other people's clients and tools against the served model, in a venv of their own (node for one)"
 	@echo "make bench     what is served in time beside transformers, each feature on and off; ARGS=--quick, --write"
 	@echo "make bench-closed  tokens/s, TTFT and TPOT at 1 and 16 requests, beside transformers at its best"
 	@echo "make schemas   answers to 1,000 random JSON schemas; ARGS=--samples=N for others"
@@ -63,6 +64,21 @@ simulate: setup-dev
 fuzz: setup-dev
 	SHOAL_FUZZ=10000 $(BIN)/python -m pytest -n 0 tests/unit/test_attacks.py -k whatever_is_sent --timeout=3600 $(ARGS)
 
+TOOLS := .venv-contracts
+TOOLS_PIP := $(TOOLS)/bin/python -m pip --disable-pip-version-check --quiet
+
+$(TOOLS)/.ready: constraints-contracts.txt tests/contracts/clients/package.json
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	@echo "installing the tools of others (once, gigabytes) ..."
+	@$(TOOLS_PIP) install "$$(grep '^torch==' constraints-contracts.txt)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@$(TOOLS_PIP) install -c constraints-contracts.txt -r tests/contracts/requirements.txt
+	@mkdir -p $(TOOLS)/node && cp tests/contracts/clients/package.json $(TOOLS)/node/
+	@if command -v npm >/dev/null; then npm --prefix $(TOOLS)/node install --no-audit --no-fund --silent; fi
+	@touch $@
+
+contracts: setup-dev $(TOOLS)/.ready
+	$(BIN)/python -m pytest -m contracts -n 0 tests/contracts --timeout=1800 $(ARGS)
+
 test: setup-dev
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
@@ -105,4 +121,4 @@ report: setup-dev
 	$(BIN)/python -m demo.report $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(TOOLS) build *.egg-info

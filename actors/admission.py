@@ -89,7 +89,8 @@ class Admission:
 
     def overdue(self, now_s: float) -> list[tuple[Sequence, Refusal]]:
         """Those that have waited for longer than they may and have not begun."""
-        late = [sequence for sequence in self._queue if _is_late(sequence, now_s)]
+        waiting = [sequence for sequence in self._queue if not sequence.has_begun]
+        late = [one for one in waiting if is_late(one.terms, one.since_s, now_s)]
         return [
             (one, self._refuse(one.terms, f"waited for {now_s - one.since_s:.0f} s without a turn"))
             for one in late
@@ -111,8 +112,6 @@ class Admission:
         )
 
 
-def _is_late(sequence: Sequence, now_s: float) -> bool:
-    terms = sequence.terms
-    if terms.max_wait_s is None or terms.is_promised or sequence.has_begun:
-        return False
-    return now_s - sequence.since_s > terms.max_wait_s
+def is_late(terms: Terms, since_s: float, now_s: float) -> bool:
+    """Whether what came at since_s, and has not begun, has waited for longer than it may."""
+    return terms.max_wait_s is not None and not terms.is_promised and now_s - since_s > terms.max_wait_s

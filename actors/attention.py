@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actors.admission import is_late
 from actors.counters import HandoverCounters
 from actors.engine import Engine, OwnedEvents
 from actors.handover import Handover, Heir, Sender
@@ -73,7 +74,7 @@ class ViewInbox:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Submission:
-    """What a Submit said."""
+    """What a Submit said, and when."""
 
     peer: Peer
     name: str
@@ -81,6 +82,7 @@ class _Submission:
     emitted_ids: list[int]
     sampling: Sampling
     terms: Terms
+    since_s: float
 
 
 class AttentionServer:
@@ -145,6 +147,7 @@ class AttentionServer:
             self._engine.hear_experts()
             self._listen(IDLE_POLL_S)
             laps.lap("idle")
+        self._tell(self._expire_unmatched(self._clock()))
         self._tell(self._engine.expire(self._clock()))
         self._tell(self._engine.let_in(self._clock()))
         if self._intake is not None:
@@ -241,7 +244,7 @@ class AttentionServer:
             return None
         message = arrival.frame.message
         if isinstance(message, Cancel):
-            if self._unmatched.pop((peer, message.request_id), None) is not None:
+            if self._forget(peer, message.request_id) is not None:
                 return end_event(message.request_id, 0, FINISH_CANCELLED)
             return self._engine.cancel(peer, message.request_id)
         if isinstance(message, HandOver):
@@ -273,6 +276,7 @@ class AttentionServer:
             emitted_ids=ids[message.num_prompt :],
             sampling=sampling,
             terms=terms,
+            since_s=self._clock(),
         )
         return self._await_matcher(submission) if sampling.grammar else self._submit(submission)
 
@@ -294,7 +298,7 @@ class AttentionServer:
             submission.emitted_ids,
             submission.sampling,
             submission.terms,
-            self._clock(),
+            submission.since_s,
             matcher,
         )
         if ended is None and not submission.terms.is_suspect:
@@ -311,19 +315,39 @@ class AttentionServer:
             problem = f"{MAX_UNMATCHED} sequences wait for their grammars"
             return end_event(submission.name, num_emitted, FINISH_OVERLOADED, problem, UNMATCHED_RETRY_S)
         self._unmatched[key] = submission
-        self._desk.order(key, submission.sampling, submission.emitted_ids)
+        terms = submission.terms
+        line = terms.is_batch, terms.tenant
+        self._desk.order(key, submission.sampling, submission.emitted_ids, line)
         return None
 
     def _matched(self, submission: _Submission, made: Made) -> TokenEvent | None:
+        name, num_emitted = submission.name, len(submission.emitted_ids)
         if isinstance(made, GrammarError):
-            return end_event(submission.name, len(submission.emitted_ids), FINISH_GRAMMAR, str(made))
+            return end_event(name, num_emitted, FINISH_GRAMMAR, str(made))
+        if isinstance(made, Exception):
+            return end_event(name, num_emitted, FINISH_ERROR, "its grammar could not be made ready")
         return self._submit(submission, made)
 
+    def _expire_unmatched(self, now_s: float) -> OwnedEvents:
+        """Refuse those that have waited for their grammar for longer than they may."""
+        events: OwnedEvents = defaultdict(list)
+        for late in [one for one in self._unmatched.values() if is_late(one.terms, one.since_s, now_s)]:
+            self._forget(late.peer, late.name)
+            problem = f"waited for {now_s - late.since_s:.0f} s for its grammar"
+            ended = end_event(late.name, len(late.emitted_ids), FINISH_OVERLOADED, problem, UNMATCHED_RETRY_S)
+            events[late.peer].append(ended)
+        return events
+
     def _forget_unmatched(self, peer: Peer) -> int:
-        gone = [key for key, submission in self._unmatched.items() if submission.peer == peer]
-        for key in gone:
-            del self._unmatched[key]
+        gone = [submission.name for submission in self._unmatched.values() if submission.peer == peer]
+        for name in gone:
+            self._forget(peer, name)
         return len(gone)
+
+    def _forget(self, peer: Peer, name: str) -> _Submission | None:
+        """It waits for no grammar any more; None: it did not."""
+        self._desk.withdraw((peer, name))
+        return self._unmatched.pop((peer, name), None)
 
     def _tell(self, events: dict[Hashable, list[TokenEvent]]) -> None:
         """One frame per ingress."""

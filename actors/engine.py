@@ -34,6 +34,7 @@ from actors.pages import PagePool
 from actors.prefix import Chain, PrefixCache
 from actors.samples import page_samples, step_samples
 from actors.scheduler import Scheduler, SchedulerLimits, Work
+from actors.scores import PromptScores
 from actors.sequence import Sequence as LiveSequence
 from actors.step_runner import StepRunner
 from actors.suspects import Suspects
@@ -185,6 +186,7 @@ class Engine:
             max_context=self.context_tokens,
             terms=terms,
             matcher=matcher,
+            scores=_scores(prompt_ids, sampling) if not emitted_ids else None,
         )
         self._sequences[owner, request_id] = sequence
         if terms.is_suspect:
@@ -304,6 +306,7 @@ class Engine:
         self._runner.compute(planned)
         for work in planned:
             work.sequence.note_step(now_s, experts.waited_s - waited_s)
+        self._score(planned)
         laps.lap("forward")
         starts = [work.sequence.num_computed for work in planned]
         events = self._settle(planned)
@@ -316,6 +319,14 @@ class Engine:
                 self._end(sequence)
         self._note_queue()
         return events
+
+    def _score(self, planned: list[Work]) -> None:
+        """Logprobs of prompts, for those who ask."""
+        if all(work.sequence.scores is None for work in planned):
+            return
+        for work, hidden_ND in zip(planned, self._runner.hidden(planned), strict=True):
+            if (scores := work.sequence.scores) is not None:
+                scores.add(work.sequence.num_computed, hidden_ND[: work.num_tokens], self._runner.logits)
 
     def _settle(self, planned: list[Work]) -> OwnedEvents:
         """Count what is computed, draw tokens and verify drafts."""
@@ -355,7 +366,8 @@ class Engine:
 
     def _advance(self, sequence: LiveSequence, drawn: list[Drawn]) -> TokenEvent:
         first = sequence.num_emitted
-        if not drawn[0].finite:
+        scores, sequence.scores = sequence.scores, None
+        if not drawn[0].finite or (scores is not None and not scores.is_finite):
             self._withdraw(sequence)
             self._end(sequence)
             if sequence.matcher is not None and sequence.matcher.error:
@@ -376,6 +388,8 @@ class Engine:
             logprobs=tuple(token.logprob for token in said if token.logprob is not None),
             top=tuple(token.top for token in said if token.top),
             num_cached=sequence.num_cached if first == 0 else None,
+            prompt_logprobs=() if scores is None else tuple(scores.logprobs),
+            prompt_top=() if scores is None else tuple(scores.top),
             finish=sequence.finish,
             work=sequence.work if sequence.finish else None,
         )
@@ -410,3 +424,9 @@ def _die_of(seed: int, planned: list[Work]) -> None:
     """As a fault in native code, or a lack of memory, would have it."""
     if any(work.sequence.sampling.seed == seed for work in planned):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _scores(prompt_ids: Sequence[int], sampling: Sampling) -> PromptScores | None:
+    if not sampling.of_prompt:
+        return None
+    return PromptScores(prompt_ids=prompt_ids, num_top=sampling.logprobs or 0)

@@ -7,22 +7,34 @@ here is known to be bounded. Knows nothing of sequences but their tokens.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 from llguidance import LLMatcher
 
+from actors.turns import Turns
 from model.grammar import GrammarError, Grammars
 from model.matcher import Matcher
 from model.sampling import Sampling
+
+logger = logging.getLogger(__name__)
 
 MAX_KEPT = 64  # compiled grammars
 MAX_KEPT_CHARS = 1 << 20  # of their texts
 STACK_BYTES = 16 << 20  # twice what the ingress tried the grammar with
 
-Made = Matcher | GrammarError
+Made = Matcher | Exception  # GrammarError: the grammar's own fault
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Order:
+    key: Hashable
+    sampling: Sampling
+    emitted_ids: Sequence[int]
 
 
 class MatcherDesk:
@@ -32,37 +44,62 @@ class MatcherDesk:
         self._grammars = grammars
         self._announce = announce
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._orders: queue.SimpleQueue[tuple[Hashable, Sampling, Sequence[int]] | None] = queue.SimpleQueue()
+        self._orders: Turns[_Order] = Turns()
+        self._changed = threading.Condition()  # guards the orders and this:
+        self._is_closed = False
         self._made: queue.SimpleQueue[tuple[Hashable, Made]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def order(self, key: Hashable, sampling: Sampling, emitted_ids: Sequence[int]) -> None:
-        """A matcher of the sampling's grammar, after these tokens."""
+    def order(
+        self, key: Hashable, sampling: Sampling, emitted_ids: Sequence[int], line: Hashable = None
+    ) -> None:
+        """A matcher of the sampling's grammar, after these tokens. Lines take turns."""
         if self._thread is None:
             self._thread = _started(self._run)
-        self._orders.put((key, sampling, emitted_ids))
+        with self._changed:
+            self._orders.put(line, key, _Order(key=key, sampling=sampling, emitted_ids=emitted_ids))
+            self._changed.notify()
+
+    def withdraw(self, key: Hashable) -> None:
+        """Nobody waits for it any more; what is being made is made all the same."""
+        with self._changed:
+            self._orders.discard(key)
 
     def take(self) -> list[tuple[Hashable, Made]]:
         """What has become ready; an error is why there is no matcher."""
         return [self._made.get() for _ in range(self._made.qsize())]
 
     def close(self) -> None:
-        self._orders.put(None)
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
 
     def _run(self) -> None:
-        while (order := self._orders.get()) is not None:
-            key, sampling, emitted_ids = order
-            self._made.put((key, self._make(sampling, emitted_ids)))
+        while (order := self._next()) is not None:
+            self._made.put((order.key, self._make(order)))
             self._announce()
 
-    def _make(self, sampling: Sampling, emitted_ids: Sequence[int]) -> Made:
+    def _next(self) -> _Order | None:
+        """Waits for one; None: no more will come."""
+        with self._changed:
+            while not self._is_closed:
+                order = self._orders.next()
+                if order is not None:
+                    return order
+                self._changed.wait()
+        return None
+
+    def _make(self, order: _Order) -> Made:
         if self._grammars is None:
             return GrammarError("the checkpoint has no tokenizer.json, which a grammar needs")
         try:
-            begun = self._compiled(sampling.grammar, self._grammars)
+            begun = self._compiled(order.sampling.grammar, self._grammars)
+            return matcher_of(self._grammars, begun, order.sampling, order.emitted_ids)
         except GrammarError as error:
             return error
-        return matcher_of(self._grammars, begun, sampling, emitted_ids)
+        except Exception as error:  # of a library in another language: it may end its order, not the thread
+            logger.exception("%s: its grammar", order.key)
+            return error
 
     def _compiled(self, grammar: str, grammars: Grammars) -> LLMatcher:
         if grammar not in self._kept:

@@ -102,6 +102,8 @@ class TokenEvent:
     logprobs: one per token id, when asked for. top: per token, (token id, logprob) pairs, likeliest first.
     num_cached: with the first token, how many tokens of the prompt were not computed for it; if it has begun,
     also with moved_to. moved_to: the sequence goes on at that actor, which has its pages; no more from here.
+    prompt_logprobs, prompt_top: the same of the prompt's tokens but its first, where the sampling wants them:
+    with the first token.
     finish: None while the sequence lives, else one of FINISH_*; exactly one event of a sequence carries it.
     work: with the last token, what this actor did for it (actors/sequence.py).
     The first event of a sequence that is let in says only that it is: it has neither tokens nor a finish.
@@ -114,6 +116,8 @@ class TokenEvent:
     logprobs: tuple[float, ...] = ()
     top: tuple[tuple[tuple[int, float], ...], ...] = ()
     num_cached: int | None = None
+    prompt_logprobs: tuple[float, ...] = ()
+    prompt_top: tuple[tuple[tuple[int, float], ...], ...] = ()
     finish: str | None = None
     error: str | None = None
     retry_after_s: float | None = None

@@ -36,8 +36,13 @@ class PrefixCache:
         self.hit_tokens = 0
 
     def find(self, sequence: Sequence) -> list[int]:
-        """The cached pages that the sequence can begin with; its last token is never in one."""
-        pages = []
+        """The cached pages that the sequence can begin with; its last token is never in one.
+
+        None where its prompt is to be scored: that needs every row of it.
+        """
+        pages: list[int] = []
+        if sequence.scores is not None:
+            return pages
         for key in _keys(sequence):
             page = self._pool.find(key)
             if page is None:

@@ -56,6 +56,9 @@ class RowModel(Protocol):
     def draw(self, rows: int) -> None:
         """From the `places` of hidden_RD to logits_RV and drawn_3R."""
 
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """fp32 [R, V], in memory of their own, of at most 64 rows."""
+
     def sample(self, rows: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:
         """A token for each of these rows of logits_RV, finite ones, that asks for more than the likeliest."""
 
@@ -95,8 +98,8 @@ class RowRunner:
         self.exchange.begin_step()
         chunks = [chunk for work in planned for chunk in chunks_of(work)]
         self._first_rows = self._launch(chunks)
-        if self.drafter is not None:
-            self._hidden_RD = self._buffers.hidden_RD.clone()
+        hidden_RD = self._buffers.hidden_RD
+        self._hidden_RD = hidden_RD if self.drafter is None else hidden_RD.clone()  # it computes there, too
         self._draws = [draw for work in planned for draw in draws_of(work)]  # while the device computes
         self._received = self._buffers.receive(len(self._draws))
 
@@ -113,6 +116,10 @@ class RowRunner:
             for _ in range(work.num_drafts):
                 next(first_rows)  # a draft's row is the next one
         return hidden
+
+    def logits(self, hidden_ND: Tensor, rows_R: Tensor) -> Tensor:
+        """fp32 [R, V] of more rows of the last step, as `hidden` gives them."""
+        return self._model.logits(hidden_ND.index_select(0, rows_R.to(hidden_ND.device))).cpu()
 
     def follow(self, advanced: Sequence[tuple[LiveSequence, Tensor]]) -> None:
         """Let the drafter see what holds of the step: each sequence with hidden states, as `hidden` gives."""

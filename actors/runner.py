@@ -115,6 +115,10 @@ class Runner:
         """What follows each token of the computed step after which one is drawn."""
         return sample(self._logits_BV, [draw for work in planned for draw in draws_of(work)])
 
+    def logits(self, hidden_ND: Tensor, rows_R: Tensor) -> Tensor:
+        """fp32 [R, V] of more rows of the last step, as `hidden` gives them."""
+        return self.decoder.logits(hidden_ND, rows_R)
+
     def follow(self, advanced: Sequence[tuple[LiveSequence, Tensor]]) -> None:
         """Let the drafter see what holds of the step: each sequence with hidden states, as `hidden` gives."""
         if self.drafter is not None:

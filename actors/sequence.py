@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actors.messages import ANY_TERMS, FINISH_LENGTH, FINISH_STOP, Terms
 from actors.pace import Pace
+from actors.scores import PromptScores
 from model.cache import PAGE_TOKENS
 from model.matcher import Matcher
 from model.sampler import Draw
@@ -27,9 +28,10 @@ class Sequence:
     the next step to verify. unfollowed: hidden states that the MTP layer has not read yet, of its last
     computed tokens; num_followed: how many it has read. num_published: pages that others can find; page_keys:
     what by (actors/prefix.py). num_cached: tokens that it did not compute when it first began; num_known:
-    those that it need not, as far as was known when it came. matcher: where it stands in its grammar, if it
-    has one. ticket: its place by age among all. since_s: when it came; begun_s: when its
-    first step began; num_steps: that it was in; experts_s: how long those waited for experts.
+    those that it need not, as far as was known when it came. scores: of its prompt, where they are wanted,
+    until they are told. matcher: where it stands in its grammar, if it has one. ticket: its place by age
+    among all. since_s: when it came; begun_s: when its first step began; num_steps: that it was in;
+    experts_s: how long those waited for experts.
     """
 
     request_id: str
@@ -41,6 +43,7 @@ class Sequence:
     max_context: int
     terms: Terms = ANY_TERMS
     matcher: Matcher | None = None
+    scores: PromptScores | None = None
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)

@@ -53,7 +53,10 @@ class StepRunner(Protocol):
         """What follows each token of the computed step after which one is drawn, as `draws_of` lists them."""
 
     def hidden(self, planned: Sequence[Work]) -> list[Tensor]:
-        """Of each work's tokens and drafts in the computed step, [tokens, D]; only if it drafts."""
+        """Of each work's tokens and drafts in the computed step, [tokens, D]."""
+
+    def logits(self, hidden_ND: Tensor, rows_R: Tensor) -> Tensor:
+        """fp32 [R, V] on the CPU, of a few more rows of the computed step, as `hidden` gives them."""
 
     def follow(self, advanced: Sequence[tuple[LiveSequence, Tensor]]) -> None:
         """Let the drafter see what holds of the step: each sequence with hidden states, as `hidden` gives."""

@@ -7,6 +7,7 @@ two that probes ask. Knows nothing of Ray: it is given something that takes snap
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import secrets
 import socket
@@ -95,7 +96,7 @@ def create_admin(looker: Looker, key: str, own: Callable[[], str] = lambda: "127
         app.add_route(path, _guarded(handler, key), methods=[method])
     app.add_route("/health", alive, methods=["GET"])
     app.add_route("/ready", ready, methods=["GET"])
-    app.add_route("/ui", _page, methods=["GET"])
+    app.add_route("/ui", _under_own_name(_page, own), methods=["GET"])
     return app
 
 
@@ -138,6 +139,37 @@ def _guarded(handler: Handler, key: str) -> Handler:
             return _json({"error": f"{error}; try again in a moment"}, 503)
 
     return guarded
+
+
+def _under_own_name(handler: Handler, own: Callable[[], str]) -> Handler:
+    """421 where it is asked for by a name that others could make lead here (DNS rebinding).
+
+    An address is none; nor are this machine's names and the one it was told to listen at.
+    """
+
+    async def named(request: Request) -> Response:
+        name = _host_of(request.headers.get("host", ""))
+        known = {"localhost", socket.gethostname().lower(), _host_of(own())}
+        if name in known or _is_address(name):
+            return await handler(request)
+        return _json({"error": "this page is opened by the address of its host"}, 421)
+
+    return named
+
+
+def _host_of(place: str) -> str:
+    """Without its port."""
+    if place.startswith("["):
+        return place[1:].partition("]")[0]
+    return place.partition(":")[0].lower()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 async def _page(_: Request) -> Response:

@@ -120,6 +120,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         token_ids=tuple(chain(delta.token_ids for delta in deltas)),
         logprobs=tuple(chain(delta.logprobs for delta in deltas)),
         top=tuple(chain(delta.top for delta in deltas)),
+        prompt=next((delta.prompt for delta in deltas if delta.prompt is not None), None),
         num_reasoning=sum(delta.num_reasoning for delta in deltas),
         finish=deltas[-1].finish,
         is_late=deltas[-1].is_late,
@@ -135,7 +136,8 @@ def finish_fields(delta: Delta) -> Json:
 def shows_anything(delta: Delta, order: Order) -> bool:
     """Whether a chunk for `delta` would say anything: its text may be held back."""
     wants_tokens = order.return_token_ids or wants_logprobs(order)
-    return bool(delta.content or delta.reasoning or (wants_tokens and delta.token_ids))
+    says_text = bool(delta.content or delta.reasoning or delta.prompt)
+    return says_text or bool(wants_tokens and delta.token_ids)
 
 
 def wants_logprobs(order: Order) -> bool:

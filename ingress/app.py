@@ -33,6 +33,7 @@ from ingress.key_guard import KEY, METER, KeyGuard, given_key
 from ingress.keys import KeyRing
 from ingress.limits import Limits
 from ingress.messages_answer import MessagesAnswer
+from ingress.openapi import document
 from ingress.order import Order, OrderDesk
 from ingress.probe import one_token
 from ingress.quota import Grant
@@ -76,11 +77,13 @@ def create_app(
         compiler.close()
         await engine.close()
 
-    app = FastAPI(title="Shoal", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     install_handlers(app)
     if keys is not None:
         app.add_middleware(KeyGuard, ring=keys, replicas=replicas)
     app.add_middleware(RequestGuard)  # outermost
+    described = document(model_name, _version(), prefixes=PREFIXES, has_keys=keys is not None)
+    app.add_route("/openapi.json", lambda _: _json(described))
     for method, path, handler in _routes(door):
         app.add_api_route(path, handler, methods=[method], response_class=Response)
     return app

@@ -16,11 +16,13 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import AsyncIterator, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.turns import Turns
 from ingress.errors import InvalidRequest, Overloaded
 from ingress.pipe import read_text, write_text
 
@@ -30,6 +32,7 @@ HELPER = "ingress.compile_helper"
 ROOT = Path(__file__).resolve().parents[1]
 MAX_KNOWN = 4096  # grammars
 MAX_WAITING = 64
+MAX_WAITING_IN_LINE = 16
 RETRY_S = 1.0
 ATTEMPTS = 2  # what kills the helper twice is to blame
 
@@ -52,21 +55,24 @@ class HelperLost(Exception):  # noqa: N818 - named for what happened, as the res
 
 
 class GrammarCompiler:
-    """One helper, begun with the first grammar; grammars take turns."""
+    """One helper, begun with the first grammar; lines take turns, so no tenant's grammars delay another's
+    by more than one.
+    """
 
     def __init__(self, directory: Path, limits: CompileLimits | None = None) -> None:
         self._directory = directory
         self._limits = limits or CompileLimits()
         self._known: OrderedDict[bytes, str] = OrderedDict()  # digest -> objection
-        self._turns = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
-        self._num_waiting = 0
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
+        self._waiting: Turns[asyncio.Future[None]] = Turns()
+        self._is_busy = False
         self._helper: _Helper | None = None
 
-    async def check(self, grammar: str, param: str | None) -> None:
-        """Raises InvalidRequest that names `param` unless the grammar can be served."""
+    async def check(self, grammar: str, param: str | None, line: Hashable = None) -> None:
+        """Raises InvalidRequest that names `param` unless the grammar can be served. line: who asks."""
         digest = hashlib.sha256(grammar.encode("utf-8", "surrogatepass")).digest()
         if digest not in self._known:
-            objection = await self._ask(grammar, param)
+            objection = await self._ask(grammar, param, line)
             self._known[digest] = objection
             while len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
@@ -77,17 +83,19 @@ class GrammarCompiler:
 
     def close(self) -> None:
         """End the helper; no more will be asked."""
-        self._turns.shutdown(wait=False, cancel_futures=True)
+        self._worker.shutdown(wait=False, cancel_futures=True)
         if self._helper is not None:
             self._helper.end()
 
-    async def _ask(self, grammar: str, param: str | None) -> str:
+    async def _ask(self, grammar: str, param: str | None, line: Hashable) -> str:
         """The helper's objection, or nothing. What is not the grammar's own fault is not remembered."""
-        if self._num_waiting >= MAX_WAITING:
-            raise Overloaded(f"{MAX_WAITING} grammars wait to be compiled", retry_after_s=RETRY_S)
-        self._num_waiting += 1
+        own, everybodys = self._waiting.num_in(line), len(self._waiting)
+        if own >= MAX_WAITING_IN_LINE or everybodys >= MAX_WAITING:
+            waiting = f"{everybodys} grammars wait to be compiled, {own} of them yours"
+            raise Overloaded(waiting, retry_after_s=RETRY_S)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._turns, self._try, grammar)
+            async with self._turn(line):
+                return await asyncio.get_running_loop().run_in_executor(self._worker, self._try, grammar)
         except HelperLost as lost:
             what = (
                 f"takes over {self._limits.compile_s:g} s" if lost.took_too_long else "needs too much memory"
@@ -96,8 +104,33 @@ class GrammarCompiler:
         except OSError as error:
             logger.error("no helper to compile grammars: %s", error)
             raise Overloaded("grammars cannot be compiled now", retry_after_s=RETRY_S) from None
+
+    @asynccontextmanager
+    async def _turn(self, line: Hashable) -> AsyncIterator[None]:
+        """Alone with the helper, but for what the one before has left there when it was cancelled."""
+        if self._is_busy:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.put(line, turn, turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._waiting.discard(turn)
+                if not turn.cancelled():  # it had been given the turn already
+                    self._pass_on()
+                raise
+        self._is_busy = True
+        try:
+            yield
         finally:
-            self._num_waiting -= 1
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        turn = self._waiting.next()
+        while turn is not None and turn.done():
+            turn = self._waiting.next()
+        self._is_busy = turn is not None
+        if turn is not None:
+            turn.set_result(None)
 
     def _try(self, grammar: str) -> str:
         for attempt in range(1, ATTEMPTS + 1):

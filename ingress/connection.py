@@ -78,8 +78,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._in_body:
             self._head_bytes += len(data)
         super().data_received(data)
-        is_head = self._head_timer is not None and not self._in_body
-        if is_head and self._head_bytes > self.limits.head_bytes:
+        if not self._in_body and self._head_bytes > self.limits.head_bytes:
             self._refuse(self._too_large())
 
     def on_headers_complete(self) -> None:
@@ -93,6 +92,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_body = False
+        self._head_bytes = 0  # from here on those of the next head, which may come before this answer
         self._cancel_head_timer()
         super().on_message_complete()
 
@@ -119,7 +119,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unread_timer = None
 
     def _await_head(self) -> None:
-        self._head_bytes = 0
         self._head_timer = self.loop.call_later(self.limits.head_read_s, self._give_up)
 
     def _give_up(self) -> None:
@@ -149,13 +148,19 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timers()
         if self.transport.is_closing():
             return
-        cycle = self.cycle
-        if (
-            cycle is None or cycle.response_complete or not cycle.response_started
-        ):  # else it would get into that
+        if not self._is_answering:
             self.transport.write(_response(error))
         self.transport.close()
         self.loop.call_later(LINGER_S, self.transport.abort)
+
+    @property
+    def _is_answering(self) -> bool:
+        """Whether what is written now would get into another answer: `cycle` is the newest request's, those
+        in the pipeline wait for one before them.
+        """
+        cycle = self.cycle
+        is_open = cycle is not None and cycle.response_started and not cycle.response_complete
+        return is_open or bool(self.pipeline)
 
 
 def _response(error: RequestError) -> bytes:

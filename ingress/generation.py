@@ -3,7 +3,8 @@
 Runs one sequence per choice and merges what they add. Knows nothing of JSON or HTTP.
 
 Errors: whatever a sequence raises, DeadlineExceeded where no choice has spoken in time, EngineError where one
-ends badly, InvalidRequest where a grammar cannot be served.
+ends badly, InvalidRequest where a grammar cannot be served, Overloaded where it waits for too long to be
+compiled.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from types import TracebackType
 from typing import Self
 
 from actors.messages import FINISH_DEADLINE, FINISH_GRAMMAR, FINISH_LENGTH, FINISH_STOP, Terms, TokenEvent
-from ingress.compiler import GrammarCompiler
+from ingress.compiler import RETRY_S, GrammarCompiler
+from ingress.constraints import Constraint
 from ingress.engine_client import Call, EngineClient
 from ingress.errors import DeadlineExceeded, EngineError, InvalidRequest, Overloaded
 from ingress.order import Order
@@ -24,6 +26,8 @@ from ingress.output import Delta, Output
 from ingress.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+TOO_LATE = "the deadline passed before the first token"
 
 
 class Generation:
@@ -51,9 +55,8 @@ class Generation:
         self._has_begun = False  # choice 0: it cannot be refused any more, what ends it now is a failure
 
     async def __aenter__(self) -> Self:
-        constraint = self._order.constraint
-        if constraint is not None:
-            await self._compiler.check(constraint.grammar, constraint.param)
+        if self._order.constraint is not None:
+            await self._check_grammar(self._order.constraint)
         self._tasks = [asyncio.create_task(self._make(choice)) for choice in range(self._num_open)]
         return self
 
@@ -76,6 +79,25 @@ class Generation:
             raise added
         self._num_open -= added.finish is not None
         return added
+
+    async def _check_grammar(self, constraint: Constraint) -> None:
+        """Within the time that the request may wait; what it takes of it, the engine has no more."""
+        loop, call, terms = asyncio.get_running_loop(), self._call, self._call.terms
+        began_s, deadline_s, most_s = loop.time(), call.deadline_s, terms.max_wait_s
+        ends_s = [] if deadline_s is None else [deadline_s]
+        ends_s += [] if most_s is None else [began_s + most_s]
+        try:
+            async with asyncio.timeout_at(min(ends_s, default=None)):
+                line = terms.is_batch, terms.tenant
+                await self._compiler.check(constraint.grammar, constraint.param, line)
+        except TimeoutError:
+            if deadline_s is not None and loop.time() >= deadline_s:
+                raise DeadlineExceeded(TOO_LATE, retry_after_s=self._engine.wait_s) from None
+            waited = f"waited for {most_s:.0f} s for its grammar to be compiled"
+            raise Overloaded(waited, retry_after_s=RETRY_S) from None
+        if most_s is not None:
+            left_s = max(0.0, most_s - (loop.time() - began_s))
+            self._call = replace(call, terms=replace(terms, max_wait_s=left_s))
 
     async def _make(self, choice: int) -> None:
         try:
@@ -120,9 +142,7 @@ class Generation:
         """Whether it may be shown. A deadline cuts a request short that has spoken, else it was too late."""
         self._has_spoken |= bool(event.token_ids)
         if event.finish == FINISH_DEADLINE and not self._has_spoken:
-            raise DeadlineExceeded(
-                "the deadline passed before the first token", retry_after_s=self._engine.wait_s
-            )
+            raise DeadlineExceeded(TOO_LATE, retry_after_s=self._engine.wait_s)
         if event.finish == FINISH_GRAMMAR:
             assert self._order.constraint is not None, "only a grammar ends so"
             why = f"cannot be enforced any further: {event.error}"

@@ -73,10 +73,14 @@ class Journal:
             request_id=self.wire_id,
             num_prompt=len(self.prompt_ids),
             num_emitted=len(self.emitted),
-            sampling=dataclasses.asdict(self.sampling),
+            sampling=dataclasses.asdict(self._sampling()),
             terms=dataclasses.asdict(terms),
         )
         return submit, struct.pack(f"<{len(ids)}i", *ids)
+
+    def _sampling(self) -> Sampling:
+        """What the prompt scores came with the first token: it is not computed again for them."""
+        return dataclasses.replace(self.sampling, of_prompt=False) if self.emitted else self.sampling
 
     def accept(self, event: TokenEvent) -> TokenEvent | None:
         """The part of `event` that is news, or None. Raises JournalError, and then has noted no token."""
@@ -96,6 +100,8 @@ class Journal:
             logprobs=event.logprobs[known:],
             top=event.top[known:],
             num_cached=self._first_found(event) if not known else None,
+            prompt_logprobs=event.prompt_logprobs if not known else (),
+            prompt_top=event.prompt_top if not known else (),
         )
         self.emitted.extend(fresh.token_ids)
         if len(self.emitted) >= self._proved_at:
@@ -139,4 +145,10 @@ class Journal:
         if self.sampling.logprobs is not None and len(event.logprobs) != len(event.token_ids):
             raise JournalError(
                 f"{self.request_id}: {len(event.token_ids)} tokens with {len(event.logprobs)} logprobs"
+            )
+        is_first = event.first == 0 and bool(event.token_ids)
+        if self.sampling.of_prompt and is_first and len(event.prompt_logprobs) != len(self.prompt_ids) - 1:
+            raise JournalError(
+                f"{self.request_id}: {len(self.prompt_ids)} prompt tokens with {len(event.prompt_logprobs)} "
+                "logprobs"
             )

@@ -43,7 +43,8 @@ SEED_MASK = 2**63 - 1
 class Order:
     """Prompt i makes the choices i * n to i * n + n - 1; `samplings` has one entry per choice.
 
-    echoes: the text of each prompt, where it is to be repeated. deadline_s: from when the whole request is
+    echoes: the text of each prompt, where it is to be repeated; echoes_specials: they are of token ids, and
+    spell special tokens out. deadline_s: from when the whole request is
     here. constraint: what the answers are held to, already in the samplings.
     """
 
@@ -54,6 +55,7 @@ class Order:
     include_usage: bool
     continuous_usage: bool
     echoes: tuple[str, ...] = ()
+    echoes_specials: bool = False
     return_token_ids: bool
     cache_salt: str
     is_batch: bool
@@ -138,16 +140,21 @@ class OrderDesk:
     def completion(self, body: bytes) -> Order:
         request = parse_body(parse_object(body), CompletionRequest)
         self.check_model(request.model)
-        return self._order(
+        order = self._order(
             request,
             [self._completion_ids(prompt, request.suffix) for prompt in request.prompt],
             num_logprobs=request.logprobs,
             constraint=content_constraint(
                 request.response_format, request.structured_outputs, request.guided
             ),
-            output=OutputOptions(**_output_fields(request)),
+            output=OutputOptions(
+                **_output_fields(request),
+                scores_prompt=request.scores_prompt,
+                shows_nothing=request.max_tokens == 0,
+            ),
             echoes=tuple(map(self._as_text, request.prompt)) if request.echo else (),
         )
+        return replace(order, echoes_specials=not isinstance(request.prompt[0], str))
 
     def tokenize(self, body: bytes) -> list[int]:
         request = parse_body(parse_object(body), TokenizeRequest)
@@ -212,6 +219,7 @@ class OrderDesk:
                 max_tokens=self._max_tokens(request, len(prompts[choice // n])),
                 seed=_seed(request.seed, choice % n),
                 num_logprobs=num_logprobs,
+                of_prompt=output.scores_prompt,
                 grammar=constraint.grammar if constraint else "",
                 grammar_after=end_think if constraint else None,
             )
@@ -239,11 +247,13 @@ class OrderDesk:
         needed = max(wanted or 1, request.min_tokens or 0)
         if needed > room:
             raise ContextTooLong(
-                f"the context is {self.context_tokens} tokens, but {num_prompt + needed} are needed: "
+                # OpenAI's words: clients tell by them that a shorter prompt would do.
+                f"this model's maximum context length is {self.context_tokens} tokens, but "
+                f"{num_prompt + needed} are needed: "
                 f"{num_prompt} in the prompt, {needed} to be made",
                 param=request.prompt_field,
             )
-        return room if wanted is None else wanted
+        return room if wanted is None else max(1, wanted)  # one is made even where none is to be shown
 
     def _completion_ids(self, prompt: str | list[int], suffix: str | None) -> list[int]:
         if not isinstance(prompt, str):
@@ -310,6 +320,7 @@ def _sampling(
     max_tokens: int,
     seed: int,
     num_logprobs: int | None,
+    of_prompt: bool,
     grammar: str,
     grammar_after: int | None,
 ) -> Sampling:
@@ -328,6 +339,7 @@ def _sampling(
         ignore_eos=bool(request.ignore_eos),
         logit_bias=tuple(sorted((request.logit_bias or {}).items())),
         logprobs=num_logprobs,
+        of_prompt=of_prompt,
         grammar=grammar,
         grammar_after=grammar_after,
     )

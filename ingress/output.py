@@ -18,15 +18,26 @@ from ingress.tokens import Tokenizer
 FINISH_CALLS = "tool_calls"  # a `stop` after at least one call
 
 
+Top = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Of the prompt's tokens but its first."""
+
+    logprobs: tuple[float, ...]
+    top: tuple[Top, ...]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delta:
     """What one event adds to choice `index`.
 
     calls: those whose last tag it closed. token_ids: the tokens that count, with `logprobs` and `top` beside
-    them when asked for. num_reasoning: how many of them belong to the reasoning. num_cached: on one delta of
-    the choice, how many tokens of its prompt were not computed for it. finish: "stop", "length" or
-    "tool_calls" on the last delta of the choice. is_late: the length is that which the deadline left.
-    stop_string: the one that ended it.
+    them when asked for. prompt: on the first such delta of the choice, when asked for. num_reasoning: how
+    many of them belong to the reasoning. num_cached: on one delta of the choice, how many tokens of its
+    prompt were not computed for it. finish: "stop", "length" or "tool_calls" on the last delta of the choice.
+    is_late: the length is that which the deadline left. stop_string: the one that ended it.
     """
 
     index: int
@@ -35,7 +46,8 @@ class Delta:
     calls: tuple[ToolCall, ...] = ()
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    top: tuple[Top, ...] = ()
+    prompt: PromptLogprobs | None = None
     num_reasoning: int = 0
     num_cached: int | None = None
     finish: str | None = None
@@ -49,7 +61,8 @@ class OutputOptions:
 
     silent_stop_ids: tokens that end the sequence and are not shown. starts_in_reasoning: the prompt left
     <think> open. schemas: of the tools that may be called, None where there are none: then nothing is a
-    call. is_one_call: the first call ends the choice.
+    call. is_one_call: the first call ends the choice. scores_prompt: with its first token come the logprobs
+    of the prompt. shows_nothing: those are all that is wanted.
     """
 
     stops: tuple[str, ...] = ()
@@ -58,6 +71,8 @@ class OutputOptions:
     starts_in_reasoning: bool = False
     schemas: Schemas | None = None
     is_one_call: bool = False
+    scores_prompt: bool = False
+    shows_nothing: bool = False
 
 
 class Output:
@@ -71,10 +86,13 @@ class Output:
         self._in_reasoning = options.starts_in_reasoning and self._end_think is not None
         self._section = self._new_section()
         self._num_tokens = 0
+        self._wants_scores = options.scores_prompt
         self._has_called = False
 
     def push(self, event: TokenEvent) -> Delta:
         """What `event` adds. A delta with `finish` ends the choice, whatever the engine still sends."""
+        if self._options.shows_nothing and event.token_ids:
+            return self._delta(event, _Added(), num_tokens=0, finish=FINISH_LENGTH)
         added = _Added()
         for position, token_id in enumerate(event.token_ids):
             self._num_tokens += 1
@@ -129,12 +147,19 @@ class Output:
             token_ids=event.token_ids[:num_tokens],
             logprobs=event.logprobs[:num_tokens],
             top=event.top[:num_tokens],
+            prompt=self._scores(event),
             num_reasoning=added.num_reasoning,
             num_cached=event.num_cached,
             finish=FINISH_LENGTH if is_late else finish,
             is_late=is_late,
             stop_string=self._section.stop_string,
         )
+
+    def _scores(self, event: TokenEvent) -> PromptLogprobs | None:
+        if not (self._wants_scores and event.token_ids):
+            return None
+        self._wants_scores = False
+        return PromptLogprobs(event.prompt_logprobs, event.prompt_top)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ingress.constraints import ResponseFormat
 from ingress.errors import InvalidRequest, from_validation
-from ingress.options import Body, Count, Options, TokenId
+from ingress.options import MAX_INT32, Body, Count, Options, TokenId
 from ingress.tools import check_tool_choice, check_tools
 
 MAX_MESSAGES = 4096
@@ -161,6 +161,7 @@ class ChatRequest(Conversation, Options):
 
 class CompletionRequest(Options):
     prompt: Annotated[list[Any], BeforeValidator(_prompts)]  # list[str] or list[list[int]]
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: int | None = None
     echo: bool | None = None
@@ -171,16 +172,18 @@ class CompletionRequest(Options):
     def wanted_tokens(self) -> int | None:
         return COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
+    @property
+    def scores_prompt(self) -> bool:
+        return bool(self.echo) and self.logprobs is not None
+
     @model_validator(mode="after")
     def _check_completion(self) -> Self:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise InvalidRequest("best_of is not supported: only where it equals n", param="best_of")
-        if self.echo and self.logprobs is not None:
-            raise InvalidRequest(
-                "logprobs of an echoed prompt are not supported yet: leave out echo or logprobs",
-                param="echo",
-                code="unsupported_parameter",
-            )
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequest("max_tokens is 0: at least 1, unless echo is true", param="max_tokens")
+        if self.scores_prompt and self.suffix:
+            raise InvalidRequest("with suffix, the logprobs of the prompt are not told", param="echo")
         if self.suffix and not all(isinstance(prompt, str) for prompt in self.prompt):
             raise InvalidRequest("suffix needs a prompt of text, not of token ids", param="suffix")
         return self

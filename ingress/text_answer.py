@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ingress.answer import Heading, Json, OpenAIAnswer, Usage, finish_fields, shows_anything, wants_logprobs
-from ingress.logprobs import text_logprobs
+from ingress.logprobs import TextLogprobs
 from ingress.order import Order
 from ingress.output import Delta
 from ingress.tokens import Tokenizer
@@ -22,19 +22,21 @@ class TextAnswer(OpenAIAnswer):
     def __init__(self, heading: Heading, order: Order, tokenizer: Tokenizer) -> None:
         self._heading = heading
         self._order = order
-        self._tokenizer = tokenizer
-        self._offsets = [0] * len(order.samplings)  # of the next token, in the text of each choice
+        self._scored = [TextLogprobs(tokenizer) for _ in order.samplings]
         self._told_prompts: set[int] = set()
 
     def opening(self) -> list[Json]:
-        """The prompts, where they are to be echoed."""
+        """The prompts, where they are to be echoed; not those whose logprobs are still to come."""
+        if self._order.output.scores_prompt:
+            return []
         return [self._chunk(index, text) for index in self._choices() if (text := self._echo(index))]
 
     def chunks(self, delta: Delta) -> list[Json]:
         chunks = []
         if shows_anything(delta, self._order):
             extra = self._id_fields(delta)
-            chunks.append(self._chunk(delta.index, delta.content, logprobs=self._logprobs(delta), **extra))
+            text = self._echo(delta.index) + delta.content if delta.prompt else delta.content
+            chunks.append(self._chunk(delta.index, text, logprobs=self._logprobs(delta), **extra))
         if delta.finish is not None:
             chunks.append(self._chunk(delta.index, "", **finish_fields(delta)))
         return chunks
@@ -81,5 +83,9 @@ class TextAnswer(OpenAIAnswer):
     def _logprobs(self, delta: Delta) -> Json | None:
         if not wants_logprobs(self._order):
             return None
-        fields, self._offsets[delta.index] = text_logprobs(delta, self._tokenizer, self._offsets[delta.index])
-        return fields
+        scored, prompt_ids = self._scored[delta.index], self._order.prompt_of(delta.index)
+        if delta.prompt is None:
+            return scored.delta(delta)
+        before = scored.prompt(prompt_ids, delta.prompt, keep_special=self._order.echoes_specials)
+        after = scored.delta(delta)
+        return {name: before[name] + after[name] for name in before}

@@ -19,6 +19,7 @@ from typing import Any
 
 import tokenizers
 
+from ingress.patterns import patterns_of, repeats_repetition
 from ingress.specials import Segment, Special
 
 
@@ -48,6 +49,7 @@ class Tokenizer:
         raw = _read(path)
         try:
             vocabulary = _vocabulary(raw)
+            _check_patterns(raw)
             tokenizer = Tokenizer(vocabulary, _plain_tokenizer(raw, vocabulary.added), path.parent)
             tokenizer._check_byte_level()
             return tokenizer
@@ -184,6 +186,15 @@ def _vocabulary(raw: Mapping[str, Any]) -> _Vocabulary:
     all_bytes |= {token_id: token.encode() for token, token_id in added.items()}
     text_bytes = {token_id: data for token_id, data in all_bytes.items() if token_id not in special_ids}
     return _Vocabulary(all_bytes=all_bytes, text_bytes=text_bytes, added=added)
+
+
+def _check_patterns(raw: Mapping[str, Any]) -> None:
+    """A client's text must not be able to keep a pattern busy for ever."""
+    for pattern in patterns_of([raw.get("normalizer"), raw.get("pre_tokenizer")]):
+        if repeats_repetition(pattern):
+            raise TokenizerError(
+                f"the pattern {pattern[:40]!r} repeats what already repeats: a text could take for ever"
+            )
 
 
 def _check_ids(ordinary: Mapping[str, int], added: Mapping[str, int], listed: Mapping[str, int]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import triton
+from torch import Tensor
 
 from kernels.bf16_gemm import bf16_matmul
 from kernels.greedy import greedy
@@ -108,6 +109,13 @@ class Fp8Graphs:
     def draw(self, rows: int) -> None:
         """From the `places` of hidden_RD to logits_RV and drawn_3R."""
         self._graphs["draw", rows].replay()
+
+    @torch.inference_mode()
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """fp32 [R, V], in memory of their own, of at most 64 rows."""
+        logits_RV = hidden_RD.new_empty(len(hidden_RD), len(self._model.head_VD), dtype=torch.float32)
+        bf16_matmul(hidden_RD, self._model.head_VD, logits_RV[None])
+        return logits_RV
 
     @torch.inference_mode()
     def sample(self, rows: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:

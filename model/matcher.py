@@ -84,18 +84,19 @@ class Matcher:
         return self._known[key]
 
     def _allowed(self, drafts: tuple[int, ...]) -> Tensor | None:
+        is_guess = bool(drafts)
         if self._is_waiting:
             if self._after_id not in drafts:
                 return self._any_but_the_end()
             drafts = drafts[drafts.index(self._after_id) + 1 :]
-        if not self._end_ids.isdisjoint(drafts):
+        if not self._end_ids.isdisjoint(drafts) or (is_guess and self.error is not None):
             return None
         count = self._matcher.try_consume_tokens(list(drafts)) if drafts else 0
         mask_V = self._mask() if count == len(drafts) else None
-        if drafts and (self._matcher.is_error() or not self._matcher.rollback(count)):
+        if is_guess and (self._matcher.is_error() or not self._matcher.rollback(count)):
             self._matcher = self._begun.deep_copy()
             self._matcher.consume_tokens(self._taken)
-        self._is_stuck &= not drafts
+        self._is_stuck = not is_guess and mask_V is not None and not bool(mask_V.any())
         return mask_V
 
     def _mask(self) -> Tensor:
@@ -103,7 +104,6 @@ class Matcher:
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._left_s -= self._clock() - start_s
         if self._left_s < 0.0 or self._matcher.is_error() or not packed.any():
-            self._is_stuck = True
             return torch.zeros(self._vocab_size, dtype=torch.bool)
         bits = np.unpackbits(packed, count=self._vocab_size, bitorder="little")
         return torch.from_numpy(bits.view(np.bool_))

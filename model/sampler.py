@@ -93,8 +93,13 @@ def _sample_row(logits_V: Tensor, draw: Draw, greedy: int) -> Drawn:
         token_id = _pick_allowed(_penalise(logits_V, draw), draw)
     if sampling.logprobs is None:
         return Drawn(token_id)
+    return Drawn(token_id, *logprobs_of(logits_V, token_id, sampling.logprobs))
+
+
+def logprobs_of(logits_V: Tensor, token_id: int, num_top: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """The token's, and those of the likeliest, of the unmodified distribution."""
     logprobs_V = torch.log_softmax(logits_V, -1)
-    return Drawn(token_id, float(logprobs_V[token_id]), _top(logprobs_V, sampling.logprobs))
+    return float(logprobs_V[token_id]), _top(logprobs_V, num_top)
 
 
 def _pick_allowed(adjusted_V: Tensor, draw: Draw) -> int:

@@ -18,8 +18,9 @@ class Sampling:
     temperature 0 is greedy. top_k 0 and min_p 0 and top_p 1 are off. `seed` is always set: the ingress draws
     one where the client gave none, so that a sequence can be resumed elsewhere with the same noise.
     logit_bias: (token id, what is added to its logit), each id once. logprobs: None = not wanted, 0 = of the
-    chosen token, n = and of the n likeliest. grammar: what the text must match (model/grammar.py), empty for
-    none; grammar_after: the token after which that begins, None: at once.
+    chosen token, n = and of the n likeliest; of_prompt: also of each token of the prompt but the first.
+    grammar: what the text must match (model/grammar.py), empty for none; grammar_after: the token after which
+    that begins, None: at once.
     """
 
     KIND: ClassVar[str] = "sampling"
@@ -37,6 +38,7 @@ class Sampling:
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    of_prompt: bool = False
     grammar: str = ""
     grammar_after: int | None = None
 

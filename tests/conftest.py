@@ -49,14 +49,14 @@ SLOW_IMPORTS = {  # transformers, torch.optim, torch.testing: seconds, which one
     "test_tiny",
     "test_tokens",
 }
-ASKED_FOR = ("pods", "hosts", "ahead")
+ASKED_FOR = ("pods", "hosts", "ahead", "contracts")
 BEGUN_FIRST = ("test_speculation", "test_exactness")  # longest of the others: the end is for small ones
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes long comes first, so that processes end at about the same time.
 
-    What takes minutes comes only where somebody asks for it (make pods, make hosts, make kernels).
+    What takes minutes comes only where somebody asks for it (make pods, hosts, kernels, contracts).
     """
     for mark in ASKED_FOR:
         if mark not in config.option.markexpr:

@@ -71,6 +71,9 @@ class ReferenceRows:
             buffers.drawn_3R[1, row] = torch.log_softmax(logits_V, -1)[token].view(torch.int32)
             buffers.drawn_3R[2, row] = torch.isfinite(logits_V).all()
 
+    def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+        return self._decoder.logits(hidden_RD, torch.arange(len(hidden_RD)))
+
     def sample(self, rows: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:
         return sample(self._buffers.logits_RV[list(rows)], draws)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from jsonschema import Draft202012Validator
 
 from ingress.app import create_app
@@ -59,6 +60,7 @@ class Served:
     engine: EngineClient
     tokenizer: Tokenizer
     http: httpx.Client
+    app: FastAPI
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return self.http.post(path, json=body, **options)
@@ -98,7 +100,7 @@ def app_server(directory: Path) -> Iterator[Served]:
     engine = EngineClient(places, token=TOKEN, identity="door-0", patience_s=5.0)
     app = create_app(engine=engine, tokenizer=tokenizer, model_name=MODEL, context_tokens=4096, limits=LIMITS)
     with http_server(background, app) as url, httpx.Client(base_url=url, timeout=30, **PLAIN) as http:
-        served = Served(background, actors, engine, tokenizer, http)
+        served = Served(background, actors, engine, tokenizer, http, app)
         served.until(lambda: len(engine._candidates()) == 2)
         yield served
     for actor in actors:

@@ -270,6 +270,7 @@ class LoopbackEngine:
             logprobs=() if wanted is None else tuple(-0.5 for _ in made),
             top=() if not wanted else tuple(_likeliest(token_id, wanted) for token_id in made),
             num_cached=self.num_cached if first == 0 else None,
+            **(_prompt_scores(sequence) if first == 0 and sequence.sampling.of_prompt else {}),
             finish=finish,
         )
 
@@ -282,6 +283,12 @@ def _moved(name: str, sequence: _Running, told: HandOver, num_cached: int | None
         num_cached=num_cached,
         moved_to=told.heirs[0][0],
     )
+
+
+def _prompt_scores(sequence: _Running) -> dict[str, Any]:
+    scored, wanted = sequence.ids[1 : sequence.num_prompt], sequence.sampling.logprobs
+    top = tuple(_likeliest(token_id, wanted) for token_id in scored) if wanted else ()
+    return {"prompt_logprobs": tuple(-0.25 for _ in scored), "prompt_top": top}
 
 
 def _likeliest(token_id: int, count: int) -> tuple[tuple[int, float], ...]:

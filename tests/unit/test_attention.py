@@ -22,18 +22,22 @@ from actors.messages import (
     FINISH_CANCELLED,
     FINISH_ERROR,
     FINISH_LENGTH,
+    FINISH_OVERLOADED,
     FINISH_STOP,
     PROOF_TOKENS,
     Cancel,
     Events,
     Submit,
+    Terms,
     TokenEvent,
     unpack_events,
 )
 from actors.runner import Runner
 from ingress.engine_client import EngineClient
 from ingress.link import Endpoint
+from ingress.tokens import Tokenizer
 from model.cache import PAGE_TOKENS
+from model.grammar import Grammars
 from model.sampling import Sampling
 from router.connection import Connection, connect
 from router.exchange import Exchange
@@ -52,6 +56,7 @@ from tests.shoals import (
     local_parts,
     view_of,
 )
+from tests.unit.test_turns import Gated
 
 LIMIT_S = 20.0
 NUM_PAGES = 24
@@ -63,10 +68,22 @@ ENDLESS = dataclasses.replace(GREEDY, max_tokens=10**6)
 class Running:
     """A server in a thread; `engine` is for looking only."""
 
-    def __init__(self, engine: Engine, views: ViewInbox, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        views: ViewInbox,
+        stopping: threading.Event,
+        grammars: Grammars | None = None,
+    ) -> None:
         self.engine = engine
         self.server = AttentionServer(
-            engine, views=views, stopping=stopping, actor_id="attention-0", incarnation=1, token=TOKEN
+            engine,
+            views=views,
+            stopping=stopping,
+            actor_id="attention-0",
+            incarnation=1,
+            token=TOKEN,
+            grammars=grammars,
         )
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -465,3 +482,25 @@ def test_of_views_put_by_many_threads_the_newest_stays():
     assert inbox.newest() is views[-1]
     inbox.put(views[3])
     assert inbox.newest() is views[-1]
+
+
+def test_who_waits_for_a_grammar_waits_no_longer_than_it_may_and_a_fault_ends_its_own(
+    tiny_v32: Path, tokenizer: Tokenizer
+) -> None:
+    grammars = Gated(tokenizer.directory)
+    running = Running(local_engine(tiny_v32, num_pages=NUM_PAGES), ViewInbox(), threading.Event(), grammars)
+    door = running.connect()
+    told = dataclasses.replace(GREEDY, ignore_eos=False, max_tokens=1)
+    door.submit("first", PROMPT, dataclasses.replace(told, grammar='start: "broken"\n'))
+    door.submit("gone", PROMPT, dataclasses.replace(told, grammar='start: "gone"\n'))
+    late = dataclasses.asdict(Terms(max_wait_s=0.05))
+    door.submit("late", PROMPT, dataclasses.replace(told, grammar='start: "late"\n'), terms=late)
+    door.submit("last", PROMPT, dataclasses.replace(told, grammar='start: "last"\n'))
+    door.connection.send(Cancel(request_id="gone"))
+    assert door.finish("late").finish == FINISH_OVERLOADED
+    assert door.finish("gone").finish == FINISH_CANCELLED
+    grammars.gate.set()
+    assert door.finish("first").finish == FINISH_ERROR
+    assert door.finish("last").finish == FINISH_LENGTH
+    assert grammars.compiled == ['start: "broken"\n', 'start: "last"\n']
+    running.stop()

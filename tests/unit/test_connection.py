@@ -8,7 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -205,6 +205,34 @@ def test_pipelined_requests_and_http_1_0_are_answered(tight: httpx.Client):
     last = asked.replace(b"host: x", b"host: x\r\nconnection: close")
     assert exchange(tight, asked * 3 + last).count(b"HTTP/1.1 200") == 4
     assert exchange(tight, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_behind_a_stream_is_bounded_too(served: Served, tight: httpx.Client):
+    says(served, "x" * 400, pause_s=0.01)
+    content = json.dumps({**TEXT, "max_tokens": 400, "stream": True}).encode()
+    with connect(tight) as connection:
+        connection.sendall(POST + b"content-length: %d\r\n\r\n" % len(content) + content)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        with suppress(OSError):  # as promised
+            for _ in range(16):
+                connection.sendall(GET + b"a: " + b"x" * 4096)
+        answer = read_all(connection)
+    served.calm()
+    assert b"[DONE]" not in answer and b"HTTP/1.1" not in answer, "cut, and nothing written into the stream"
+
+
+def test_a_bad_request_behind_one_that_waits_is_not_answered_into_a_stream(
+    served: Served, tight: httpx.Client
+):
+    says(served, "x" * 50, pause_s=0.01)
+    content = json.dumps({**TEXT, "max_tokens": 50, "stream": True}).encode()
+    with connect(tight) as connection:
+        connection.sendall(POST + b"content-length: %d\r\n\r\n" % len(content) + content)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(GET + b"\r\n" + b"SHOAL / HTTP/9.9\r\n\r\n")
+        answer = read_all(connection)
+    served.calm()
+    assert b"HTTP/1.1" not in answer
 
 
 def test_a_wish_for_a_websocket_is_no_way_in(tight: httpx.Client):

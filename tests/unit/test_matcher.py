@@ -114,6 +114,22 @@ def test_a_grammar_that_costs_too_much_ends_in_an_error_and_no_token(grammars: G
     assert matcher(grammars, DEAR).error is None  # what was compiled is as it was
 
 
+def test_what_ends_a_grammar_is_still_known_when_drafts_were_tried_after_it(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "model.grammar.MASK_ITEMS", 100
+    )  # only a mask costs as much, not the taking of a token
+    one, x = matcher(grammars, DEAR), FIRST_BYTE_ID + ord("x")
+    while ids_of(one.allowed()):
+        one.allowed([x, x])
+        one.advance(x)
+    why = one.error
+    assert why is not None
+    assert one.allowed([x]) is None, "nobody will ask what follows a token that may not come"
+    assert one.error == why
+
+
 def test_masks_may_take_so_much_time_and_no_more(grammars: Grammars, tokenizer: Tokenizer) -> None:
     passed_s = [0.0]
 

@@ -60,9 +60,68 @@ def test_echoes_and_usage_in_every_chunk_are_openais(served: Served):
         validate(chunk, "CreateChatCompletionStreamResponse")
 
 
-def test_logprobs_of_an_echo_are_refused(served: Served):
-    error = check_error(served.post(TEXTS, {**TEXT, "echo": True, "logprobs": 1}), 400)
-    assert (error["param"], error["code"]) == ("echo", "unsupported_parameter")
+def merged_logprobs(chunks: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    merged: dict[str, list[Any]] = {}
+    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+        for name, values in (choice["logprobs"] or {}).items():
+            merged.setdefault(name, []).extend(values)
+    return merged
+
+
+PROMPTS = {"text": "h\u00e9llo\U0001f600", "ids": [3, 120, 120], "one token": [120]}
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 5])
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
+def test_an_echo_with_logprobs_tells_those_of_the_prompt(served: Served, prompt: Any, max_tokens: int):
+    plain = served.answer(TEXTS, {**TEXT, "prompt": prompt, "logprobs": 2, "max_tokens": max(1, max_tokens)})
+    body = {**TEXT, "prompt": prompt, "max_tokens": max_tokens, "logprobs": 2, "echo": True}
+    answer = served.answer(TEXTS, {**body, "return_token_ids": True})
+    [choice], prompt_ids = answer["choices"], answer["choices"][0]["prompt_token_ids"]
+    own, told, count = plain["choices"][0]["logprobs"], choice["logprobs"], len(prompt_ids)
+    assert all(len(values) == count + max_tokens for values in told.values())
+    assert told["token_logprobs"][:count] == [None] + [-0.25] * (count - 1)
+    assert told["top_logprobs"][0] is None
+    assert all(tops[told["tokens"][1 + i]] >= -0.25 for i, tops in enumerate(told["top_logprobs"][1:count]))
+    for name in ("tokens", "token_logprobs", "top_logprobs"):
+        assert told[name][count:] == own[name][:max_tokens]
+    text = prompt if isinstance(prompt, str) else served.tokenizer.decode(prompt, keep_special=True)
+    assert choice["text"] == text + (plain["choices"][0]["text"] if max_tokens else "")
+    pieces = [choice["text"][start:] for start in told["text_offset"]]
+    assert all(
+        piece.startswith(token)
+        for piece, token in zip(pieces, told["tokens"], strict=True)
+        if token.isascii()
+    )
+    assert choice["finish_reason"] == "length"
+    nothing = {"token_logprobs": [0.0, *told["token_logprobs"][1:]], "top_logprobs": told["top_logprobs"][1:]}
+    shown = {**choice, "logprobs": {**told, **nothing}}  # OpenAI's null is not in OpenAI's schema
+    validate({**answer, "choices": [shown]}, "CreateCompletionResponse")
+    assert answer["usage"]["completion_tokens"] == max_tokens
+    assert answer["usage"]["prompt_tokens"] == count
+    chunks = served.chunks(TEXTS, body)
+    assert streamed(chunks)[0][1] == choice["text"]
+    assert merged_logprobs(chunks) == told
+
+
+def test_many_prompts_echoed_without_an_answer_keep_their_places(served: Served):
+    prompts = ["ab", "cde", "f"]
+    body = {**TEXT, "prompt": prompts, "max_tokens": 0, "echo": True}
+    for more in ({}, {"logprobs": 0}):
+        choices = served.answer(TEXTS, {**body, **more})["choices"]
+        assert [choice["text"] for choice in choices] == prompts
+        assert [choice["index"] for choice in choices] == [0, 1, 2]
+    assert [len(choice["logprobs"]["tokens"]) for choice in choices] == [2, 3, 1]
+    assert [streamed(served.chunks(TEXTS, body))[index][1] for index in range(3)] == prompts
+
+
+@pytest.mark.parametrize("drop_after", [1, 3])
+def test_a_lost_actor_neither_loses_nor_repeats_the_logprobs_of_a_prompt(served: Served, drop_after: int):
+    body = {**TEXT, "logprobs": 1, "echo": True, "max_tokens": 6}
+    wanted = served.answer(TEXTS, body)["choices"]
+    for actor in served.actors:
+        actor.drop_after = drop_after
+    assert served.answer(TEXTS, body)["choices"] == wanted
 
 
 def test_a_suffix_makes_the_prompt_that_fills_the_middle(served: Served):
