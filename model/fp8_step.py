@@ -1,4 +1,4 @@
-"""A decode step on one GPU: every layer, experts included, without the host.
+"""A decode step of one GPU: every layer, without the host; its experts may be elsewhere.
 
 All buffers are made once for a number of rows, nothing depends on values, so that the whole step can be
 captured in one CUDA graph. Rows without a token have slot -1 and length 0. Knows nothing of sequences,
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,11 +20,12 @@ from kernels.absorb import absorb_query, absorb_value
 from kernels.bf16_gemm import bf16_matmul
 from kernels.expert_gemm import expert_down, expert_up, tile_rows_for
 from kernels.fp8_gemm import fp8_matmul, splits_for
-from kernels.fp8_rows import Fp8Weight, empty_rows
+from kernels.fp8_rows import Fp8Rows, Fp8Weight, empty_rows
 from kernels.gate_topk import GateShape, gate_topk
 from kernels.index_logits import decode_config_for, index_logits_decode
 from kernels.index_query import index_query
 from kernels.latent_write import hadamard, latent_write
+from kernels.mailbox import Outbox
 from kernels.residual_norm import Weighted, residual_norm
 from kernels.routes import empty_routes
 from kernels.select_topk import select_topk
@@ -32,6 +34,7 @@ from kernels.sparse_mla import sparse_mla
 from kernels.swiglu import swiglu_quantize
 from model.config import ModelConfig
 from model.fp8_cache import Fp8Cache
+from model.fp8_shard import shared_routes
 from model.fp8_weights import Fp8Attention, Fp8Dense, Fp8Layer, Fp8Moe, latent_shape
 from model.rope import inverse_frequencies
 
@@ -55,11 +58,32 @@ class StepInputs:
     pages_RP: Tensor
 
 
+class Away(Protocol):
+    """The experts of other GPUs: rows out, and back into the outbox."""
+
+    outbox: Outbox
+
+    def post(self, rows: Fp8Rows, experts_RK: Tensor, layer: int) -> None:
+        """Send without waiting."""
+
+    def wait(self) -> None:
+        """Until what was posted has been answered, or those who owe it are lost."""
+
+
 class DecodeStep:
-    """The walk for one number of rows. exact: no bit of a row depends on how many rows there are."""
+    """The walk for one number of rows. exact: no bit of a row depends on how many rows there are.
+
+    away: who computes the routed experts; None: this GPU. The layers' Fp8Moe then hold the shared one alone.
+    """
 
     def __init__(
-        self, config: ModelConfig, inputs: StepInputs, num_positions: int, *, exact: bool = True
+        self,
+        config: ModelConfig,
+        inputs: StepInputs,
+        num_positions: int,
+        *,
+        exact: bool = True,
+        away: Away | None = None,
     ) -> None:
         self._config, self._inputs = config, inputs
         rows, device = inputs.hidden_RD.shape[0], inputs.hidden_RD.device
@@ -104,7 +128,13 @@ class DecodeStep:
         self._index_weights = torch.empty(rows, config.indexer.num_heads, device=device)
         self._dense8 = empty_rows(rows, config.intermediate_size, device)
         self._between8 = empty_rows(rows * (per_row + 1), config.moe_intermediate_size, device)
-        self._pairs = torch.empty(rows * (per_row + 1), hidden, dtype=bf16, device=device)
+        self._away = away
+        if away is None:
+            self._pairs = torch.empty(rows * (per_row + 1), hidden, dtype=bf16, device=device)
+        else:
+            capacity = len(away.outbox.lanes)
+            self._pairs = away.outbox.answers[: capacity * (per_row + 1)]
+            self._shared = shared_routes(rows, per_row + 1, tile_rows, device)
         self._weights = torch.empty(rows, per_row, device=device)
         self._experts = torch.empty(rows, per_row, dtype=torch.int32, device=device)
 
@@ -197,9 +227,26 @@ class DecodeStep:
         scores_SRE = self._parts(weights.gate_ED, NARROW_SPLITS)
         bf16_matmul(self._normed, weights.gate_ED, scores_SRE)
         gate_topk(scores_SRE, weights.bias_E, self._gate, self._weights, self._experts, routes)
+        if self._away is not None:
+            return self._moe_away(index, weights, self._away)
         expert_up(self._normed8, weights.gate_up, routes, self._between8)
         expert_down(self._between8, weights.down, routes, self._pairs)
         return Weighted(pairs_PD=self._pairs, weights_RK=self._weights, places=routes.pairs_per_row)
+
+    def _moe_away(self, index: int, weights: Fp8Moe, away: Away) -> Weighted:
+        """The shared expert's product hides a part of the others' way."""
+        away.post(self._normed8, self._experts, index)
+        expert_up(self._normed8, weights.gate_up, self._shared, self._between8)
+        expert_down(self._between8, weights.down, self._shared, self._pairs)
+        away.wait()
+        outbox = away.outbox
+        return Weighted(
+            pairs_PD=outbox.answers,
+            weights_RK=self._weights,
+            places=self._shared.pairs_per_row,
+            lanes_RP=outbox.lanes,
+            lane_pairs=outbox.lanes.numel(),
+        )
 
     def _split(self, weight: Fp8Weight) -> Tensor:
         """Room for the parts of a product with this weight, fp32 [S, R, N]."""
