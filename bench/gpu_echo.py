@@ -20,10 +20,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import globaltimer
 
+from kernels.boxes import Inbox
 from kernels.fp8_rows import Fp8Rows, quantize_rows
-from kernels.mailbox import Inbox, Posted, answer, collect
+from kernels.mailbox import Posted, answer, collect
 from router.nccl import ASKER, Pair
-from router.shm import AskerMailbox, ExpertMailbox
+from router.shm_asker import AskerMailbox
+from router.shm_expert import ExpertMailbox
 
 WIDTH = 7168
 PER_ROW = 8

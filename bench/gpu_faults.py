@@ -39,7 +39,9 @@ from router.connection import Connection, connect
 from router.cuda_memory import CudaHost
 from router.lanes import Life
 from router.listener import Listener
-from router.shm import AskerMailbox, BoxOpened, ExpertMailbox, Geometry, OpenBox
+from router.shm import BoxOpened, Geometry, OpenBox
+from router.shm_asker import AskerMailbox
+from router.shm_expert import ExpertMailbox
 from router.transport import PeerLost
 from router.view import ActorId, ExpertActor
 from router.wire import kinds

@@ -18,7 +18,9 @@ from torch._C._distributed_c10d import TCPStore
 
 from router.cuda_memory import CudaHost
 from router.lanes import Life
-from router.shm import AskerMailbox, BoxOpened, ExpertMailbox, Geometry, OpenBox
+from router.shm import BoxOpened, Geometry, OpenBox
+from router.shm_asker import AskerMailbox
+from router.shm_expert import ExpertMailbox
 from router.wire import PREFIX, Message, decode_header, encode, kinds
 
 WAIT_S = 60

@@ -14,9 +14,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kernels.boxes import Inbox
 from kernels.expert_gemm import Elsewhere, expert_down, expert_up
 from kernels.fp8_rows import GROUP, Fp8Weight, empty_rows
-from kernels.mailbox import Inbox, answer, collect, route
+from kernels.mailbox import answer, collect, route
 from kernels.routes import TILE_SHIFT, Routes, empty_routes
 from model.config import ModelConfig
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kernels.absorb import absorb_query, absorb_value
 from kernels.bf16_gemm import bf16_matmul
+from kernels.boxes import Outbox
 from kernels.expert_gemm import expert_down, expert_up, tile_rows_for
 from kernels.fp8_gemm import fp8_matmul, splits_for
 from kernels.fp8_rows import Fp8Rows, Fp8Weight, empty_rows
@@ -25,7 +26,6 @@ from kernels.gate_topk import GateShape, gate_topk
 from kernels.index_logits import decode_config_for, index_logits_decode
 from kernels.index_query import index_query
 from kernels.latent_write import hadamard, latent_write
-from kernels.mailbox import Outbox
 from kernels.residual_norm import Weighted, residual_norm
 from kernels.routes import empty_routes
 from kernels.select_topk import select_topk

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from router.lanes import Life
-from router.shm import AskerMailbox, ExpertMailbox, Geometry
+from router.shm import Geometry, OpenPeer
+from router.shm_asker import AskerMailbox
+from router.shm_expert import ExpertMailbox
 
 TICK_NS = 1000
 
@@ -33,8 +35,10 @@ class PlainPeer:
         self.is_closed = True
 
 
-def expert_mailbox(geometry: Geometry, lanes: int, device: torch.device) -> ExpertMailbox:
-    return ExpertMailbox(geometry, lanes, lambda size: PlainMemory(size, device), PlainPeer)
+def expert_mailbox(
+    geometry: Geometry, lanes: int, device: torch.device, open_peer: OpenPeer = PlainPeer
+) -> ExpertMailbox:
+    return ExpertMailbox(geometry, lanes, lambda size: PlainMemory(size, device), open_peer)
 
 
 def asker_mailbox(

@@ -11,20 +11,23 @@ from torch import Tensor
 pytest.importorskip("triton", reason="needs Triton")
 
 from bench.true_width import true_width
+from kernels.boxes import LATE, REFUSING
 from kernels.expert_gemm import expert_down, expert_up
 from kernels.fp8_rows import Fp8Rows, Fp8Weight, empty_rows, quantize_rows
-from kernels.mailbox import LATE, REFUSING, Posted
+from kernels.mailbox import Posted
 from kernels.routes import routes_of
 from model.fp8_shard import Fp8Shard, ServingUnit, one_expert
 from router.lanes import Life
-from router.shm import AskerMailbox, ExpertMailbox, Geometry
+from router.shm import Geometry
+from router.shm_asker import AskerMailbox
+from router.shm_expert import ExpertMailbox
 from tests.gpu.fp8_inputs import random_weight
 from tests.mailboxes import asker_mailbox, expert_mailbox, join, ticking
 
 __all__ = ["ticking"]
 pytestmark = pytest.mark.usefixtures("ticking")
 
-HIDDEN, WIDTH, EXPERTS, TOP, LAYERS = 256, 128, 6, 2, 2
+HIDDEN, WIDTH, EXPERTS, TOP, LAYERS = 128, 128, 6, 2, 2
 TILE_ROWS = 16
 GEOMETRY = Geometry(slots=2, capacity=3, width=HIDDEN, per_row=TOP, places=TOP + 1)
 CONFIG = replace(
