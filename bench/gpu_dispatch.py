@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "PYTHONUNBUFFERED": "1",
 }
-PARTS = ("trips", "faults", "steps")
+PARTS = ("faults", "trips", "own-only", "other-only", "steps", "co-located")
 Result = dict[str, Any]
 
 
@@ -71,13 +71,23 @@ def _write(results: list[Result], out: Path | None) -> None:
 
 def _commands(part: str, given: argparse.Namespace) -> list[list[str]]:
     """One for each process."""
-    start = [sys.executable, "-m", f"bench.gpu_{part}"]
     if part == "faults":
-        return [[*start, "asker", str(given.kills), str(given.stops), str(given.at_once)]]
-    port = _free_port()
+        start = [sys.executable, "-m", "bench.gpu_faults", "asker"]
+        return [[*start, str(given.kills), str(given.stops), str(given.at_once)]]
+    start = [sys.executable, "-m", "bench.gpu_trips" if part == "trips" else "bench.gpu_steps"]
     rows = ",".join(map(str, given.rows if part == "trips" else given.step_rows))
-    more = [] if part == "trips" else [str(given.moe_layers), str(given.context)]
-    return [[*start, str(port), str(rank), rows, *more] for rank in range(2)]
+    whole = [str(given.moe_layers), str(given.context), "256"]
+    more = ["1", "1024", "64", part]  # one mode of the steps by itself, with a small model
+    if part == "trips":
+        more = []
+    elif part == "steps":
+        more = [*whole, "afd,afd-halves,afd-moves"]
+    elif part == "co-located":
+        more = [*whole, part]
+    else:
+        rows = "16"
+    port = str(_free_port())
+    return [[*start, port, str(rank), rows, *more] for rank in range(2)]
 
 
 def _run(commands: list[list[str]], limit_s: float) -> Iterator[Result]:

@@ -27,14 +27,13 @@ from torch import Tensor
 
 from bench.gpu_link import captured, report
 from bench.true_width import Slice, random_inputs, random_slice, true_width
-from kernels.expert_gemm import tile_rows_for
 from kernels.fp8_rows import quantize_rows
 from kernels.mailbox import Posted, post
 from model.cache import PAGE_TOKENS
-from model.config import ModelConfig
+from model.fp8_random import RandomLayers
 from model.fp8_shard import Fp8Shard, ServingUnit, last_expert, one_expert
 from model.fp8_step import DecodeStep, StepInputs
-from model.fp8_weights import Fp8Moe
+from model.fp8_weights import Fp8Dense, Fp8Layer, Fp8Moe
 from router.connection import Connection, connect
 from router.cuda_memory import CudaHost
 from router.lanes import Life
@@ -47,7 +46,8 @@ from router.view import ActorId, ExpertActor
 from router.wire import kinds
 
 TOKEN = b"a bench between processes of one parent"
-ROWS, CONTEXT, EXPERTS, MOE_LAYERS, UNITS = 32, 1024, 16, 2, 4
+ROWS, CONTEXT, EXPERTS, MOE_LAYERS, UNITS = 32, 1024, 64, 2, 4
+CHOSEN = (0, 1, 8, 9, 16, 17, 24, 25)  # the gate's bias allows no others, so that nobody need hold the rest
 PATIENCE_S = 0.1
 FIRST_S = 20.0
 ORPHAN_S = 1.0
@@ -72,26 +72,33 @@ def main() -> None:
 def _slice(device: torch.device, pages: int) -> Slice:
     torch.cuda.set_device(device)
     torch.manual_seed(0)
-    return random_slice(CONFIG, pages, device)
-
-
-def _shard_of(made: Slice, device: torch.device) -> Fp8Shard:
-    shard = Fp8Shard(CONFIG, EXPERTS * MOE_LAYERS, device)
-    for index, layer in enumerate(made.layers):
+    made = random_slice(CONFIG, pages, device)
+    for layer in made.layers:
         if isinstance(layer.ffn, Fp8Moe):
-            for expert in range(EXPERTS):
-                gate_up, down = one_expert(layer.ffn.gate_up, expert), one_expert(layer.ffn.down, expert)
-                shard.fill(index, expert, gate_up, down)
+            layer.ffn.bias_E[list(CHOSEN)] = 10.0
+    return made
+
+
+def _shard_of(layer_of: Callable[[int], Fp8Layer], device: torch.device) -> Fp8Shard:
+    """One layer at a time: many victims start together."""
+    shard = Fp8Shard(CONFIG, len(CHOSEN) * MOE_LAYERS, device)
+    for index in range(CONFIG.num_layers):
+        _fill(shard, index, layer_of(index).ffn)
     return shard
+
+
+def _fill(shard: Fp8Shard, index: int, ffn: Fp8Dense | Fp8Moe) -> None:
+    if isinstance(ffn, Fp8Moe):
+        for expert in CHOSEN:
+            shard.fill(index, expert, one_expert(ffn.gate_up, expert), one_expert(ffn.down, expert))
 
 
 class Turns:
     """An expert actor's turns as a graph, launched two ahead."""
 
-    def __init__(self, shard: Fp8Shard, mailbox: ExpertMailbox, config: ModelConfig) -> None:
-        tile_rows = tile_rows_for(ROWS * config.num_experts_per_token / EXPERTS)
-        unit = ServingUnit(shard, mailbox.inbox, tile_rows=tile_rows, most_experts=EXPERTS)
-        self.stream = torch.cuda.Stream()
+    def __init__(self, shard: Fp8Shard, mailbox: ExpertMailbox) -> None:
+        unit = ServingUnit(shard, mailbox.inbox, tile_rows=32, most_experts=len(CHOSEN))
+        self.stream = torch.cuda.Stream(priority=-1)  # of a pool of its own: see bench/gpu_steps.py
         with torch.cuda.stream(self.stream):
             unit.run()
 
@@ -120,11 +127,11 @@ def serve(incarnation: int, parent: int) -> None:
     torch.zeros(1, device=device)
     torch.cuda.synchronize()
     context_s = time.monotonic() - begun_s
-    shard = _shard_of(_slice(device, 1), device)
+    shard = _shard_of(RandomLayers(CONFIG, device).layer, device)
     torch.cuda.empty_cache()
     host = CudaHost(device)
     mailbox = ExpertMailbox(GEOMETRY, 1, host.allocate, host.open)
-    turns = Turns(shard, mailbox, CONFIG)
+    turns = Turns(shard, mailbox)
     listener = Listener(
         "127.0.0.1", 0, token=TOKEN, actor="x", incarnation=incarnation, accepted=kinds(OpenBox)
     )
@@ -187,7 +194,7 @@ class Asker:
         self._embedded_RD = inputs.hidden_RD.clone()
         alone = DecodeStep(CONFIG, inputs, CONTEXT)
         self._wanted_RD = self._walk(inputs, alone).clone()
-        shard = _shard_of(made, self._device)
+        shard = _shard_of(made.layers.__getitem__, self._device)
         for index, layer in enumerate(made.layers):
             ffn = layer.ffn
             if isinstance(ffn, Fp8Moe):
@@ -197,11 +204,11 @@ class Asker:
         shape = (CONFIG.num_layers, EXPERTS)
         self._mailbox = AskerMailbox(GEOMETRY, 3, shape, host.allocate, host.open)
         own = ExpertMailbox(GEOMETRY, 1, host.allocate, host.open)
-        self._turns = Turns(shard, own, CONFIG)
+        self._turns = Turns(shard, own)
         self._own = Life(actor="own", incarnation=1)
         me = Life(actor="a", incarnation=1)
         self._mailbox.opened(self._own, own.open(me, self._mailbox.ask(self._own)))
-        self._beside = torch.cuda.Stream()
+        self._beside = torch.cuda.Stream(priority=-1)
         self._steps = torch.cuda.Stream()
         self._lost = torch.zeros(3, dtype=torch.int32, pin_memory=True)
         step = DecodeStep(CONFIG, inputs, CONTEXT, away=Posted(self._mailbox.outboxes[0]))

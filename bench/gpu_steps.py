@@ -1,6 +1,6 @@
 """One of the two processes of bench.gpu_dispatch: decode steps of the true-width slice.
 
-    python -m bench.gpu_steps PORT RANK ROWS,ROWS,... MOE_LAYERS CONTEXT
+    python -m bench.gpu_steps PORT RANK ROWS,ROWS,... MOE_LAYERS CONTEXT EXPERTS MODE,MODE,...
 
 One GPU with all experts (the reference, also for every bit); attention on one GPU and experts on the other,
 one and two micro-batches; both on both, each with half of the experts and half of the rows; and weights that
@@ -44,6 +44,34 @@ EXPERT_BYTES = 44_040_192
 MOVED_EXPERTS = 192
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """own: both processes ask and serve, each half of the rows; else rank 0 asks and rank 1 serves.
+
+    of_own, of_other: whose experts are asked; both: each rank's half of them.
+    """
+
+    name: str
+    own: bool = False
+    of_own: bool = False
+    of_other: bool = True
+    halves: int = 1
+    moves: bool = False
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode(name="afd"),
+        Mode(name="afd-halves", halves=2),
+        Mode(name="afd-moves", moves=True),
+        Mode(name="co-located", own=True, of_own=True),
+        Mode(name="own-only", own=True, of_own=True, of_other=False),
+        Mode(name="other-only", own=True),
+    )
+}
+
+
 @dataclass
 class Side:
     """What one process holds."""
@@ -53,42 +81,40 @@ class Side:
     layers: list[Fp8Layer]
     norm_D: Tensor
     cache: Fp8Cache
+    inputs: StepInputs  # of the most rows; fewer are the first of these, so that all write the same latents
     shard: Fp8Shard | None = None
 
 
 def main() -> None:
     port, rank = int(sys.argv[1]), int(sys.argv[2])
     counts = [int(count) for count in sys.argv[3].split(",")]
-    moe_layers, context = int(sys.argv[4]), int(sys.argv[5])
+    moe_layers, context, num_experts = map(int, sys.argv[4:7])
     link = Link(port, rank)
     with torch.inference_mode():
-        run(link, counts, true_width(moe_layers=moe_layers), context)
+        config = true_width(moe_layers=moe_layers, num_experts=num_experts)
+        run(link, counts, config, context, [MODES[name] for name in sys.argv[7].split(",")])
     sys.stdout.flush()
     os._exit(0)  # its memory is mapped elsewhere: nothing is gained by taking it down in order
 
 
-def run(link: Link, counts: list[int], config: ModelConfig, context: int) -> None:
+def run(link: Link, counts: list[int], config: ModelConfig, context: int, modes: list[Mode]) -> None:
     start_s = time.monotonic()
-    side = _make(link, config, max(counts) * context // PAGE_TOKENS)
-    wanted = {}
-    for rows in counts:  # one GPU, on both at once, so that each has what its rows must become
-        inputs = _inputs(side, rows, context)
-        wanted[rows] = _alone(side, inputs, context, rows)
-    mine = range(config.num_experts) if link.rank else range(0, config.num_experts, 2)
-    side.shard = _shard(side, list(mine))
+    side = _make(link, config, max(counts), context)
+    wanted = {rows: _alone(side, rows, context) for rows in counts}  # on both at once, so that each has it
+    everything = link.rank == 1 or any(mode.own and mode.of_own == mode.of_other for mode in modes)
+    side.shard = _shard(side, list(range(0, config.num_experts, 1 if everything else 2)))
     report("made", rank=link.rank, seconds=round(time.monotonic() - start_s, 1))
-    for rows in counts:
-        _phase(side, rows, context, wanted[rows], Mode(name="afd"))
-        if rows > 1:
-            _phase(side, rows, context, wanted[rows], Mode(name="afd, two micro-batches", halves=2))
-            _phase(side, rows, context, wanted[rows], Mode(name="co-located", own=True))
-    _phase(side, counts[-1], context, wanted[counts[-1]], Mode(name="afd", moves=True))
+    for mode in modes:
+        for rows in counts[-1:] if mode.moves else counts:
+            if rows > 1 or not (mode.own or mode.halves > 1):
+                _phase(side, rows, context, wanted[rows], mode)
     link.meet()
 
 
-def _make(link: Link, config: ModelConfig, num_pages: int) -> Side:
+def _make(link: Link, config: ModelConfig, most_rows: int, context: int) -> Side:
     """The same noise in both processes."""
     torch.manual_seed(0)
+    num_pages = most_rows * context // PAGE_TOKENS
     cache = Fp8Cache(config, num_pages, link.device)
     for latent, key in zip(cache.latents, cache.keys, strict=True):
         for plane in (latent.latent_SC, key.key_SI):
@@ -103,6 +129,7 @@ def _make(link: Link, config: ModelConfig, num_pages: int) -> Side:
         layers=[maker.layer(index) for index in range(config.num_layers)],
         norm_D=torch.ones(config.hidden_size, device=link.device),
         cache=cache,
+        inputs=random_inputs(config, most_rows, context, num_pages),
     )
 
 
@@ -123,11 +150,6 @@ def _shard(side: Side, mine: list[int]) -> Fp8Shard:
     return shard
 
 
-def _inputs(side: Side, rows: int, context: int) -> StepInputs:
-    torch.manual_seed(rows)
-    return random_inputs(side.config, rows, context, side.cache.num_pages)
-
-
 def _part(inputs: StepInputs, first: int, last: int) -> StepInputs:
     parts = {f.name: getattr(inputs, f.name)[first:last].clone() for f in fields(inputs)}
     return StepInputs(**parts)
@@ -143,8 +165,9 @@ def _stepping(side: Side, inputs: StepInputs, step: DecodeStep) -> Callable[[], 
     return run
 
 
-def _alone(side: Side, inputs: StepInputs, context: int, rows: int) -> Tensor:
+def _alone(side: Side, rows: int, context: int) -> Tensor:
     """What all rows become with all experts at home."""
+    inputs = _part(side.inputs, 0, rows)
     run = _stepping(side, inputs, DecodeStep(side.config, inputs, context))
     for _ in range(2):
         out = run()
@@ -156,16 +179,6 @@ def _alone(side: Side, inputs: StepInputs, context: int, rows: int) -> Tensor:
     if side.link.rank == 0:
         report("step", name="one GPU", rows=rows, ms=_median(ms), finite=bool(torch.isfinite(out).all()))
     return out.clone()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mode:
-    """own: both processes ask and serve, each half of the rows; else rank 0 asks and rank 1 serves."""
-
-    name: str
-    own: bool = False
-    halves: int = 1
-    moves: bool = False
 
 
 def _phase(side: Side, rows: int, context: int, wanted_RD: Tensor, mode: Mode) -> None:
@@ -204,12 +217,14 @@ def _phase(side: Side, rows: int, context: int, wanted_RD: Tensor, mode: Mode) -
         }
         if mode.moves:
             found |= _move(link, handle, graph)
-        report("step", name=mode.name, rows=rows, rank=rank, moves=mode.moves, **found)
+        report("step", name=mode.name, rows=rows, rank=rank, **found)
     else:
         _gather(link, "made", None)
         _gather(link, "ran", pump)
         _gather(link, "captured", pump)
     _gather(link, "done", pump)
+    if pump:
+        pump.drain()
     link.meet()
 
 
@@ -224,17 +239,18 @@ class _Asking:
         share = rows // 2 if mode.own else rows
         each = share // mode.halves
         first = link.rank * share if mode.own else 0
-        inputs = _inputs(side, rows, context)
         self._runs = []
         for half, outbox in enumerate(self.asker.outboxes):
-            part = _part(inputs, first + half * each, first + (half + 1) * each)
+            part = _part(side.inputs, first + half * each, first + (half + 1) * each)
             self._runs.append(_stepping(side, part, DecodeStep(config, part, context, away=Posted(outbox))))
         self._streams = [torch.cuda.Stream(link.device) for _ in self._runs]
         self._outs: list[Tensor] = []
         self.launch()  # nobody is asked yet: what is compiled or loaded while a kernel waits waits for it
         torch.cuda.synchronize()
         by_rank = (joined.me, joined.other) if link.rank == 0 else (joined.other, joined.me)
-        owners = [by_rank[expert % 2 if mode.own else 1] for expert in range(config.num_experts)]
+        if mode.of_own != mode.of_other:
+            by_rank = (joined.me if mode.of_own else joined.other,) * 2
+        owners = [by_rank[expert % 2] for expert in range(config.num_experts)]
         self.asker.set_owners(dict.fromkeys(range(config.num_layers), owners))
         torch.cuda.synchronize()
 
@@ -276,7 +292,9 @@ class _Pump:
             most_experts=config.num_experts // 2 if mode.own else config.num_experts,
         )
         joined.expert.set_timing(IDLE_S, LINGER_S)
-        self._stream = torch.cuda.Stream(side.link.device)
+        # Of high priority, and so from a pool of its own: torch gives the same 32 streams again and again,
+        # and a turn that stood behind a step that waits for it would wait as well.
+        self._stream = torch.cuda.Stream(side.link.device, priority=-1)
         with torch.cuda.stream(self._stream):
             unit.run()
 
@@ -290,6 +308,10 @@ class _Pump:
     def until(self, is_over: Callable[[], bool]) -> None:
         while not is_over():
             self.turn()
+
+    def drain(self) -> None:
+        """No turn may outlive what it writes to."""
+        self._stream.synchronize()
 
     def turn(self) -> None:
         if len(self._ahead) > 1:

@@ -283,6 +283,7 @@ def _expert_down(  # type: ignore[no-untyped-def]
     if ADDRESS_STRIDE > 0:
         box = pair // box_pairs
         address = tl.load(out_ptr + box * ADDRESS_STRIDE, mask=inside, other=0)
+        inside = inside & (address != 0)  # who asked may have been lost since
         address += (pair - box * box_pairs).to(tl.int64) * (D * 2) + n_tile * (BLOCK_N * 2)
         row_at = tl.multiple_of(address, 16).to(tl.pointer_type(tl.bfloat16), bitcast=True)
         at = tl.multiple_of(row_at, 16)[None, :] + n[:, None]

@@ -59,6 +59,7 @@ def post(rows: Fp8Rows, experts_RK: Tensor, layer: int, outbox: Outbox) -> None:
         layer,
         rows.scale_GR.stride(0),
         D=hidden,
+        E=outbox.owners.shape[1],
         K=experts_RK.shape[1],
         PLACES=outbox.lanes.shape[1],
         BLOCK_W=triton.next_power_of_2(hidden // 4),
@@ -160,6 +161,7 @@ def _post(  # type: ignore[no-untyped-def]
     layer,  # noqa: ANN001
     scale_stride,  # noqa: ANN001
     D: tl.constexpr,
+    E: tl.constexpr,
     K: tl.constexpr,
     PLACES: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -170,7 +172,7 @@ def _post(  # type: ignore[no-untyped-def]
     lane = tl.program_id(1) + 1
     k = tl.arange(0, K)
     expert = tl.load(experts_ptr + row * K + k)
-    owner = tl.load(owners_ptr + expert)
+    owner = tl.load(owners_ptr + expert, mask=(expert >= 0) & (expert < E), other=0)
     if lane == 1:
         tl.store(lanes_ptr + row * PLACES + k, owner)
     asked = asked_ptr + lane * WORDS

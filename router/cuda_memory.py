@@ -19,6 +19,7 @@ from router.transport import RouterError
 
 HANDLE_BYTES = 64
 LAZY_PEER_ACCESS = 1
+PAGE_BYTES = 2 << 20  # smaller allocations share one, and a handle opens all of it
 
 
 class CudaError(RouterError):
@@ -35,7 +36,8 @@ class CudaMemory:
     def __init__(self, num_bytes: int, device: torch.device) -> None:
         self._cuda = _driver(device)
         address = ctypes.c_uint64()
-        _check(self._cuda, self._cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(num_bytes)))
+        whole = -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
+        _check(self._cuda, self._cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(whole)))
         self.address, self.num_bytes, self._device = address.value, num_bytes, device
         self.buffer: Tensor = torch.as_tensor(_Span(self.address, num_bytes), device=device)
         self.buffer.zero_()
