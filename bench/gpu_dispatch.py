@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -33,7 +34,7 @@ ENVIRONMENT = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "PYTHONUNBUFFERED": "1",
 }
-PARTS = ("faults", "trips", "own-only", "other-only", "steps", "co-located")
+PARTS = ("faults", "trips", "steps")
 Result = dict[str, Any]
 
 
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--step-rows", type=int, nargs="+", default=[1, 16, 64, 128])
     parser.add_argument("--moe-layers", type=int, default=4)
     parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--modes", default="afd,afd-halves,afd-moves,co-located,co-located-halves")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--stops", type=int, default=5)
     parser.add_argument("--at-once", type=int, default=28, help="expert actors that start together")
@@ -76,16 +78,7 @@ def _commands(part: str, given: argparse.Namespace) -> list[list[str]]:
         return [[*start, str(given.kills), str(given.stops), str(given.at_once)]]
     start = [sys.executable, "-m", "bench.gpu_trips" if part == "trips" else "bench.gpu_steps"]
     rows = ",".join(map(str, given.rows if part == "trips" else given.step_rows))
-    whole = [str(given.moe_layers), str(given.context), "256"]
-    more = ["1", "1024", "64", part]  # one mode of the steps by itself, with a small model
-    if part == "trips":
-        more = []
-    elif part == "steps":
-        more = [*whole, "afd,afd-halves,afd-moves"]
-    elif part == "co-located":
-        more = [*whole, part]
-    else:
-        rows = "16"
+    more = [] if part == "trips" else [str(given.moe_layers), str(given.context), "256", given.modes]
     port = str(_free_port())
     return [[*start, port, str(rank), rows, *more] for rank in range(2)]
 
@@ -112,7 +105,7 @@ def _run(commands: list[list[str]], limit_s: float) -> Iterator[Result]:
         time.sleep(0.05)
         if time.monotonic() > until_s:
             why = f"not done within {limit_s:g} s"
-        elif any(process.poll() not in (None, 0) for process in processes):
+        elif any(process.poll() not in (None, 0, -signal.SIGKILL) for process in processes):
             time.sleep(1.0)
             why = f"ended with {[process.poll() for process in processes]}"
     for process in processes:

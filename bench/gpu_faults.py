@@ -97,7 +97,7 @@ class Turns:
     """An expert actor's turns as a graph, launched two ahead."""
 
     def __init__(self, shard: Fp8Shard, mailbox: ExpertMailbox) -> None:
-        unit = ServingUnit(shard, mailbox.inbox, tile_rows=32, most_experts=len(CHOSEN))
+        self._unit = unit = ServingUnit(shard, mailbox.inbox, tile_rows=32, most_experts=len(CHOSEN))
         self.stream = torch.cuda.Stream(priority=-1)  # of a pool of its own: see bench/gpu_steps.py
         with torch.cuda.stream(self.stream):
             unit.run()
@@ -212,6 +212,7 @@ class Asker:
         self._steps = torch.cuda.Stream()
         self._lost = torch.zeros(3, dtype=torch.int32, pin_memory=True)
         step = DecodeStep(CONFIG, inputs, CONTEXT, away=Posted(self._mailbox.outboxes[0]))
+        self._kept = (inputs, step)  # a graph keeps nothing alive that it reads and writes
         self._mailbox.patience.fill_(round(FIRST_S * 1e9))
         self._walk(inputs, step)  # nobody is asked yet: what is loaded while a kernel waits waits for it
         torch.cuda.synchronize()

@@ -46,15 +46,10 @@ MOVED_EXPERTS = 192
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """own: both processes ask and serve, each half of the rows; else rank 0 asks and rank 1 serves.
-
-    of_own, of_other: whose experts are asked; both: each rank's half of them.
-    """
+    """own: both processes ask and serve, half of rows and experts each; else one asks and one serves."""
 
     name: str
     own: bool = False
-    of_own: bool = False
-    of_other: bool = True
     halves: int = 1
     moves: bool = False
 
@@ -65,9 +60,8 @@ MODES = {
         Mode(name="afd"),
         Mode(name="afd-halves", halves=2),
         Mode(name="afd-moves", moves=True),
-        Mode(name="co-located", own=True, of_own=True),
-        Mode(name="own-only", own=True, of_own=True, of_other=False),
-        Mode(name="other-only", own=True),
+        Mode(name="co-located", own=True),
+        Mode(name="co-located-halves", own=True, halves=2),
     )
 }
 
@@ -101,12 +95,11 @@ def run(link: Link, counts: list[int], config: ModelConfig, context: int, modes:
     start_s = time.monotonic()
     side = _make(link, config, max(counts), context)
     wanted = {rows: _alone(side, rows, context) for rows in counts}  # on both at once, so that each has it
-    everything = link.rank == 1 or any(mode.own and mode.of_own == mode.of_other for mode in modes)
-    side.shard = _shard(side, list(range(0, config.num_experts, 1 if everything else 2)))
+    side.shard = _shard(side, list(range(0, config.num_experts, 1 if link.rank else 2)))
     report("made", rank=link.rank, seconds=round(time.monotonic() - start_s, 1))
     for mode in modes:
         for rows in counts[-1:] if mode.moves else counts:
-            if rows > 1 or not (mode.own or mode.halves > 1):
+            if rows >= (1 + mode.own) * mode.halves:
                 _phase(side, rows, context, wanted[rows], mode)
     link.meet()
 
@@ -248,9 +241,7 @@ class _Asking:
         self.launch()  # nobody is asked yet: what is compiled or loaded while a kernel waits waits for it
         torch.cuda.synchronize()
         by_rank = (joined.me, joined.other) if link.rank == 0 else (joined.other, joined.me)
-        if mode.of_own != mode.of_other:
-            by_rank = (joined.me if mode.of_own else joined.other,) * 2
-        owners = [by_rank[expert % 2] for expert in range(config.num_experts)]
+        owners = [by_rank[expert % 2 if mode.own else 1] for expert in range(config.num_experts)]
         self.asker.set_owners(dict.fromkeys(range(config.num_layers), owners))
         torch.cuda.synchronize()
 
@@ -285,7 +276,7 @@ class _Pump:
     def __init__(self, side: Side, joined: Joined, rows: int, mode: Mode) -> None:
         assert joined.expert is not None and side.shard is not None, "it serves"
         config = side.config
-        unit = ServingUnit(
+        self._unit = unit = ServingUnit(  # a graph keeps nothing alive that it reads and writes
             side.shard,
             joined.expert.inbox,
             tile_rows=tile_rows_for(rows * config.num_experts_per_token / config.num_experts),

@@ -8,7 +8,10 @@ Reports a line of JSON for each. Knows nothing of models.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -32,12 +35,13 @@ from bench.gpu_echo import (
     timed,
 )
 from bench.gpu_link import Joined, Link, captured, join, report
-from router.nccl import Pair
+from router.nccl import EXPERT, Pair
 from router.shm import Geometry
 
 FIRST_S = 20.0  # of a first trip: the other side may be compiling
 LONG_S = 1.0
 CHECKED_REPLAYS = 10
+ABORT_AFTER_S = 0.3
 
 
 def main() -> None:
@@ -60,6 +64,7 @@ def main() -> None:
         for count in rows:
             _try(link, name, count, measure)
     torch.cuda.synchronize()
+    _death(link, pair)
     sys.stdout.flush()
     # Graphs that hold NCCL's kernels may hang its own end: this process has nothing left to lose.
     os._exit(0)
@@ -164,6 +169,36 @@ def _pairs(link: Link, pair: Pair, rows: int, back: int, *, both: bool) -> dict[
 
 def _all_to_all(link: Link, rows: int) -> dict[str, float]:
     return _nccl(link, all_to_all_trip(rows, PER_ROW // 2, link.device))
+
+
+def _death(link: Link, pair: Pair) -> None:
+    """The peer dies while a receive is posted: how long until an abort from another thread has ended it."""
+    block = torch.zeros(1 << 20, device=link.device)
+    link.meet()
+    if link.rank == EXPERT:
+        os.kill(os.getpid(), signal.SIGKILL)
+    aborted_s: list[float] = []
+
+    def abort() -> None:
+        aborted_s.append(time.monotonic())
+        pair.abort()
+        aborted_s.append(time.monotonic())
+
+    timer = threading.Timer(ABORT_AFTER_S, abort)
+    timer.start()
+    pair.receive(block)
+    torch.cuda.synchronize()
+    free_s = time.monotonic()
+    timer.join()
+    usable = bool(
+        (torch.ones(64, 64, device=link.device) @ torch.ones(64, 64, device=link.device) == 64).all()
+    )
+    report(
+        "nccl-death",
+        abort_ms=round((aborted_s[1] - aborted_s[0]) * 1e3, 1),
+        free_ms=round((free_s - aborted_s[0]) * 1e3, 1),
+        usable=usable,
+    )
 
 
 def _nccl(link: Link, trip: Callable[[], None]) -> dict[str, float]:
