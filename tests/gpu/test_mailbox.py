@@ -112,7 +112,7 @@ def test_rows_of_two_actors_and_two_micro_batches_are_those_of_ones_own(
     for life, server in servers.items():
         join(asker, ASKER, server.mailbox, life)
     asker.set_owners({layer: [FIRST, SECOND] * 3 for layer in range(LAYERS)})
-    for layer, rows, slot in ((0, 3, 0), (1, 1, 1), (1, 2, 0), (0, 3, 1)):
+    for layer, rows, slot in ((0, 3, 0), (1, 2, 1), (1, 1, 0)):
         x, experts = some_rows(rows, device)
         x = on(device, x)
         away = Posted(asker.outboxes[slot])

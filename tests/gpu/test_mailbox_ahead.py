@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from tests.gpu.ahead import Build, Resources, resources
+from tests.gpu.ahead import Build, Resources, compile_ahead
 
 INT, INTS, LONGS = "i32", "*i32", "*i64"
 
@@ -52,7 +52,9 @@ def lines_with(found: Resources, *words: str) -> list[str]:
 
 
 def test_flags_are_released_to_the_system_and_acquired_from_it() -> None:
-    post, wait, collect, answer = resources([POST, WAIT, COLLECT, ANSWER])
+    post, wait, collect, answer = map(
+        compile_ahead, (POST, WAIT, COLLECT, ANSWER)
+    )  # small: a process each takes longer
     for sender in (post, answer):
         sender.check()
         assert lines_with(sender, ".sys.", "release", "exch.b64"), "the number goes out after the rows"

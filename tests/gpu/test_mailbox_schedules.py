@@ -38,7 +38,7 @@ STEPS = st.lists(
         }
     ),
     min_size=1,
-    max_size=4,
+    max_size=3,
 )
 
 
@@ -149,7 +149,7 @@ class World:
 
 
 @given(STEPS)
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_schedule_of_deaths_hangs_and_late_answers_changes_a_row(
     monkeypatch: pytest.MonkeyPatch, steps: list[dict[str, object]]
 ) -> None:
