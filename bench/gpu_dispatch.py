@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--modes", default="afd,afd-halves,afd-moves,co-located,co-located-halves")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--stops", type=int, default=5)
-    parser.add_argument("--at-once", type=int, default=28, help="expert actors that start together")
-    parser.add_argument("--limit-s", type=float, default=90.0, help="of each part")
+    parser.add_argument("--at-once", type=int, default=19, help="expert actors that start together")
+    parser.add_argument("--limit-s", type=float, default=85.0, help="of each part")
     parser.add_argument("--out", type=Path, help="JSON file; a picture beside it")
     given = parser.parse_args()
     results: list[Result] = []
