@@ -87,30 +87,53 @@ def expert_up(
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Elsewhere:
+    """Where rows go that are not written into one tensor.
+
+    addresses: int64 [B, ...], first in each row the address of what is bf16 [box_pairs, D] for the pairs from
+    b * box_pairs on; maybe another GPU's memory.
+    """
+
+    addresses: Tensor
+    box_pairs: int
+
+
 def expert_down(
-    x: Fp8Rows, down: Fp8Weight, routes: Routes, out_PD: Tensor, *, config: ExpertConfig | None = None
+    x: Fp8Rows,
+    down: Fp8Weight,
+    routes: Routes,
+    out_PD: Tensor | Elsewhere,
+    *,
+    config: ExpertConfig | None = None,
 ) -> None:
     """out_PD[pair] = x[pair] @ down.T, bf16, for every pair in the routes. down: [E, D, F]."""
     check_down(x, down, routes, out_PD)
     experts, hidden, width = down.values_NK.shape
+    box_pairs = address_stride = 0
+    out = out_PD
+    if isinstance(out_PD, Elsewhere):
+        box_pairs, address_stride, out = out_PD.box_pairs, out_PD.addresses.stride(0), out_PD.addresses
     chosen = config or DOWN_CONFIGS[routes.tile_rows]
     _expert_down[(hidden // chosen.block_n * routes.max_tiles,)](
         x.values_RK,
         x.scale_GR,
         down.values_NK,
         down.scale_NK,
-        out_PD,
+        out,
         routes.counts,
         routes.tiles,
         routes.pairs_EC,
         x.scale_GR.stride(0),
         routes.capacity,
         routes.shared_tiles,
+        box_pairs,
         E=experts,
         D=hidden,
         F=width,
         BLOCK_N=chosen.block_n,
         BLOCK_R=routes.tile_rows,
+        ADDRESS_STRIDE=address_stride,
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
     )
@@ -129,18 +152,20 @@ def check_up(x: Fp8Rows, gate_up: Fp8Weight, routes: Routes, out: Fp8Rows) -> No
         )
 
 
-def check_down(x: Fp8Rows, down: Fp8Weight, routes: Routes, out_PD: Tensor) -> None:
+def check_down(x: Fp8Rows, down: Fp8Weight, routes: Routes, out: Tensor | Elsewhere) -> None:
     """ValueError unless they are what expert_down takes."""
     x.check("x")
     down.check("down")
     experts, hidden, width = down.values_NK.shape
-    if x.values_RK.shape[1] != width or out_PD.shape[1] != hidden or experts != routes.num_experts:
+    if x.values_RK.shape[1] != width or experts != routes.num_experts:
         raise ValueError(
-            f"x {list(x.values_RK.shape)}, down {list(down.values_NK.shape)} and out {list(out_PD.shape)} "
-            f"for {routes.num_experts} experts do not belong together"
+            f"x {list(x.values_RK.shape)} and down {list(down.values_NK.shape)} for {routes.num_experts} "
+            "experts do not belong together"
         )
-    if out_PD.dtype != torch.bfloat16 or not out_PD.is_contiguous():
-        raise ValueError(f"out is {out_PD.dtype}: expected bf16, dense")
+    if isinstance(out, Elsewhere):
+        return
+    if out.shape[1] != hidden or out.dtype != torch.bfloat16 or not out.is_contiguous():
+        raise ValueError(f"out is {out.dtype} {list(out.shape)}: expected bf16 [P, {hidden}], dense")
 
 
 def expert_up_reference(x_RD: Tensor, gate_up_FD: Tensor) -> Tensor:
@@ -224,7 +249,7 @@ def _expert_up(  # type: ignore[no-untyped-def]
     tl.store(out_scale_ptr + n_tile * out_scale_stride + pair, scale, mask=inside)
 
 
-@triton.jit(do_not_specialize=["capacity", "shared_tiles"])  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit(do_not_specialize=["capacity", "shared_tiles", "box_pairs"])  # type: ignore[untyped-decorator,unused-ignore]
 def _expert_down(  # type: ignore[no-untyped-def]
     x_ptr,  # noqa: ANN001
     x_scale_ptr,  # noqa: ANN001
@@ -237,11 +262,13 @@ def _expert_down(  # type: ignore[no-untyped-def]
     x_scale_stride,  # noqa: ANN001
     capacity,  # noqa: ANN001
     shared_tiles,  # noqa: ANN001
+    box_pairs,  # noqa: ANN001
     E: tl.constexpr,
     D: tl.constexpr,
     F: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    ADDRESS_STRIDE: tl.constexpr,
 ) -> None:
     GROUP: tl.constexpr = 128
     TILES: tl.constexpr = D // BLOCK_N
@@ -268,5 +295,13 @@ def _expert_down(  # type: ignore[no-untyped-def]
         w_base += GROUP
         x_scale_base += x_scale_stride
         scale_at += 1
-    at = out_ptr + pair[None, :].to(tl.int64) * D + n_tile * BLOCK_N + n[:, None]
+    if ADDRESS_STRIDE > 0:
+        box = pair // box_pairs
+        address = tl.load(out_ptr + box * ADDRESS_STRIDE, mask=inside, other=0)
+        inside = inside & (address != 0)  # who asked may have been lost since
+        address += (pair - box * box_pairs).to(tl.int64) * (D * 2) + n_tile * (BLOCK_N * 2)
+        row_at = tl.multiple_of(address, 16).to(tl.pointer_type(tl.bfloat16), bitcast=True)
+        at = tl.multiple_of(row_at, 16)[None, :] + n[:, None]
+    else:
+        at = out_ptr + pair[None, :].to(tl.int64) * D + n_tile * BLOCK_N + n[:, None]
     tl.store(at, total.to(tl.bfloat16), mask=inside[None, :])

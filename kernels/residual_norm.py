@@ -25,12 +25,15 @@ NUM_WARPS = 32  # eight values a thread: all parts in flight at once
 class Weighted:
     """Rows of experts to be added: pairs_PD bf16 [R * places, D], P = row * places + k.
 
-    weights_RK: fp32 [R, K]; places after the first K (the shared expert's) weigh 1.
+    weights_RK: fp32 [R, K]; places after the first K (the shared expert's) weigh 1. lanes_RP: int32, in which
+    part of pairs_PD (lane_pairs of it each) a place's row stands, where there are several.
     """
 
     pairs_PD: Tensor
     weights_RK: Tensor
     places: int
+    lanes_RP: Tensor | None = None
+    lane_pairs: int = 0
 
 
 def residual_norm(
@@ -52,17 +55,20 @@ def residual_norm(
             f"residual is {residual_RD.dtype} {list(residual_RD.shape)}, weight {list(weight_D.shape)}, out "
             f"{list(out_RD.shape)}: expected bf16 [R, D], [D], [R, D]"
         )
-    parts, places, experts = 0, 0, 0
-    first, second = residual_RD, weight_D  # stand in for what a mode does not read
+    parts, places, experts, lane_pairs = 0, 0, 0, 0
+    first = second = third = weight_D  # stands in for what a mode does not read
     if isinstance(delta, Weighted):
         first, second = delta.pairs_PD, delta.weights_RK
         places, experts = delta.places, delta.weights_RK.shape[1]
+        if delta.lanes_RP is not None:
+            third, lane_pairs = delta.lanes_RP, delta.lane_pairs
     elif delta is not None:
         first, parts = delta, delta.shape[0]
     _residual_norm[(rows,)](
         residual_RD,
         first,
         second,
+        third,
         weight_D,
         out_RD,
         out.values_RK,
@@ -70,11 +76,13 @@ def residual_norm(
         eps,
         rows,
         out.scale_GR.stride(0),
+        lane_pairs,
         D=width,
         BLOCK_D=triton.next_power_of_2(width),
         PARTS=parts,
         PLACES=places,
         EXPERTS=experts,
+        LANES=lane_pairs > 0,
         num_warps=NUM_WARPS,
     )
 
@@ -85,7 +93,11 @@ def residual_norm_reference(
     """(the new residual in bf16, its norm in fp64)."""
     total = residual_RD.double()
     if isinstance(delta, Weighted):
-        rows = delta.pairs_PD.double().view(len(total), delta.places, -1)
+        rows = delta.pairs_PD.double()
+        if delta.lanes_RP is not None:
+            own = torch.arange(delta.lanes_RP.numel(), device=rows.device)
+            rows = rows[delta.lanes_RP.reshape(-1).long() * delta.lane_pairs + own]
+        rows = rows.view(len(total), delta.places, -1)
         ones = rows.new_ones(len(total), delta.places - delta.weights_RK.shape[1])
         total = total + (rows * torch.cat([delta.weights_RK.double(), ones], 1)[..., None]).sum(1)
     elif delta is not None:
@@ -95,11 +107,12 @@ def residual_norm_reference(
     return rounded, values * (values.square().mean(-1, keepdim=True) + eps).rsqrt() * weight_D.double()
 
 
-@triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit(do_not_specialize=["rows", "lane_pairs"])  # type: ignore[untyped-decorator,unused-ignore]
 def _residual_norm(  # type: ignore[no-untyped-def]
     residual_ptr,  # noqa: ANN001
     delta_ptr,  # noqa: ANN001
     route_weight_ptr,  # noqa: ANN001
+    lanes_ptr,  # noqa: ANN001
     weight_ptr,  # noqa: ANN001
     out_ptr,  # noqa: ANN001
     values_ptr,  # noqa: ANN001
@@ -107,11 +120,13 @@ def _residual_norm(  # type: ignore[no-untyped-def]
     eps,  # noqa: ANN001
     rows,  # noqa: ANN001
     scale_stride,  # noqa: ANN001
+    lane_pairs,  # noqa: ANN001
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr,
     PLACES: tl.constexpr,
     EXPERTS: tl.constexpr,
+    LANES: tl.constexpr,
 ) -> None:
     GROUP: tl.constexpr = 128
     row = tl.program_id(0)
@@ -129,7 +144,10 @@ def _residual_norm(  # type: ignore[no-untyped-def]
     if PLACES > 0:
         delta = tl.zeros_like(total)
         for place in tl.static_range(PLACES):
-            pair_at = delta_ptr + (row * PLACES + place).to(tl.int64) * D + d
+            pair = (row * PLACES + place).to(tl.int64)
+            if LANES:
+                pair += tl.load(lanes_ptr + row * PLACES + place).to(tl.int64) * lane_pairs
+            pair_at = delta_ptr + pair * D + d
             value = tl.load(pair_at, mask=inside, other=0.0).to(tl.float32)
             if place < EXPERTS:
                 value *= tl.load(route_weight_ptr + row * EXPERTS + place)

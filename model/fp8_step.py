@@ -1,4 +1,4 @@
-"""A decode step on one GPU: every layer, experts included, without the host.
+"""A decode step of one GPU: every layer, without the host; its experts may be elsewhere.
 
 All buffers are made once for a number of rows, nothing depends on values, so that the whole step can be
 captured in one CUDA graph. Rows without a token have slot -1 and length 0. Knows nothing of sequences,

@@ -169,12 +169,17 @@ class Walk(ABC):
         return self._sum(self._room.dense, weights.down)
 
     def _moe(self, index: int, weights: Fp8Moe) -> Weighted:
+        room, routes = self._room, self._route(index, weights)
+        self._experts(weights, routes)
+        return Weighted(pairs_PD=room.pairs_PD, weights_RK=room.weights_RK, places=routes.pairs_per_row)
+
+    def _route(self, index: int, weights: Fp8Moe) -> Routes:
+        """Fill the room's experts and their weights; where each goes."""
         room = self._room
         routes = replace(self._routes.first(len(room.normed_RD)), counts=self._counts[index])
         scores_SRE = self._narrow(weights.gate_ED)
         gate_topk(scores_SRE, weights.bias_E, self._gate, room.weights_RK, room.experts_RK, routes)
-        self._experts(weights, routes)
-        return Weighted(pairs_PD=room.pairs_PD, weights_RK=room.weights_RK, places=routes.pairs_per_row)
+        return routes
 
     @abstractmethod
     def _narrow(self, weight_ND: Tensor) -> Tensor:

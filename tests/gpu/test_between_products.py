@@ -31,7 +31,7 @@ EPS = 1e-6
 TILE_ROWS = 2
 
 
-@pytest.mark.parametrize("mode", ["nothing", "parts", "experts"])
+@pytest.mark.parametrize("mode", ["nothing", "parts", "experts", "lanes"])
 def test_residual_and_norm(device: torch.device, mode: str) -> None:
     rows, width = 3, 640
     residual = torch.randn(rows, width, device=device).to(torch.bfloat16)
@@ -42,6 +42,14 @@ def test_residual_and_norm(device: torch.device, mode: str) -> None:
     elif mode == "experts":
         pairs = torch.randn(rows * 3, width, device=device).to(torch.bfloat16)
         delta = Weighted(pairs_PD=pairs, weights_RK=torch.rand(rows, 2, device=device), places=3)
+    elif mode == "lanes":  # room for four rows, of which there are three; each place's row where it says
+        delta = Weighted(
+            pairs_PD=torch.randn(3 * 12, width, device=device).to(torch.bfloat16),
+            weights_RK=torch.rand(rows, 2, device=device),
+            places=3,
+            lanes_RP=torch.tensor([[1, 2, 0], [2, 2, 0], [1, 1, 0]], dtype=torch.int32, device=device),
+            lane_pairs=12,
+        )
     wanted_residual, wanted = residual_norm_reference(residual, delta, weight, EPS)
     out = torch.full((rows, width), NAN, device=device, dtype=torch.bfloat16)
     quantized = empty_rows(rows, width, device)

@@ -141,14 +141,16 @@ def test_products_of_experts() -> None:
         Build(
             module="kernels.expert_gemm",
             kernel="_expert_down",
-            types=EXPERT | {"out_ptr": "*bf16"},
-            constants=shape | {"BLOCK_N": config.block_n, "BLOCK_R": tile_rows},
+            types=EXPERT | {"out_ptr": out, "box_pairs": INT},
+            constants=shape | {"BLOCK_N": config.block_n, "BLOCK_R": tile_rows, "ADDRESS_STRIDE": stride},
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
+        for out, stride in (("*bf16", 0), ("*i64", 2))
         for tile_rows, config in DOWN_CONFIGS.items()
     ]
-    for tile_rows, found in zip([*UP_CONFIGS, *DOWN_CONFIGS], resources(builds), strict=True):
+    tiles = [*UP_CONFIGS, *DOWN_CONFIGS, *DOWN_CONFIGS]
+    for tile_rows, found in zip(tiles, resources(builds), strict=True):
         found.check(wgmma=f"m64n{tile_rows}k32 e4m3")
 
 
