@@ -140,6 +140,11 @@ class ShoalSpec(BaseModel):
                 f"model is {self.model}: such weights are made on a GPU (--device cuda); for a CPU write "
                 "small ones with `shoal make-tiny`"
             )
+        if self.address and self.model is not None and self.model.startswith(RANDOM):
+            raise ValueError(
+                f"model is {self.model}: other nodes know no such name; write a checkpoint where all of them "
+                "see it, with `shoal make-tiny --true-width`"
+            )
         return self
 
     @model_validator(mode="after")
