@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import actors.row_runner
 from actors.engine import Engine
-from actors.row_runner import parts_of, size_for, sizes_up_to
+from actors.row_runner import SHORT_CHUNK, parts_of, size_for, sizes_up_to
 from actors.scheduler import SchedulerLimits
 from model.batch import Chunk
 from model.decoder import Decoder
@@ -62,16 +61,22 @@ def test_chunks_of_any_size_are_the_same_rows(
 
 @pytest.mark.parametrize("draft_tokens", [0, 2])
 def test_long_chunks_that_go_another_way_change_nothing(
-    tiny_v32: Path, alone: list[Generated], monkeypatch: pytest.MonkeyPatch, draft_tokens: int
+    tiny_v32: Path, alone: list[Generated], draft_tokens: int
 ) -> None:
-    """Some for being long, and more where graphs have no room for all that are short."""
-    monkeypatch.setattr(actors.row_runner, "LONG_CHUNK", 50)
     parts = local_parts(tiny_v32, draft_tokens=draft_tokens)
     limits = SchedulerLimits(max_sequences=8, chunk_tokens=64, max_step_tokens=190)
     engine = rows_engine(parts, limits, draft_tokens=draft_tokens, most_rows=24)
     assert generate(engine, prompts(), GREEDY) == alone
     spans, walked = model_of(engine).spans, model_of(engine).walked
-    assert walked and max(spans) == 64 and min(spans) < 50
+    assert walked and max(walked) <= 24 and max(spans) == 64 and min(spans) >= SHORT_CHUNK
+
+
+def test_short_chunks_go_the_other_way_where_they_are_too_many_for_a_graph(tiny_v32: Path) -> None:
+    parts, some = local_parts(tiny_v32), [[20 + i] * (i + 1) for i in range(8)]
+    limits = SchedulerLimits(max_sequences=8, chunk_tokens=64, max_step_tokens=190)
+    engine = rows_engine(parts, limits, most_rows=20)
+    assert generate(engine, some, GREEDY) == generate(engine_of(parts), some, GREEDY)
+    assert max(model_of(engine).spans) == 8 and max(model_of(engine).walked) <= 20
 
 
 def test_running_out_of_pages_and_beginning_alike_change_nothing(
