@@ -8,7 +8,6 @@ the load.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,8 +27,6 @@ from model.fp8_random import random_model
 from model.fp8_weights import Fp8Model, latent_shape
 from model.random_mark import read_mark
 from model.reader import Progress
-
-logger = logging.getLogger(__name__)
 
 
 def build_gpu_runner(
@@ -69,8 +66,6 @@ def load_or_make(
     checkpoint = Checkpoint.open(directory)
     config = checkpoint.config_to_serve(options.draft_tokens)
     latent_shape(config)
-    if config.fp8_block is None:
-        logger.warning("%s is not in FP8: its linears are quantised in blocks of 128 x 128", directory)
     reader = checkpoint.reader(note, total_names=tensors_of_model(config))
     model = load_fp8_model(reader, config, device)
     return model, config, WeightsRead(bytes_read=reader.bytes_read, checksum=reader.checksum())

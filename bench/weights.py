@@ -4,7 +4,8 @@
 
 One dense and one MoE layer (16 GB). Says how quick each way is, whether the device holds the released values,
 and how far a step on them is from the model in fp32 on the CPU; and, so that this says something, how far it
-is when rotary rows are left as they were stored. Knows nothing of requests.
+is when rotary rows are left as they were stored. Then how long an attention actor takes from its options to
+its first answer. Knows nothing of sockets.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actors.build_gpu import build_gpu_runner
+from actors.engine import Engine
 from actors.expert import HeldExperts, load_experts
 from actors.loopback import loopback_exchange
+from actors.options import ActorOptions, AttentionOptions
+from actors.scheduler import SchedulerLimits
 from actors.step import forward
+from bench.machine import command
 from kernels.fp8_rows import GROUP, Fp8Weight
 from kernels.rope import interleaved_to_half
 from model.batch import Chunk
@@ -38,11 +44,25 @@ from model.fp8_step import DecodeStep, StepInputs
 from model.fp8_walk import WalkTables
 from model.fp8_weights import Fp8Model, Fp8Moe
 from model.load import load_decoder
+from model.random_mark import write_mark
+from model.sampling import Sampling
 from model.true_width import true_width_json, write_true_width
 
 TOKENS = 48
 CHOSEN = [0, 1, 32, 33, 64, 65, 96, 97]  # two of each of four groups: noise in FP8 cannot change the routing
 DEVICE = torch.device("cuda")
+GREEDY = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True)
+ATTENTION = AttentionOptions(
+    local=True,
+    context_tokens=1024,
+    cache_tokens=4096,
+    chunk_tokens=128,
+    max_sequences=4,
+    prefix_cache=True,
+    max_queue=4,
+    micro_batches=1,
+    answer_timeout_s=10.0,
+)
 
 
 def main() -> None:
@@ -51,12 +71,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 4, 8, 16])
     given = parser.parse_args()
-    found: dict[str, Any] = {"torch": torch.__version__, "device": torch.cuda.get_device_name()}
+    found: dict[str, Any] = {
+        "command": command("bench.weights"),
+        "torch": torch.__version__,
+        "card": torch.cuda.get_device_name(),
+    }
     stages: list[Callable[[], dict[str, Any]]] = [
         lambda: write(given.directory),
         lambda: from_nothing(given.directory),
         *(lambda threads=threads: from_files(given.directory, threads) for threads in given.threads),
         lambda: compare(given.directory),
+        lambda: answer("from_files", given.directory),
+        lambda: answer("from_nothing", noise_directory(given.directory)),
     ]
     for stage in stages:
         try:
@@ -145,6 +171,54 @@ def on_the_gpu(config: ModelConfig, model: Fp8Model, ids: Tensor) -> Tensor:
     )
     step = DecodeStep(config, inputs, WalkTables(config, 64, DEVICE))
     return step.run(model.layers, Fp8Cache(config, 2, DEVICE), model.last_norm_D).float().cpu()
+
+
+def noise_directory(directory: Path) -> Path:
+    """Of a model without weights."""
+    noise = directory / "noise"
+    write_mark(noise, true_width_json(layers=2, mtp=True), seed=0)
+    return noise
+
+
+@torch.inference_mode()
+def answer(name: str, directory: Path) -> dict[str, Any]:
+    """From options to an answer, as actors/build.py goes; then the same again, its prompt in the cache."""
+    drafts = int(name == "from_nothing")
+    limits = SchedulerLimits(max_sequences=4, chunk_tokens=128, max_step_tokens=264)
+    start_s = time.perf_counter()
+    runner, config, _ = build_gpu_runner(_options(directory, drafts), ATTENTION, limits, lambda _: None)
+    ready_s = time.perf_counter() - start_s
+    engine = Engine(runner, context_tokens=ATTENTION.context_tokens, limits=limits)
+    prompt = torch.randint(2, config.vocab_size, (300,), generator=torch.Generator().manual_seed(5)).tolist()
+    start_s, said = time.perf_counter(), [_generate(engine, str(turn), prompt) for turn in range(2)]
+    if said[0] != said[1] or len(said[0]) != GREEDY.max_tokens:
+        raise AssertionError(f"{name}: {said}")
+    seconds = {"ready_s": round(ready_s, 1), "answers_s": round(time.perf_counter() - start_s, 2)}
+    return {name: {**seconds, "drafts": runner.draft_tokens, "tokens": said[0][:8]}}
+
+
+def _generate(engine: Engine, request_id: str, prompt: list[int]) -> list[int]:
+    refused = engine.submit("bench", request_id, prompt, [], GREEDY)
+    if refused is not None:
+        raise AssertionError(refused)
+    tokens: list[int] = []
+    while engine.has_work:
+        for events in engine.step().values():
+            tokens += [token for event in events for token in event.token_ids]
+    return tokens
+
+
+def _options(directory: Path, draft_tokens: int) -> ActorOptions:
+    return ActorOptions(
+        actor_id="attention-0",
+        incarnation=1,
+        directory=str(directory),
+        dtype="fp8",
+        host="127.0.0.1",
+        token=b"",
+        draft_tokens=draft_tokens,
+        device="cuda",
+    )
 
 
 def _pairs(checkpoint: Checkpoint, model: Fp8Model) -> list[tuple[str, Tensor, Tensor]]:

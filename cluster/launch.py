@@ -24,6 +24,7 @@ from actors.options import AttentionOptions
 from cluster.controller import Controller
 from cluster.environment import data_token
 from cluster.front import CONTROLLER_NAME, FrontOptions, deploy
+from cluster.gpus import gpus
 from cluster.hosts import pid_here
 from cluster.look import take
 from cluster.plan import Plan
@@ -146,7 +147,7 @@ def begin(spec: ShoalSpec, preflight: Preflight) -> Cluster:
     try:
         if spec.address is None:
             tell_connection_limits(spec)
-            _start_ray()
+            _start_ray(len(gpus()) if spec.device == "cuda" else 0)
         else:
             _join_ray(spec.address)
         controller = _start_controller(spec, preflight)
@@ -220,7 +221,7 @@ def stop_joined(address: str) -> None:
         _end_ray()
 
 
-def _start_ray() -> None:
+def _start_ray(num_gpus: int) -> None:
     assert os.environ.get("RAY_AUTH_MODE") == "token", (
         "cluster.environment.ray_environment comes before `import ray`"
     )
@@ -229,6 +230,7 @@ def _start_ray() -> None:
             address="local",
             namespace=NAMESPACE,
             num_cpus=STARTED_TOGETHER,
+            num_gpus=num_gpus,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

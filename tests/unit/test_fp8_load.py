@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kernels.fp8 import quantize_blocks
 from kernels.fp8_rows import GROUP, Fp8Weight
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
@@ -22,9 +25,11 @@ from model.fp8_load import load_fp8_model
 from model.fp8_places import Room, tensors_of_model
 from model.fp8_weights import Fp8Dense, Fp8Layer, Fp8Model, Fp8Moe
 from model.load import load_decoder, load_expert
-from model.names import mtp_copies
+from model.names import is_fp8_linear, mtp_copies
 from model.shards import CheckpointError
-from model.tiny import TinyShape, write_tiny
+from model.tiny import TinyShape, config_json, write_tiny
+from model.true_width import true_width
+from model.write import INDEX, SCALE
 
 CPU = torch.device("cpu")
 RAGGED = TinyShape(  # no width is a whole number of blocks, but heads' rotary rows lie in one block each
@@ -172,7 +177,7 @@ def check_model(directory: Path, config: ModelConfig, found: Fp8Model) -> None:
     assert torch.equal(found.last_norm_D, wanted._head.norm_D)
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(shape=fitting())
 def test_what_is_on_the_device_is_what_was_released(shape: TinyShape) -> None:
     with TemporaryDirectory() as directory:
@@ -202,6 +207,14 @@ def test_only_what_is_served_is_read_and_that_once(ragged: Path) -> None:
     assert reader.bytes_read + checkpoint.stored_bytes(mtp_copies(config)) == everything
 
 
+def test_a_load_may_stand_in_inference_mode(ragged: Path) -> None:
+    """Which is of a thread, and the loader has others."""
+    _, plain = load(ragged)
+    with torch.inference_mode():
+        _, found = load(ragged)
+    assert torch.equal(found.layers[1].attention.up.float(), plain.layers[1].attention.up.float())
+
+
 def test_checksum_is_that_of_one_thread(ragged: Path) -> None:
     checksums = []
     for threads in (1, 4):
@@ -212,9 +225,13 @@ def test_checksum_is_that_of_one_thread(ragged: Path) -> None:
     assert checksums[0] == checksums[1]
 
 
-def test_a_wide_checkpoint_is_quantised_within_half_a_step(tmp_path: Path) -> None:
+def test_a_wide_checkpoint_is_quantised_within_half_a_step_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_tiny(tmp_path, preset=RAGGED, fp8=False)
     config, found = load(tmp_path)
+    linears = [name for name in tensors_of_model(config) if is_fp8_linear(name)]
+    assert f"{len(linears)} weights are not stored in FP8: quantised, as {min(linears)}" in caplog.text
     wanted = load_decoder(Checkpoint.open(tmp_path).reader(), config, torch.float32, 64)
     out = wanted.layers[0].mla._weights.out_VD
     assert isinstance(out, Tensor)
@@ -223,11 +240,47 @@ def test_a_wide_checkpoint_is_quantised_within_half_a_step(tmp_path: Path) -> No
     assert ((got - out.t()).abs() <= out.t().abs() / 16 + out.abs().max() / 448).all()
 
 
-def test_rotary_rows_that_would_leave_their_scale_are_refused(tmp_path: Path) -> None:
-    straddling = replace(RAGGED, kv_lora=120)
-    write_tiny(tmp_path, preset=straddling, fp8=True)
-    with pytest.raises(ConfigError, match=r"kv_a_proj_with_mqa.*row 12\d .*scale block of 128"):
+@pytest.mark.parametrize("name", ["self_attn.indexer.weights_proj", "mlp.gate", "eh_proj"])
+def test_what_the_release_leaves_wide_may_be_in_fp8(ragged: Path, tmp_path: Path, name: str) -> None:
+    """Its scales count, as they do for the loader of the CPU."""
+    for file in ragged.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    changed = f"model.layers.2.{name}.weight"
+    index = json.loads((tmp_path / INDEX).read_text())
+    shard = tmp_path / index["weight_map"][changed]
+    tensors = load_file(shard)
+    tensors[changed], tensors[changed + SCALE] = quantize_blocks(tensors[changed], (GROUP, GROUP))
+    save_file(tensors, shard)
+    index["weight_map"][changed + SCALE] = shard.name
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    checkpoint = Checkpoint.open(tmp_path)
+    model = load_fp8_model(checkpoint.reader(), checkpoint.config_to_serve(1), CPU, 1)
+    assert model.mtp is not None and isinstance(model.mtp.layer.ffn, Fp8Moe)
+    found = {
+        "self_attn.indexer.weights_proj": model.mtp.layer.attention.head_weights_HD,
+        "mlp.gate": model.mtp.layer.ffn.gate_ED,
+        "eh_proj": model.mtp.join_DE,
+    }
+    assert torch.equal(found[name], checkpoint.reader().read(changed, torch.bfloat16))
+
+
+def test_weights_that_cannot_be_quantised_are_named(tmp_path: Path) -> None:
+    write_tiny(tmp_path, preset=RAGGED, fp8=False)
+    name = "model.layers.0.self_attn.o_proj.weight"
+    shard = tmp_path / json.loads((tmp_path / INDEX).read_text())["weight_map"][name]
+    tensors = load_file(shard)
+    tensors[name][3, 4] = torch.nan
+    save_file(tensors, shard)
+    with pytest.raises(CheckpointError, match=rf"{shard.name}: tensor {name}.*NaN or infinity"):
         load(tmp_path)
+
+
+def test_rotary_rows_that_would_leave_their_scale_are_refused() -> None:
+    raw = config_json(
+        replace(RAGGED, kv_lora=120), vocab_size=16, indexer=True, fp8=True, dtype=torch.bfloat16
+    )
+    with pytest.raises(ConfigError, match=r"kv_a_proj_with_mqa.*row 12\d .*scale block of 128"):
+        Room(ModelConfig.from_dict(raw), torch.device("meta")).model()
 
 
 def test_a_missing_or_cut_tensor_is_named_whichever_thread_meets_it(ragged: Path, tmp_path: Path) -> None:
@@ -243,8 +296,6 @@ def test_a_missing_or_cut_tensor_is_named_whichever_thread_meets_it(ragged: Path
 
 def test_true_heads_turn_within_their_blocks() -> None:
     """192 rows a head: the rotary 64 end where a block or a half block ends."""
-    from model.true_width import true_width
-
     config = replace(
         true_width(moe_layers=0), vocab_size=16, hidden_size=GROUP, intermediate_size=GROUP, num_experts=16
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from actors.options import ActorOptions
 from cluster.cli import app
 from cluster.preflight import examine
 from cluster.random_model import random_directory
@@ -24,7 +25,7 @@ from model.fp8_places import Room, tensors_of_model
 from model.fp8_random import random_model
 from model.memory import fp8_cache_bytes_per_token, fp8_weight_bytes
 from model.names import mtp_tensors, required_tensors
-from model.random_mark import read_mark
+from model.random_mark import read_mark, write_mark
 from model.true_width import true_width, true_width_json, write_true_width
 from tests.unit.test_fp8_model import parts
 
@@ -83,6 +84,33 @@ def test_a_name_is_a_model_without_weights_on_disk(home: Path) -> None:
     assert served[0] == (true_width(moe_layers=4), 0)
     assert len(json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]) == 129280
     assert read_mark(home, 0) is None
+
+
+def test_an_actor_loads_what_is_there_and_makes_what_is_not(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="needs Triton")
+    from actors.build_gpu import load_or_make
+
+    raw = true_width_json(layers=2, mtp=True, num_experts=16) | NARROW
+    write_mark(tmp_path / "noise", raw, seed=3)
+    write_true_width(tmp_path / "files", raw, seed=3)
+    made = []
+    for name in ("noise", "files"):
+        for draft_tokens in (0, 1):
+            options = ActorOptions(
+                actor_id="attention-0",
+                incarnation=1,
+                directory=str(tmp_path / name),
+                dtype="fp8",
+                host="",
+                token=b"",
+                draft_tokens=draft_tokens,
+                device="cuda",
+            )
+            model, config, read = load_or_make(options, torch.device("cpu"), lambda _: None)
+            assert (model.mtp is None, config.num_mtp_layers) == (not draft_tokens, draft_tokens)
+            assert (read.bytes_read > 0) == (name == "files")
+        made.append(model.head_VD)
+    assert torch.equal(*made), "one seed, one CPU: the same noise"
 
 
 @pytest.mark.parametrize("model", ["random:", "random:0", "random:62", "random:five", "random:-1"])
