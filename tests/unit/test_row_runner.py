@@ -105,22 +105,30 @@ def test_drafts_by_rows_of_the_mtp_layer_change_nothing_and_are_the_plain_runner
 
 
 def test_a_past_that_nobody_followed_for_long_is_followed_in_parts(tiny_v32: Path) -> None:
+    """Drafts too are those of the plain runner, which takes it all at once."""
     parts = local_parts(tiny_v32, draft_tokens=1)
-    told = Sampling(max_tokens=22, temperature=0.0, ignore_eos=True, logprobs=0)
     limits = SchedulerLimits(max_sequences=4, chunk_tokens=4, max_step_tokens=11)
-    some = [[20 + i] * 9 for i in range(4)]
-    engine = rows_engine(parts, limits, draft_tokens=1)
-    for i, prompt in enumerate(some):
-        engine.submit("test", str(i), prompt, [], told)
+    told = [
+        rested(engine)
+        for engine in (rows_engine(parts, limits, draft_tokens=1), engine_of(parts, limits, draft_tokens=1))
+    ]
+    assert told[0] == told[1] and any(drafts for _, drafts in told[0])
+
+
+def rested(engine: Engine) -> list[tuple[list[int], list[int]]]:
+    """(text, every draft) of requests whose drafting rests in the middle."""
+    sampling = Sampling(max_tokens=22, temperature=0.0, ignore_eos=True)
+    for i in range(4):
+        engine.submit("test", str(i), [20 + i] * 9, [], sampling)
     sequences = engine._scheduler.waiting
     for sequence in sequences:
         sequence.pace.resting_tokens = 10
-    texts: list[list[int]] = [[] for _ in some]
+    drafts: list[list[int]] = [[] for _ in sequences]
     while engine.has_work:
-        for event in [one for events in engine.step().values() for one in events]:
-            texts[int(event.request_id)] += event.token_ids
-    assert texts == [one.token_ids for one in generate(engine_of(parts), some, told)]
-    assert engine.counters.drafted[0] > 0
+        engine.step()
+        for sequence, own in zip(sequences, drafts, strict=True):
+            own += sequence.drafts
+    return [(sequence.tokens, own) for sequence, own in zip(sequences, drafts, strict=True)]
 
 
 @pytest.mark.parametrize(
