@@ -1,6 +1,7 @@
-"""A picture of where a step of bench.layers goes.
+"""A picture of where a step of bench.layers goes, or a prompt.
 
     python -m bench.layers_plot bench/results/layers.json docs/layers.png
+    python -m bench.layers_plot bench/results/layers-prefill.json docs/layers-prefill.png
 
 Needs a report taken with --profile. Knows nothing of GPUs.
 """
@@ -31,7 +32,8 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     given = parser.parse_args()
     report = json.loads(given.report.read_text())
-    draw(report).savefig(given.picture, dpi=120, bbox_inches="tight")
+    is_prefill = "tokens_s" in report["results"][0]
+    (draw_prefill if is_prefill else draw)(report).savefig(given.picture, dpi=120, bbox_inches="tight")
 
 
 def draw(report: dict[str, Any]) -> Figure:
@@ -43,11 +45,7 @@ def draw(report: dict[str, Any]) -> Figure:
         axes = figure.add_subplot(1, len(contexts), place + 1)
         own = [result for result in results if result["context"] == context]
         labels = [str(result["rows"]) for result in own]
-        below = [0.0] * len(own)
-        for group, color in zip([*GROUPS, REST], COLORS, strict=True):
-            heights = [shares(result["kernels_us"])[group] / 1000 for result in own]
-            axes.bar(labels, heights, bottom=below, label=group, color=color, width=0.55)
-            below = [low + height for low, height in zip(below, heights, strict=True)]
+        stack(axes, labels, [result["kernels_us"] for result in own], 1000)
         for name, key, marker in (("floor", "floor_ms", "_"), ("vLLM 0.26", "peer_ms", "x")):
             axes.plot(labels, [result[key] for result in own], marker, color="#c0392b", label=name, ms=9)
         axes.set_title(f"{context:,} tokens of context")
@@ -55,6 +53,36 @@ def draw(report: dict[str, Any]) -> Figure:
         axes.set_ylabel("ms a step of 1 dense + 4 MoE layers")
         axes.legend(fontsize=7)
     return figure
+
+
+def draw_prefill(report: dict[str, Any]) -> Figure:
+    """Stacked bars of a token's time, one for each kind of prompts and mode that was profiled."""
+    results = [result for result in report["results"] if "kernels_us" in result]
+    figure = Figure(figsize=(2 + 1.6 * len(results), 4))
+    axes = figure.add_subplot()
+    labels = [
+        f"{result['prompts']} x {result['length']:,}\nby {result['chunk']:,}\n{result['mode']}"
+        for result in results
+    ]
+    for result, label in zip(results, labels, strict=True):
+        tokens = result["prompts"] * result["length"]
+        result["kernels_us"] = {name: us / tokens for name, us in result["kernels_us"].items()}
+        for key, marker in (("floor_tokens_s", "_"), ("peer_tokens_s", "x")):
+            axes.plot([label], [1e6 / result[key]], marker, color="#c0392b", ms=9, zorder=3)
+    stack(axes, labels, [result["kernels_us"] for result in results], 1)
+    axes.set_title("prefill; _ floor, x vLLM 0.26", fontsize=10)
+    axes.set_ylabel("us a token of 1 dense + 4 MoE layers")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def stack(axes: Any, labels: list[str], kernels_us: list[dict[str, float]], divisor: float) -> None:
+    """A bar for each label, a colour for each group."""
+    below = [0.0] * len(labels)
+    for group, color in zip([*GROUPS, REST], COLORS, strict=True):
+        heights = [shares(times)[group] / divisor for times in kernels_us]
+        axes.bar(labels, heights, bottom=below, label=group, color=color, width=0.55)
+        below = [low + height for low, height in zip(below, heights, strict=True)]
 
 
 def shares(kernels_us: dict[str, float]) -> dict[str, float]:

@@ -201,8 +201,11 @@ def index_logits_decode_kernel(
     for start in tl.range(first, tl.minimum(first + BLOCK_N * TILES, length), BLOCK_N):
         at_N = start + tl.arange(0, BLOCK_N)
         is_key_N = at_N < length
-        page_N = tl.load(pages_ptr + at_N // 64, mask=is_key_N, other=0)
-        slot_N = page_N.to(tl.int64) * 64 + at_N % 64
+        if BLOCK_N == 64:  # one page, one number to wait for
+            slot_N = tl.load(pages_ptr + start // 64).to(tl.int64) * 64 + tl.arange(0, 64)
+        else:
+            page_N = tl.load(pages_ptr + at_N // 64, mask=is_key_N, other=0)
+            slot_N = page_N.to(tl.int64) * 64 + at_N % 64
         key_NI = tl.load(key_ptr + slot_N[:, None] * 128 + dims[None, :])
         scale_N = tl.load(scale_ptr + slot_N)
         match_NH = tl.maximum(tl.dot(key_NI, query_IH), 0.0)

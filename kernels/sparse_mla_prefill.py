@@ -42,8 +42,8 @@ class SparsePrefillConfig:
     """
 
     gluon: bool = True
-    weigher_registers: int = 192
-    producer_registers: int = 56
+    weigher_registers: int = 200
+    producer_registers: int = 40
     block_keys: int = 64
     num_warps: int = 8
     num_stages: int = 2

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.absorb import absorb_query, absorb_value
+from kernels.absorb import absorb_value
+from kernels.absorb_many import absorb_query_many
 from kernels.bf16_gemm import bf16_matmul_many
 from kernels.expert_gemm_many import TILE_ROWS, expert_matmul_many
 from kernels.fp8_gemm import splits_for
@@ -139,7 +140,8 @@ class PrefillStep(Walk):
                 rows_B = slice(span.first_row + first, span.first_row + end)
                 keys_BJ = self._choose(cache.keys[plane], span, first, end)
                 query_BNC = self._query[: end - first]
-                absorb_query(up_RX[rows_B], kv_b, self._cos, self._sin, self._positions_R[rows_B], query_BNC)
+                turn = (self._cos, self._sin, self._positions_R[rows_B])
+                absorb_query_many(up_RX[rows_B], kv_b, *turn, query_BNC)
                 gathered_BNC = sparse_mla_prefill(
                     query_BNC,
                     keys_BJ,

@@ -7,7 +7,9 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from kernels import gate_topk as gate_kernel
 from kernels.absorb import absorb_query, absorb_query_reference, absorb_value, absorb_value_reference
+from kernels.absorb_many import absorb_query_many
 from kernels.fp8_rows import Fp8Rows, empty_rows, quantize_rows
 from kernels.gate_topk import GateShape, gate_topk, gate_topk_reference
 from kernels.index_logits import IndexCache
@@ -49,8 +51,12 @@ def test_residual_and_norm(device: torch.device, mode: str) -> None:
     assert torch.equal(quantized.float(), quantize_rows(out).float())
 
 
+@pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
-def test_gate_chooses_as_the_model_does(device: torch.device, shared: bool) -> None:
+def test_gate_chooses_as_the_model_does(
+    device: torch.device, shared: bool, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_kernel, "MANY_ROWS", 1 if many else 1000)
     rows, experts = 7, 32
     shape = GateShape(num_experts=experts, per_row=4, num_groups=8, kept_groups=4, scaling=2.5, shared=shared)
     # Few distinct values, so that ties happen; parts whose sums are exact.
@@ -78,7 +84,11 @@ def test_gate_chooses_as_the_model_does(device: torch.device, shared: bool) -> N
     assert routes.tiles[routes.shared_tiles : used].tolist() == by_expert
 
 
-def test_a_row_that_is_no_number_spoils_no_other(device: torch.device) -> None:
+@pytest.mark.parametrize("many", [False, True])
+def test_a_row_that_is_no_number_spoils_no_other(
+    device: torch.device, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_kernel, "MANY_ROWS", 1 if many else 1000)
     shape = GateShape(num_experts=32, per_row=4, num_groups=8, kept_groups=4, scaling=2.5, shared=False)
     parts = torch.randn(1, 3, 32, device=device)
     parts[0, 1] = NAN
@@ -177,3 +187,16 @@ def test_absorbed_projections(device: torch.device, rows: int) -> None:
     values = empty_rows(rows, heads * 128, device)
     absorb_value(gathered, kv_b, values)
     assert relative_error(values.float(), absorb_value_reference(gathered, kv_b)) < 0.04
+
+
+def test_absorbing_many_rows_gives_the_bits_of_few(device: torch.device) -> None:
+    rows, heads, latent = (300, 128, 512) if device.type == "cuda" else (3, 2, 256)
+    kv_b = random_weight((heads * 256, latent), device)
+    up = torch.randn(rows, heads * 192 + 32, device=device).to(torch.bfloat16)
+    angles = torch.rand(20, 32, device=device) * 6
+    positions = torch.randint(20, (rows,), dtype=torch.int32, device=device)
+    few = torch.full((rows, heads, latent + 64), NAN, dtype=torch.float16, device=device)
+    many = few.clone()
+    absorb_query(up, kv_b, angles.cos(), angles.sin(), positions, few)
+    absorb_query_many(up, kv_b, angles.cos(), angles.sin(), positions, many)
+    assert torch.equal(few, many)

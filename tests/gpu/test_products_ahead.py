@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from kernels import bf16_gemm, expert_gemm_many, fp8_gemm_many
+from kernels import absorb_many, bf16_gemm, expert_gemm_many, fp8_gemm_many
 from kernels.expert_gemm import DOWN_CONFIGS, UP_CONFIGS
 from kernels.fp8_gemm import CONFIGS
 from tests.gpu.ahead import Build, resources
@@ -122,3 +122,18 @@ def test_narrow_products_of_many_rows() -> None:
     )  # fmt: skip
     [found] = resources([build])
     found.check(wgmma=f"m64n{bf16_gemm.MANY_TILE}k16 bf16")
+
+
+def test_queries_of_many_rows_into_latent_space() -> None:
+    build = Build(
+        module="kernels.absorb_many",
+        kernel="_absorb_query_many",
+        types={
+            "up_ptr": "*bf16", "w_ptr": FP8, "w_scale_ptr": FP32, "cos_ptr": FP32, "sin_ptr": FP32,
+            "positions_ptr": "*i32", "out_ptr": "*fp16", "rows": INT,
+        },
+        constants={"X": 32768, "N": 128, "C": 512, "T": 32, "BLOCK_R": absorb_many.BLOCK_R},
+        num_warps=absorb_many.NUM_WARPS,
+    )  # fmt: skip
+    [found] = resources([build])
+    found.check(wgmma="m64n128k16 bf16")

@@ -26,6 +26,7 @@ def spec_of(**fields: Any) -> ShoalSpec:
 def test_cuda_is_one_attention_actor_with_everything() -> None:
     spec = spec_of(model="random:5")
     assert (spec.dtype, spec.experts, spec.standbys, spec.attention) == ("fp8", 0, 0, 1)
+    assert (spec.chunk_tokens, spec_of(chunk_tokens=64).chunk_tokens) == (512, 64)
 
 
 @pytest.mark.parametrize(
