@@ -21,7 +21,7 @@ from model.fp8_weights import Fp8Model
 from model.memory import fp8_step_bytes, pages_that_fit
 from model.row_buffers import RowBuffers
 
-MOST_ROWS = 512  # of a graph
+MOST_ROWS = 1024  # of a graph: with more of them long chunks are quicker on their own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

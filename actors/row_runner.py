@@ -2,8 +2,8 @@
 
 Chunks of prompts, single tokens and drafts are all rows: a token at its position, with the keys before it.
 What computes them (on a GPU model/fp8_graphs.py) is prepared for some numbers of rows; the next larger is
-taken and the rest are rows without a token. Long chunks may go a quicker way with the same bits. Since no bit
-of a row depends on the others, neither does a token. Knows nothing of who runs next.
+taken and the rest are rows without a token. What is too much for that goes another way, with the same bits.
+Since no bit of a row depends on the others, neither does a token. Knows nothing of who runs next.
 
 Letters: N tokens, in the order of the chunks  R rows  D hidden  V vocabulary
 """
@@ -32,7 +32,7 @@ from model.row_buffers import Received, RowBuffers, RowSpan, StepRows
 from model.sampler import Draw, Drawn, takes_the_likeliest
 from router.assign import Ints
 
-LONG_CHUNK = 256  # tokens that are quicker as a chunk than as rows
+SHORT_CHUNK = 32  # tokens that are rows whatever else is in the step
 FINEST_SIZE = 32  # up to here sizes double, from here on there is one more between
 
 
@@ -200,18 +200,21 @@ class RowRunner:
             given_RD[torch.tensor(rows, device=given_RD.device)] = given_ND
 
     def _taken_as_many(self, chunks: Sequence[Chunk]) -> list[int]:
-        """Which go the way of long chunks: long ones, and the longest of the rest if they are too many."""
-        if not self._buffers.most_many:
-            return []
+        """Which go the way of long chunks: none where one graph takes all, since weights are read once then.
+
+        Else all but the shortest, and of those the longest if they are still too many.
+        """
+        buffers = self._buffers
         lengths = [len(chunk.token_ids) for chunk in chunks]
-        many = [i for i, length in enumerate(lengths) if length >= LONG_CHUNK]
-        few = sum(lengths) - sum(lengths[i] for i in many)
-        if few > self._buffers.most_rows:
-            for i in sorted(range(len(chunks)), key=lambda i: -lengths[i])[len(many) :]:
-                many.append(i)
-                few -= lengths[i]
-                if few <= self._buffers.most_rows:
-                    break
+        few = sum(lengths)
+        if few <= buffers.most_rows or not buffers.most_many:
+            return []
+        many = []
+        for i in sorted(range(len(chunks)), key=lambda i: -lengths[i]):
+            if lengths[i] < SHORT_CHUNK and few <= buffers.most_rows:
+                break
+            many.append(i)
+            few -= lengths[i]
         return sorted(many)
 
     def _drawn(self, draws: Sequence[Draw], received: Received) -> list[Drawn]:

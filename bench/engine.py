@@ -89,6 +89,9 @@ def main() -> None:
         if chunk <= limits.chunk_tokens:
             smaller = replace(limits, chunk_tokens=chunk)
             report.part(f"prefill by {chunk}", partial(prefill, parts, smaller, prompts, given.context))
+    for chunk in (128, 512, 2048):
+        if chunk <= limits.chunk_tokens and limits.max_sequences >= 64:
+            report.part(f"64 decode beside chunks of {chunk}", partial(speed.beside_prompts, 64, chunk))
     report.part("a chunk by rows or as a chunk", lambda: chunk_ms(parts))
     report.part("compiled after warm-up", lambda: not_late(parts))
     report.say("all parts done" if not report.failed else f"{report.failed} parts FAILED")

@@ -56,10 +56,41 @@ class DecodeSpeed:
         held = {"drafted": engine.counters.drafted[0], "held": engine.counters.accepted[0]}
         return figures | held | self._shares(figures["step_ms"], sequences, draft_tokens=1)
 
-    def _begun(self, sequences: int, sampling: Sampling, draft_tokens: int = 0) -> Engine:
+    def beside_prompts(self, sequences: int, chunk_tokens: int) -> dict[str, Any]:
+        """Steps that carry a chunk of a prompt beside the tokens of those that decode."""
+        limits = replace(self._limits, chunk_tokens=chunk_tokens)
+        engine = self._begun(sequences, GREEDY, limits=limits)
+        for _ in range(WARM_UP):
+            engine.step()
+        prompts = _prompts(self._parts, 2, self._context)
+        told = replace(GREEDY, max_tokens=1)
+        for i, prompt in enumerate(prompts, sequences):
+            assert engine.submit("bench", str(i), prompt, [], told) is None
+        times, start_s = [], time.perf_counter()
+        while engine.num_running + engine.num_waiting > sequences:
+            begin_s = time.perf_counter()
+            engine.step()
+            times.append(time.perf_counter() - begin_s)
+        seconds = time.perf_counter() - start_s
+        return {
+            "sequences": sequences,
+            "chunk_tokens": chunk_tokens,
+            "step_ms": round(statistics.median(times) * 1e3, 3),
+            "prompt_tokens_per_s": round(sum(map(len, prompts)) / seconds, 1),
+        }
+
+    def _begun(
+        self,
+        sequences: int,
+        sampling: Sampling,
+        draft_tokens: int = 0,
+        limits: SchedulerLimits | None = None,
+    ) -> Engine:
         torch.manual_seed(0)
         fill_with_noise(self._parts.cache)
-        engine = make_engine(self._parts, self._limits, prefix_cache=True, draft_tokens=draft_tokens)
+        engine = make_engine(
+            self._parts, limits or self._limits, prefix_cache=True, draft_tokens=draft_tokens
+        )
         sampling = replace(sampling, max_tokens=2 * (WARM_UP + self._steps))
         for i, prompt in enumerate(_prompts(self._parts, sequences, self._context + 1)):
             publish_past(engine, prompt)
@@ -136,7 +167,7 @@ def chunk_ms(parts: Fp8Parts) -> dict[str, dict[str, float]]:
     """A chunk of one sequence at the start of its prompt, both ways."""
     buffers, graphs = parts.buffers, parts.graphs
     found = {}
-    for tokens in (64, 128, 256, 512, 1024, 2048):
+    for tokens in (64, 256, 512, 768, 1024, 2048, 4096):
         span = RowSpan(first_row=0, num_rows=tokens, first_position=0, seat=0)
         ways = {}
         if tokens <= buffers.most_rows:

@@ -7,7 +7,7 @@ fresh random numbers on the device; references are those beside the kernels. Kno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -132,8 +132,9 @@ def sparse_mla_prefill_cases() -> Iterator[Case]:
             keys_SC = torch.randn(num_keys, 576, device="cuda").half()
             return _queries(num_queries), _slots(num_queries, num_keys), keys_SC
 
-        def run(inputs: Any, config: prefill.SparsePrefillConfig) -> Tensor:
-            return prefill.sparse_mla_prefill(*inputs, scale=SCALE, config=config)
+        def run(inputs: Any, splits: int, gluon: bool) -> Tensor:
+            config = replace(prefill.CONFIG, gluon=gluon)
+            return prefill.sparse_mla_prefill(*inputs, scale=SCALE, splits=splits, config=config)
 
         def error(inputs: Any, got: Tensor) -> float:
             query_TNC, slots_TJ, keys_SC = inputs
@@ -142,17 +143,14 @@ def sparse_mla_prefill_cases() -> Iterator[Case]:
             )
             return scaled_error(got[-4:], expected, 2**-8)
 
-        configs = {
-            f"block {block}, {stages} stages": prefill.SparsePrefillConfig(
-                block_keys=block, num_warps=8, num_stages=stages
-            )
-            for block, stages in ((64, 2), (32, 2), (32, 3))
-        }
+        configs = {"gluon": (1, True), "exact": (mla.EXACT.splits, True), "triton": (1, False)}
         yield Case(
             op="sparse_mla_prefill",
             name=f"T={num_queries} S={num_keys} J=2048",
             make=make,
-            variants={name: partial(run, config=config) for name, config in configs.items()},
+            variants={
+                name: partial(run, splits=splits, gluon=gluon) for name, (splits, gluon) in configs.items()
+            },
             error=error,
             bytes=num_queries * HEADS * (576 + 512) * 2 + num_keys * 576 * 2,
             flops=2 * num_queries * HEADS * mla.MAX_SLOTS * (576 + 512),

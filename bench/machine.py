@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-PATH_OPTIONS = ("--json", "--checkpoint", "--against", "--out")
+PATH_OPTIONS = ("--json", "--checkpoint", "--against", "--directory", "--out")
 PACKAGES = ("shoal", "torch", "transformers", "ray")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -89,7 +90,8 @@ def main() -> None:
             result = stage()
         except Exception:  # noqa: BLE001 - what the others find is worth having
             result = {f"failed at {time.monotonic():.0f}": traceback.format_exc()}
-        print(json.dumps(result).replace("\\n", "\n"), flush=True)
+        sys.stdout.write(json.dumps(result).replace("\\n", "\n") + "\n")
+        sys.stdout.flush()
         found |= result
         torch.cuda.empty_cache()
     if given.out:

@@ -23,6 +23,7 @@ from ingress.limits import ConnectionLimits
 CONNECTIONS = "SHOAL_CONNECTIONS"
 RANDOM = "random:"  # of model, before the number of layers: weights of noise
 ON_CUDA = {"dtype": "fp8", "experts": 0, "standbys": 0}  # defaults there, and all that is served so far
+QUICK_ON_CUDA = {"chunk_tokens": 512}  # defaults there: such a chunk beside all that decode is one graph
 JOINED = {"standbys": 0, "data_host": "node", "host": "0.0.0.0"}  # defaults where a Ray cluster is joined
 
 
@@ -121,7 +122,7 @@ class ShoalSpec(BaseModel):
     @classmethod
     def _defaults_of_elsewhere(cls, fields: dict[str, Any]) -> dict[str, Any]:
         joined = JOINED if fields.get("address") else {}
-        on_cuda = ON_CUDA if fields.get("device") == "cuda" else {}
+        on_cuda = {**ON_CUDA, **QUICK_ON_CUDA} if fields.get("device") == "cuda" else {}
         return {**joined, **on_cuda, **fields}
 
     @model_validator(mode="after")
@@ -139,6 +140,11 @@ class ShoalSpec(BaseModel):
             raise ValueError(
                 f"model is {self.model}: such weights are made on a GPU (--device cuda); for a CPU write "
                 "small ones with `shoal make-tiny`"
+            )
+        if self.address and self.model is not None and self.model.startswith(RANDOM):
+            raise ValueError(
+                f"model is {self.model}: other nodes know no such name; write a checkpoint where all of them "
+                "see it, with `shoal make-tiny --true-width`"
             )
         return self
 

@@ -1,9 +1,8 @@
 """Sparse MLA prefill: the decode's products, fed by copies.
 
 Keys are 16-bit and were de-quantised once for all queries, so the producer of kernels/sparse_mla_gluon.py
-becomes nothing but copies from memory to shared memory. Scorer and weigher are those of decode, so that a
-query has the same bits in both; a program goes through its shares one after the other. Knows nothing of how
-slots were chosen.
+becomes nothing but copies from memory to shared memory. Scorer and weigher are decode's own, so that a query
+has the same bits in both; a program goes through its shares in order. Knows nothing of how slots were chosen.
 
 Letters: as in kernels/sparse_mla.py
 """
@@ -15,7 +14,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from kernels.sparse_mla_gluon import rooms_of_a_program, score, used_tiles, weigh
+from kernels.sparse_mla_warps import rooms_of_a_program, score, used_tiles, weigh
 
 
 @gluon.jit  # type: ignore[untyped-decorator,unused-ignore]

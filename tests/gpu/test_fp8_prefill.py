@@ -167,4 +167,4 @@ def test_prefill_in_throughput_mode_is_near(
     """Sums in another order flip a rounding to FP8 here and there, and with it now and then an expert."""
     many = prefilled(config, layers, prompts, 4096, exact=False)
     for one, other in zip(few[: len(prompts)], many, strict=False):
-        assert float((one.float() - other.float()).norm() / one.float().norm()) < 0.1
+        assert float((one.float() - other.float()).norm() / one.float().norm()) < 0.2

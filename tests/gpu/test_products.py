@@ -22,7 +22,7 @@ from kernels.fp8_gemm import CONFIGS, GemmConfig, fp8_matmul, fp8_matmul_referen
 from kernels.fp8_gemm_many import CONFIG as TRITON
 from kernels.fp8_gemm_many import fp8_matmul_many
 from kernels.fp8_rows import Fp8Rows, Fp8Weight, empty_rows
-from kernels.routes import routes_of
+from kernels.routes import empty_routes, routes_of
 from kernels.swiglu import swiglu_quantize
 from tests.gpu.fp8_inputs import random_rows, random_weight, relative_error
 
@@ -78,6 +78,14 @@ def test_bf16_parts_add_up(device: torch.device, rows: int) -> None:
     whole = torch.full((rows, 128), NAN, device=device)
     bf16_matmul_many(x, weight, whole, splits=2)
     assert torch.equal(out.sum(0), whole), "prefill and decode differ in bits"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_routes_for_fewer_rows_are_as_if_made_for_them(shared: bool) -> None:
+    device = torch.device("cpu")
+    many = empty_routes(9, 300, 3, 16, device, shared=shared).first(20)
+    few = empty_routes(9, 20, 3, 16, device, shared=shared)
+    assert (many.max_tiles, many.shared_tiles) == (few.max_tiles, few.shared_tiles)
 
 
 @pytest.mark.parametrize("tile_rows", [16, 32, 64, 128])

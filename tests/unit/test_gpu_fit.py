@@ -26,6 +26,7 @@ def spec_of(**fields: Any) -> ShoalSpec:
 def test_cuda_is_one_attention_actor_with_everything() -> None:
     spec = spec_of(model="random:5")
     assert (spec.dtype, spec.experts, spec.standbys, spec.attention) == ("fp8", 0, 0, 1)
+    assert (spec.chunk_tokens, spec_of(chunk_tokens=64).chunk_tokens) == (512, 64)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ def test_cuda_is_one_attention_actor_with_everything() -> None:
         ({"standbys": 1}, "standbys is 1: with device cuda it is 0"),
         ({"device": "cpu", "dtype": "fp8"}, "needs --device cuda"),
         ({"device": "tpu"}, "device is 'tpu'"),
+        ({"model": "random:5", "address": "h:6379", "api_keys": "k"}, "other nodes know no such name"),
     ],
 )
 def test_a_spec_that_does_not_fit_its_device_is_refused(fields: dict[str, Any], words: str) -> None:

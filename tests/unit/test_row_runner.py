@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import actors.row_runner
 from actors.engine import Engine
-from actors.row_runner import parts_of, size_for, sizes_up_to
+from actors.row_runner import SHORT_CHUNK, parts_of, size_for, sizes_up_to
 from actors.scheduler import SchedulerLimits
 from model.batch import Chunk
 from model.decoder import Decoder
@@ -62,16 +61,22 @@ def test_chunks_of_any_size_are_the_same_rows(
 
 @pytest.mark.parametrize("draft_tokens", [0, 2])
 def test_long_chunks_that_go_another_way_change_nothing(
-    tiny_v32: Path, alone: list[Generated], monkeypatch: pytest.MonkeyPatch, draft_tokens: int
+    tiny_v32: Path, alone: list[Generated], draft_tokens: int
 ) -> None:
-    """Some for being long, and more where graphs have no room for all that are short."""
-    monkeypatch.setattr(actors.row_runner, "LONG_CHUNK", 50)
     parts = local_parts(tiny_v32, draft_tokens=draft_tokens)
     limits = SchedulerLimits(max_sequences=8, chunk_tokens=64, max_step_tokens=190)
     engine = rows_engine(parts, limits, draft_tokens=draft_tokens, most_rows=24)
     assert generate(engine, prompts(), GREEDY) == alone
     spans, walked = model_of(engine).spans, model_of(engine).walked
-    assert walked and max(spans) == 64 and min(spans) < 50
+    assert walked and max(walked) <= 24 and max(spans) == 64 and min(spans) >= SHORT_CHUNK
+
+
+def test_short_chunks_go_the_other_way_where_they_are_too_many_for_a_graph(tiny_v32: Path) -> None:
+    parts, some = local_parts(tiny_v32), [[20 + i] * (i + 1) for i in range(8)]
+    limits = SchedulerLimits(max_sequences=8, chunk_tokens=64, max_step_tokens=190)
+    engine = rows_engine(parts, limits, most_rows=20)
+    assert generate(engine, some, GREEDY) == generate(engine_of(parts), some, GREEDY)
+    assert max(model_of(engine).spans) == 8 and max(model_of(engine).walked) <= 20
 
 
 def test_running_out_of_pages_and_beginning_alike_change_nothing(
@@ -100,22 +105,30 @@ def test_drafts_by_rows_of_the_mtp_layer_change_nothing_and_are_the_plain_runner
 
 
 def test_a_past_that_nobody_followed_for_long_is_followed_in_parts(tiny_v32: Path) -> None:
+    """Drafts too are those of the plain runner, which takes it all at once."""
     parts = local_parts(tiny_v32, draft_tokens=1)
-    told = Sampling(max_tokens=22, temperature=0.0, ignore_eos=True, logprobs=0)
     limits = SchedulerLimits(max_sequences=4, chunk_tokens=4, max_step_tokens=11)
-    some = [[20 + i] * 9 for i in range(4)]
-    engine = rows_engine(parts, limits, draft_tokens=1)
-    for i, prompt in enumerate(some):
-        engine.submit("test", str(i), prompt, [], told)
+    told = [
+        rested(engine)
+        for engine in (rows_engine(parts, limits, draft_tokens=1), engine_of(parts, limits, draft_tokens=1))
+    ]
+    assert told[0] == told[1] and any(drafts for _, drafts in told[0])
+
+
+def rested(engine: Engine) -> list[tuple[list[int], list[int]]]:
+    """(text, every draft) of requests whose drafting rests in the middle."""
+    sampling = Sampling(max_tokens=22, temperature=0.0, ignore_eos=True)
+    for i in range(4):
+        engine.submit("test", str(i), [20 + i] * 9, [], sampling)
     sequences = engine._scheduler.waiting
     for sequence in sequences:
         sequence.pace.resting_tokens = 10
-    texts: list[list[int]] = [[] for _ in some]
+    drafts: list[list[int]] = [[] for _ in sequences]
     while engine.has_work:
-        for event in [one for events in engine.step().values() for one in events]:
-            texts[int(event.request_id)] += event.token_ids
-    assert texts == [one.token_ids for one in generate(engine_of(parts), some, told)]
-    assert engine.counters.drafted[0] > 0
+        engine.step()
+        for sequence, own in zip(sequences, drafts, strict=True):
+            own += sequence.drafts
+    return [(sequence.tokens, own) for sequence, own in zip(sequences, drafts, strict=True)]
 
 
 @pytest.mark.parametrize(
