@@ -130,7 +130,7 @@ class Cluster:
         except ray.exceptions.RayError as error:
             raise Unavailable(f"the controller does not answer: {type(error).__name__}") from None
         if order == RESTART and "done" in answer and self.front is not None:
-            self.front.renew()
+            answer["done"] += self.front.renew()
         return answer
 
     def stats(self) -> dict[str, dict[str, float]]:
