@@ -191,7 +191,7 @@ def bring_up(
     )
     try:
         cluster.front.deploy()
-    except (ray.exceptions.RayError, RuntimeError) as error:
+    except (ray.exceptions.RayError, RuntimeError, TimeoutError) as error:
         text = " ".join(str(error).split())[:300]
         raise LaunchError(
             f"Ray Serve did not start: {text}; if this machine is very busy, try again"
