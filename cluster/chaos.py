@@ -17,6 +17,8 @@ from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
 
+import ray
+
 from cluster.deeds import DISK, BrokenPromise, Victims, are_replaced, descriptors, kill_any, living, processes
 from cluster.embedded import embedded_directory
 from cluster.faults import Fault
@@ -205,6 +207,7 @@ def _try(served: Served, fault: Fault, load: Load, hit: Callable[[], _Times], ke
 
 def _hit(cluster: Cluster, fault: Fault, generator: random.Random) -> _Times:
     """Inject the fault and wait until everyone who was hit is replaced."""
+    _await(lambda: bool(living(cluster)), RECOVERY_S)  # the controller may be slow to answer
     before = living(cluster)
     at_s = time.monotonic()
     try:
@@ -302,12 +305,20 @@ def _left_behind(cluster: Cluster, before: _Footprint) -> list[str]:
 
 
 def _await(is_so: Callable[[], bool], limit_s: float) -> bool:
+    """Whether it became so in time; a controller that does not answer in time is asked again."""
     deadline_s = time.monotonic() + limit_s
-    while not is_so():
+    while not _or_false(is_so):
         if time.monotonic() >= deadline_s:
             return False
         time.sleep(POLL_S)
     return True
+
+
+def _or_false(is_so: Callable[[], bool]) -> bool:
+    try:
+        return is_so()
+    except ray.exceptions.RayError:
+        return False
 
 
 def _slowest(times_s: Sequence[float | None]) -> float | None:

@@ -85,11 +85,14 @@ class Front:
     def is_renewing(self) -> bool:
         return self._renewal is not None and self._renewal.is_alive()
 
-    def renew(self) -> None:
-        """Replace every replica, one after another, each when its streams have ended; returns at once."""
+    def renew(self) -> str:
+        """Replace every replica, one after another, each when its streams have ended; says so at once."""
+        if self._options.replicas == 1:  # Serve ends one before it begins the next
+            return "; the only ingress replica stays: without it nobody takes new requests"
         if not self.is_renewing:
             self._renewal = threading.Thread(target=_run, args=(self._options,), name="renewal", daemon=True)
             self._renewal.start()
+        return f"; {self._options.replicas} ingress replicas as well"
 
 
 def _quiet() -> LoggingConfig:

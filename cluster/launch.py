@@ -131,7 +131,7 @@ class Cluster:
         except ray.exceptions.RayError as error:
             raise Unavailable(f"the controller does not answer: {type(error).__name__}") from None
         if order == RESTART and "done" in answer and self.front is not None:
-            self.front.renew()
+            answer["done"] += self.front.renew()
         return answer
 
     def stats(self) -> dict[str, dict[str, float]]:
@@ -192,7 +192,7 @@ def bring_up(
     )
     try:
         cluster.front.deploy()
-    except (ray.exceptions.RayError, RuntimeError) as error:
+    except (ray.exceptions.RayError, RuntimeError, TimeoutError) as error:
         text = " ".join(str(error).split())[:300]
         raise LaunchError(
             f"Ray Serve did not start: {text}; if this machine is very busy, try again"
