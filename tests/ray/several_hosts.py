@@ -168,6 +168,7 @@ class SeveralHosts:
 
         def has_started() -> bool:
             if not machine.is_up:
+                self._hosts.end_all(machine.host)
                 up = (*SHOAL, "up", *machine.how, f"--node-ip={machine.address}")
                 machine.up = self._run(machine.host, up)
             assert machine.up is not None
