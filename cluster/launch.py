@@ -161,23 +161,26 @@ def bring_up(
 ) -> None:
     """The ingresses; returns when all serve. Raises LaunchError."""
     spec = cluster.spec
-    deploy(
-        FrontOptions(
-            directory=str(preflight.directory),
-            model_name=preflight.model_name,
-            context_tokens=preflight.context_tokens,
-            max_queue_s=spec.max_queue_s,
-            max_body_bytes=spec.max_body_bytes,
-            token=data_token(),
-            replicas=spec.ingress,
-            host=spec.host,
-            port=spec.port,
-            prefix_cache=spec.prefix_cache,
-            metrics_host=spec.data_host,
-            api_keys=key_file(spec),
-            has_seat=spec.address is not None,
-        )
+    options = FrontOptions(
+        directory=str(preflight.directory),
+        model_name=preflight.model_name,
+        context_tokens=preflight.context_tokens,
+        max_queue_s=spec.max_queue_s,
+        max_body_bytes=spec.max_body_bytes,
+        token=data_token(),
+        replicas=spec.ingress,
+        host=spec.host,
+        port=spec.port,
+        prefix_cache=spec.prefix_cache,
+        metrics_host=spec.data_host,
+        api_keys=key_file(spec),
+        has_seat=spec.address is not None,
     )
+    try:
+        deploy(options)
+    except ray.exceptions.RayError as error:  # a process of Serve's that a busy machine did not start in time
+        text = " ".join(str(error).split())[:300]
+        raise LaunchError(f"the ingress did not start: {text}; try again") from None
     _await_ready(cluster, on_status)
 
 
