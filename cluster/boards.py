@@ -207,6 +207,24 @@ ENGINE = Board(
             "percentunit",
         ),
         Panel(
+            "Handed over by actors that leave",
+            (
+                Query(rate("shoal_handed_sequences_total", "result"), "sequences {{result}}"),
+                Query(rate("shoal_handed_pages_total", "way"), "pages {{way}}"),
+            ),
+            "cps",
+        ),
+        Panel(
+            "Bytes of pages handed over, in a second of transfer",
+            (
+                Query(
+                    ratio(rate("shoal_handed_bytes_total{way='out'}"), rate("shoal_handover_seconds_total")),
+                    "out",
+                ),
+            ),
+            "Bps",
+        ),
+        Panel(
             "Drafts that held, by place",
             (
                 Query(

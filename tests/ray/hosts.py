@@ -137,12 +137,26 @@ class Hosts:
 
     def titles(self, host: str) -> list[str]:
         """What the processes of that host call themselves."""
-        listed = subprocess.run(["ip", "netns", "pids", host], check=True, capture_output=True, text=True)
         titles = []
-        for pid in listed.stdout.split():
+        for process in self._processes_of(host):
             with suppress(psutil.Error, IndexError):  # it has ended meanwhile
-                titles.append(psutil.Process(int(pid)).cmdline()[0])
+                titles.append(process.cmdline()[0])
         return titles
+
+    def end_all(self, host: str) -> None:
+        """Whatever still runs there, however it was started."""
+        self._pauses.pop(host, None)
+        for process in self._processes_of(host):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _processes_of(self, host: str) -> list[psutil.Process]:
+        listed = subprocess.run(["ip", "netns", "pids", host], check=True, capture_output=True, text=True)
+        found = []
+        for pid in listed.stdout.split():
+            with suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(int(pid)))
+        return found
 
     def _pause(self, host: str) -> int:
         """A process that does nothing but own the host's table of processes; its number."""

@@ -80,8 +80,8 @@ class SeveralHosts:
             host, address, cable = hosts.add_on_cable()
             how = (f"--join={self.head}:6379", *(f"--seat={seat}" for seat in seats))
             self.machines[name] = self._start(Machine(host=host, address=address, cable=cable, how=how))
-        self._serve()
-        self.until("all serve", lambda: bool(self._look()["ready"]))
+        self._serving = self._serve()
+        self._until_all_serve()
 
     @property
     def url(self) -> str:
@@ -149,7 +149,7 @@ class SeveralHosts:
             return asking.poll() is not None
 
         self.until("every host is back", are_there)
-        self.until("all serve", lambda: bool(self._look()["ready"]))
+        self._until_all_serve()
 
     def until(self, what: str, holds: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + PATIENCE_S
@@ -168,6 +168,7 @@ class SeveralHosts:
 
         def has_started() -> bool:
             if not machine.is_up:
+                self._hosts.end_all(machine.host)
                 up = (*SHOAL, "up", *machine.how, f"--node-ip={machine.address}")
                 machine.up = self._run(machine.host, up)
             assert machine.up is not None
@@ -176,11 +177,21 @@ class SeveralHosts:
         self.until(f"{machine.host} is up", has_started)
         return machine
 
-    def _serve(self) -> None:
+    def _until_all_serve(self) -> None:
+        """`shoal serve` again where it has ended, as an operator or systemd."""
+
+        def is_so() -> bool:
+            if self._serving.poll() is not None:
+                self._serving = self._serve()
+            return bool(self._look()["ready"])
+
+        self.until("all serve", is_so)
+
+    def _serve(self) -> Popen[bytes]:
         head = self.machines["head"]
         flags = [f"--address={self.head}:6379", f"--admin-host={self.head}", f"--admin-port={ADMIN_PORT}"]
         flags += ["--attention=1", "--experts=2", "--replicas-per-expert=2", "--serve-without-keys"]
-        self._run(head.host, (*SHOAL, "serve", *flags), {"SHOAL_ADMIN_KEY": KEY})
+        return self._run(head.host, (*SHOAL, "serve", *flags), {"SHOAL_ADMIN_KEY": KEY})
 
     def _run(self, host: str, words: Sequence[str], also: dict[str, str] | None = None) -> Popen[bytes]:
         own = self._directory / host
