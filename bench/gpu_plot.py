@@ -56,7 +56,8 @@ def draw_tokens(axes: Axes, results: list[dict[str, Any]]) -> None:
     """Bars side by side for each number of rows of both GPUs together."""
     steps = [one for one in results if one["kind"] == "step"]
     counts = sorted({one["rows"] for one in steps if one["name"] in MODES and one["rows"] > 1})
-    for place, (mode, (label, color)) in enumerate(MODES.items()):
+    present = {mode: style for mode, style in MODES.items() if any(one["name"] == mode for one in steps)}
+    for place, (mode, (label, color)) in enumerate(present.items()):
         heights = [
             sum(one["tokens_per_s"] for one in steps if one["name"] == mode and one["rows"] == count)
             for count in counts
