@@ -115,7 +115,7 @@ def _run(commands: list[list[str]], limit_s: float) -> Iterator[Result]:
     for reader in readers:
         reader.join(5.0)
     yield from (json.loads(line) for line in lines if line.startswith("{"))
-    if why or errors:
+    if why:
         yield {"kind": "trouble", "command": commands[0][2:4], "why": why, "said": errors[-60:]}
 
 

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from kernels.routes import Routes
 
+# For any number of rows: the sum of a row's weights is added up in another order by another number of warps.
 NUM_WARPS = 4
-# Rows from which on a program should be small rather than quick: one warp, maxima one after the other.
-MANY_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +76,7 @@ def gate_topk(
         KEPT=shape.kept_groups,
         SHARED=shape.shared,
         TILE=routes.tile_rows,
-        BY_MAXIMA=rows >= MANY_ROWS,
-        num_warps=1 if rows >= MANY_ROWS else NUM_WARPS,
+        num_warps=NUM_WARPS,
     )
 
 
@@ -110,18 +108,6 @@ def _rank(values, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: 
     return tl.sum(before.to(tl.int32), axis=1)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _best(values, SIZE: tl.constexpr, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Those that _rank puts first: COUNT maxima, of equal ones the lowest."""
-    index = tl.arange(0, SIZE)
-    is_best = index < 0
-    for _ in tl.static_range(COUNT):
-        top = tl.max(tl.where(is_best, float("-inf"), values), axis=0)
-        first = tl.min(tl.where((values == top) & (is_best == 0), index, SIZE), axis=0)
-        is_best = is_best | (index == first)
-    return is_best
-
-
 @triton.jit(do_not_specialize=["rows", "capacity", "shared_tiles"])  # type: ignore[untyped-decorator,unused-ignore]
 def _gate_topk(  # type: ignore[no-untyped-def]
     scores_ptr,  # noqa: ANN001
@@ -142,7 +128,6 @@ def _gate_topk(  # type: ignore[no-untyped-def]
     KEPT: tl.constexpr,
     SHARED: tl.constexpr,
     TILE: tl.constexpr,
-    BY_MAXIMA: tl.constexpr,
 ) -> None:
     IN_GROUP: tl.constexpr = E // GROUPS
     ROUTED: tl.constexpr = E + (1 if SHARED else 0)
@@ -163,7 +148,7 @@ def _gate_topk(  # type: ignore[no-untyped-def]
         second = tl.max(tl.where(inner == first, float("-inf"), by_group), axis=1)
         kept = _rank(tl.max(by_group, axis=1) + second, GROUPS) < KEPT
         choice = tl.reshape(tl.where(kept[:, None], by_group, float("-inf")), [E])
-    is_chosen = _best(choice, E, K) if BY_MAXIMA else _rank(choice, E) < K
+    is_chosen = _rank(choice, E) < K
     place = tl.cumsum(is_chosen.to(tl.int32), axis=0) - 1
     weight = tl.where(is_chosen, score, 0.0)
     weight = weight / (tl.sum(weight, axis=0) + 1e-20) * scaling

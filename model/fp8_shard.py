@@ -57,7 +57,7 @@ class Fp8Shard:
 
 
 class ServingUnit:
-    """One turn of an expert actor: claim, compute, answer; for a CUDA graph.
+    """One turn of an expert actor: claim, compute, answer; for a CUDA graph, which does not keep it alive.
 
     most_experts: how many of a layer's experts are held here at most, which bounds the tiles of a turn.
     """

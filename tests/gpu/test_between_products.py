@@ -7,7 +7,6 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from kernels import gate_topk as gate_kernel
 from kernels.absorb import absorb_query, absorb_query_reference, absorb_value, absorb_value_reference
 from kernels.absorb_many import absorb_query_many
 from kernels.fp8_rows import Fp8Rows, empty_rows, quantize_rows
@@ -59,12 +58,8 @@ def test_residual_and_norm(device: torch.device, mode: str) -> None:
     assert torch.equal(quantized.float(), quantize_rows(out).float())
 
 
-@pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
-def test_gate_chooses_as_the_model_does(
-    device: torch.device, shared: bool, many: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gate_kernel, "MANY_ROWS", 1 if many else 1000)
+def test_gate_chooses_as_the_model_does(device: torch.device, shared: bool) -> None:
     rows, experts = 7, 32
     shape = GateShape(num_experts=experts, per_row=4, num_groups=8, kept_groups=4, scaling=2.5, shared=shared)
     # Few distinct values, so that ties happen; parts whose sums are exact.
@@ -92,11 +87,9 @@ def test_gate_chooses_as_the_model_does(
     assert routes.tiles[routes.shared_tiles : used].tolist() == by_expert
 
 
-@pytest.mark.parametrize("many", [False, True])
 def test_a_row_that_is_no_number_spoils_no_other(
-    device: torch.device, many: bool, monkeypatch: pytest.MonkeyPatch
+    device: torch.device,
 ) -> None:
-    monkeypatch.setattr(gate_kernel, "MANY_ROWS", 1 if many else 1000)
     shape = GateShape(num_experts=32, per_row=4, num_groups=8, kept_groups=4, scaling=2.5, shared=False)
     parts = torch.randn(1, 3, 32, device=device)
     parts[0, 1] = NAN

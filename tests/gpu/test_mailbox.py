@@ -10,13 +10,13 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from bench.true_width import true_width
 from kernels.boxes import LATE, REFUSING
 from kernels.expert_gemm import expert_down, expert_up
 from kernels.fp8_rows import Fp8Rows, Fp8Weight, empty_rows, quantize_rows
 from kernels.mailbox import Posted
 from kernels.routes import routes_of
 from model.fp8_shard import Fp8Shard, ServingUnit, one_expert
+from model.true_width import true_width
 from router.lanes import Life
 from router.shm import Geometry
 from router.shm_asker import AskerMailbox
