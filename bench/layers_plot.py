@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 
 # What a kernel's name begins with, in the order of the stack; the rest is "between products".
 GROUPS = {
-    "experts": ("_expert",),
+    "experts": ("_expert", "expert_mlp"),
     "dense products": ("_fp8_gemm", "_bf16_gemm"),
+    "products of many rows": ("many_kernel",),
     "sparse attention": ("sparse_mla", "combine"),
     "indexer and top-2048": ("index_logits", "narrow", "choose", "_index_query"),
 }
 REST = "between products"
-COLORS = ("#00224e", "#4a5a7a", "#7f7c75", "#bcae6c", "#fee838")  # cividis: told apart by everybody
+COLORS = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")  # cividis: told apart by everybody
 
 
 def main() -> None:
