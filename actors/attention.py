@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.admission import is_late
-from actors.counters import HandoverCounters
 from actors.engine import Engine, OwnedEvents
-from actors.handover import Handover, Heir, Sender
+from actors.handover import Sender
+from actors.handover_desk import HandoverDesk
 from actors.matchers import Made, MatcherDesk
 from actors.messages import (
     FINISH_CANCELLED,
@@ -37,8 +37,7 @@ from actors.messages import (
     taken_event,
 )
 from actors.metrics import Sample
-from actors.page_frames import Offer, Pages, Wanted
-from actors.samples import handover_samples
+from actors.page_frames import Offer, Pages
 from actors.trace import Recorder
 from model.grammar import GrammarError, Grammars
 from model.matcher import Matcher
@@ -122,9 +121,7 @@ class AttentionServer:
         self._desk = MatcherDesk(grammars, announce=self._listener.wake)
         self._unmatched: dict[Hashable, _Submission] = {}  # by peer and name
         sender = Sender(token=token, actor_id=actor_id, incarnation=incarnation, maker=maker)
-        self.handed = HandoverCounters()
-        self._handover = Handover(engine, sender, self._listener.wake, self.handed)
-        self._intake = engine.intake(maker, self.handed)
+        self._handovers = HandoverDesk(engine, sender, self._listener.wake)
 
     def run(self) -> None:
         """The loop: listen, step, tell."""
@@ -150,10 +147,9 @@ class AttentionServer:
         self._tell(self._expire_unmatched(self._clock()))
         self._tell(self._engine.expire(self._clock()))
         self._tell(self._engine.let_in(self._clock()))
-        if self._intake is not None:
-            self._intake.expire(self._clock())
+        self._handovers.expire(self._clock())
         self._tell(self._engine.step(self._clock()))
-        self._tell(self._handover.go_on())
+        self._tell(self._handovers.go_on())
         laps.lap("tell")
 
     def stop(self) -> None:
@@ -195,15 +191,15 @@ class AttentionServer:
         """Counters since birth; read from another thread, so neighbours may be one step apart."""
         return {
             **self._engine.stats(),
-            "handed_sequences": self.handed.sequences,
-            "handed_pages_out": self.handed.pages_out,
-            "handed_pages_in": self.handed.pages_in,
+            "handed_sequences": self._handovers.counters.sequences,
+            "handed_pages_out": self._handovers.counters.pages_out,
+            "handed_pages_in": self._handovers.counters.pages_in,
         }
 
     def samples(self) -> Iterator[Sample]:
         """The metrics; read from another thread."""
         yield from self._engine.samples()
-        yield from handover_samples(self.handed, self._engine.page_bytes)
+        yield from self._handovers.samples()
 
     def record(self, recorder: Recorder | None) -> None:
         """See Engine.record; safe from any thread."""
@@ -235,9 +231,7 @@ class AttentionServer:
     def _take(self, arrival: Arrival) -> TokenEvent | None:
         peer = arrival.peer
         if arrival.frame is None:
-            self._handover.forget(peer)
-            if self._intake is not None:
-                self._intake.forget(peer)
+            self._handovers.forget(peer)
             dropped = self._engine.disown(peer) + self._forget_unmatched(peer)
             if dropped:
                 logger.warning("ingress %s left; %d sequences dropped", peer.actor, dropped)
@@ -248,14 +242,12 @@ class AttentionServer:
                 return end_event(message.request_id, 0, FINISH_CANCELLED)
             return self._engine.cancel(peer, message.request_id)
         if isinstance(message, HandOver):
-            heirs = [
-                Heir(actor_id=actor_id, incarnation=incarnation, host=host, port=port)
-                for actor_id, incarnation, host, port in message.heirs
-            ]
-            self._handover.order(peer, heirs)
+            self._handovers.order(peer, message)
             return None
         if isinstance(message, Offer | Pages):
-            self._take_pages(peer, message, arrival.frame.payload)
+            answer = self._handovers.come(peer, message, arrival.frame.payload, self._clock())
+            if answer is not None:
+                self._listener.send(peer, answer)
             return None
         assert isinstance(message, Submit), "the listener accepts nothing else"
         try:
@@ -279,15 +271,6 @@ class AttentionServer:
             since_s=self._clock(),
         )
         return self._await_matcher(submission) if sampling.grammar else self._submit(submission)
-
-    def _take_pages(self, peer: Peer, message: Offer | Pages, payload: memoryview) -> None:
-        """Of an actor that is to leave."""
-        if self._intake is None:
-            self._listener.send(peer, Wanted(num_fit=0, places=()))
-        elif isinstance(message, Offer):
-            self._listener.send(peer, self._intake.offered(peer, message, self._clock()))
-        elif (answer := self._intake.came(peer, message, payload)) is not None:
-            self._listener.send(peer, answer)
 
     def _submit(self, submission: _Submission, matcher: Matcher | None = None) -> TokenEvent | None:
         """To the engine; what to tell of it at once, of a suspect only if it has ended."""

@@ -14,8 +14,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from itertools import islice
 
 from actors.admission import Refusal
-from actors.counters import EngineCounters, HandoverCounters
-from actors.intake import Intake
+from actors.counters import EngineCounters
+from actors.lending import Lending
 from actors.messages import (
     ANY_TERMS,
     FINISH_CANCELLED,
@@ -29,9 +29,8 @@ from actors.messages import (
 )
 from actors.metrics import Sample
 from actors.objection import objection
-from actors.pace import Pace
 from actors.pages import PagePool
-from actors.prefix import Chain, PrefixCache
+from actors.prefix import PrefixCache
 from actors.samples import page_samples, step_samples
 from actors.scheduler import Scheduler, SchedulerLimits, Work
 from actors.scores import PromptScores
@@ -70,6 +69,9 @@ class Engine:
         self._prefixes = PrefixCache(self._pool) if prefix_cache else None
         self._scheduler = Scheduler(self._pool, limits or SchedulerLimits(), prefixes=self._prefixes)
         self._sequences: dict[tuple[Hashable, str], LiveSequence] = {}
+        self.lending: Lending | None = None
+        if self._prefixes is not None and runner.portable is not None:
+            self.lending = Lending(self._sequences, self._pool, self._prefixes, runner.portable)
         self._suspects = Suspects()
         self._fatal_seed: int | None = None
         self.num_waiting = 0
@@ -220,46 +222,6 @@ class Engine:
             self._end(sequence)
         self._note_queue()
         return len(gone)
-
-    # To leave, and to be handed what others leave
-
-    @property
-    def can_lend(self) -> bool:
-        """Whether its pages have names, and can be read."""
-        return self._prefixes is not None and self._runner.portable is not None
-
-    @property
-    def page_bytes(self) -> int:
-        assert self._runner.portable is not None, "asked before"
-        return self._runner.portable.page_bytes
-
-    def read_pages(self, pages: Sequence[int]) -> bytes:
-        """Of pages that were lent; from any thread."""
-        assert self._runner.portable is not None, "asked before"
-        return self._runner.portable.read(pages)
-
-    def intake(self, maker: str, counters: HandoverCounters) -> Intake | None:
-        """For pages of other actors; None where none are kept."""
-        portable = self._runner.portable
-        return Intake(self._pool, portable, maker, counters) if self._prefixes and portable else None
-
-    def sequences_of(self, owner: Hashable) -> list[str]:
-        return [request_id for of, request_id in self._sequences if of == owner]
-
-    def wake_drafter(self, owner: Hashable) -> None:
-        """Let the MTP layer read, with the next step, what it has not read: only then are pages whole."""
-        for (of, _), sequence in self._sequences.items():
-            if of == owner:
-                sequence.pace = Pace()
-
-    def lend(self, owner: Hashable, request_id: str) -> Chain:
-        """Of a living sequence, the pages that are final; to be taken back."""
-        assert self._prefixes is not None, "without a prefix cache pages have no names"
-        return self._prefixes.lend(self._sequences[owner, request_id])
-
-    def take_back(self, chain: Chain) -> None:
-        assert self._prefixes is not None, "it has lent them"
-        self._prefixes.take_back(chain)
 
     def depart(self, owner: Hashable, request_id: str, heir: str) -> TokenEvent | None:
         """Forget a sequence that goes on at `heir`; None if it has ended."""

@@ -20,6 +20,7 @@ from typing import TypeVar
 from actors.counters import HandoverCounters
 from actors.engine import Engine, OwnedEvents
 from actors.intake import LONGEST_S
+from actors.lending import Lending
 from actors.messages import TokenEvent
 from actors.page_frames import Offer, Taken, Wanted, pages_frame
 from actors.prefix import Chain
@@ -78,10 +79,15 @@ class Handover:
     """The step loop's, but for its threads. announce: called by them when one is done."""
 
     def __init__(
-        self, engine: Engine, sender: Sender, announce: Callable[[], None], counters: HandoverCounters
+        self,
+        engine: Engine,
+        lending: Lending,
+        sender: Sender,
+        announce: Callable[[], None],
+        counters: HandoverCounters,
     ) -> None:
-        self._engine, self._sender, self._announce = engine, sender, announce
-        self._counters = counters
+        self._engine, self._lending = engine, lending
+        self._sender, self._announce, self._counters = sender, announce, counters
         self._heirs: dict[Hashable, list[Heir]] = {}  # by owner, without those that have failed
         self._under_way: set[tuple[Hashable, str]] = set()
         self._outcomes: SimpleQueue[_Outcome] = SimpleQueue()
@@ -89,9 +95,8 @@ class Handover:
 
     def order(self, owner: Hashable, heirs: Sequence[Heir]) -> None:
         """From the next step on, for whatever the owner has or will have here."""
-        if self._engine.can_lend:
-            self._heirs[owner] = list(heirs)
-            self._engine.wake_drafter(owner)
+        self._heirs[owner] = list(heirs)
+        self._lending.wake_drafter(owner)
 
     def forget(self, owner: Hashable) -> None:
         self._heirs.pop(owner, None)
@@ -109,12 +114,12 @@ class Handover:
         return events
 
     def _begin(self, owner: Hashable, heirs: Sequence[Heir]) -> None:
-        for request_id in self._engine.sequences_of(owner) if heirs else ():
+        for request_id in self._lending.of(owner) if heirs else ():
             if len(self._under_way) >= AT_A_TIME:
                 return
             if (owner, request_id) in self._under_way:
                 continue
-            chain, heir = self._engine.lend(owner, request_id), heirs[self._num_begun % len(heirs)]
+            chain, heir = self._lending.lend(owner, request_id), heirs[self._num_begun % len(heirs)]
             transfer = _Transfer(owner=owner, request_id=request_id, chain=chain, heir=heir)
             self._num_begun += 1
             self._under_way.add((owner, request_id))
@@ -123,7 +128,7 @@ class Handover:
     def _end(self, outcome: _Outcome) -> TokenEvent | None:
         transfer, counters = outcome.transfer, self._counters
         self._under_way.remove((transfer.owner, transfer.request_id))
-        self._engine.take_back(transfer.chain)
+        self._lending.take_back(transfer.chain)
         counters.pages_out += outcome.num_pages
         counters.seconds += outcome.seconds
         if outcome.problem is None:
@@ -172,10 +177,10 @@ class Handover:
             wanted = _await(connection, Wanted, deadline_s)
             if not wanted.num_fit or not {*wanted.places} <= {*range(len(chain.keys))}:
                 raise BadFrame("it cannot take them")
-            per_frame = max(1, FRAME_BYTES // self._engine.page_bytes)
+            per_frame = max(1, FRAME_BYTES // self._lending.page_bytes)
             for at in range(0, len(wanted.places), per_frame):
                 places = wanted.places[at : at + per_frame]
-                payload = self._engine.read_pages([chain.pages[place] for place in places])
+                payload = self._lending.read([chain.pages[place] for place in places])
                 _say(connection, pages_frame(places, payload), payload, deadline_s)
             if wanted.places and (problem := _await(connection, Taken, deadline_s).problem) is not None:
                 raise BadFrame(f"it has not taken them: {problem}")

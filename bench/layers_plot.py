@@ -24,7 +24,14 @@ GROUPS = {
     "indexer and top-2048": ("index_logits", "narrow", "choose", "_index_query"),
 }
 REST = "between products"
-COLORS = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")  # cividis: told apart by everybody
+COLORS = (
+    "#00224e",
+    "#35456c",
+    "#666970",
+    "#948e77",
+    "#c8b866",
+    "#fee838",
+)  # cividis
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ class Actor:
     @property
     def endpoint(self) -> Endpoint:
         return Endpoint(
-            actor_id=self.server._handover._sender.actor_id, host="127.0.0.1", port=self.server.port
+            actor_id=self.server._handovers._out._sender.actor_id, host="127.0.0.1", port=self.server.port
         )
 
 
@@ -175,11 +175,11 @@ def test_text_logprobs_and_usage_are_those_of_an_undisturbed_run(
         door.engine.update([leaving(old.endpoint), heir.endpoint])
         for name, one in work.items():
             assert await one == (*expected[name], 0), name
-        counters = old.server.handed
+        counters = old.server._handovers.counters
         assert (counters.sequences, counters.failed) == (2, 0)
         assert not old.engine.has_work
         full = sum((len(ids) + SAID) // PAGE_TOKENS for ids, _ in ASKED.values())
-        assert counters.pages_out == heir.server.handed.pages_in >= full
+        assert counters.pages_out == heir.server._handovers.counters.pages_in >= full
         assert heir.engine.stats()["prefix_hit_tokens"] == counters.pages_out * PAGE_TOKENS
         await door.engine.close()
 
@@ -206,7 +206,7 @@ def test_who_moves_before_its_first_token_is_told_what_it_found_at_first(
         assert (tokens, logprobs) == long
         assert cached == 0
         assert counters.decode_tokens == decoded, "it has said nothing there"
-        assert old.server.handed.pages_out > 0
+        assert old.server._handovers.counters.pages_out > 0
         again = Door(heir.endpoint)
         await connected(again, 1)
         short = replace(GREEDY, max_tokens=1)
@@ -232,7 +232,7 @@ def test_an_heir_without_room_is_passed_over_and_nothing_is_lost(
         full.engine._pool.take(2)
         door.engine.update([leaving(old.endpoint), full.endpoint])
         assert (await work)[:2] == long, "it ends where it began"
-        assert old.server.handed.failed == 1
+        assert old.server._handovers.counters.failed == 1
         full.engine._pool.give_back([1, 2])
         await door.engine.close()
 
@@ -250,12 +250,12 @@ def test_an_heir_that_dies_meanwhile_costs_nothing(
         await door.until_said("r", 20)
         await until(lambda: door.engine._keepers["heir"].link is not None, "the link to the heir")
         process.send_signal(signal.SIGSTOP)  # the kernel takes what is sent to it
-        handover = old.server._handover
+        handover = old.server._handovers._out
         door.engine.update([leaving(old.endpoint), heir])
         await until(lambda: bool(handover._under_way), "the hand-over")
         process.kill()
         assert (await work)[:2] == long
-        assert old.server.handed.failed == 1
+        assert old.server._handovers.counters.failed == 1
         await door.engine.close()
 
     with serving(pair[0], "a") as old:
@@ -276,7 +276,7 @@ def test_a_leaver_that_dies_meanwhile_is_resumed_from_its_journal(
         await door.engine.close()
 
     with serving(pair[1], "b") as heir:
-        intake, offered = heir.server._intake, threading.Event()
+        intake, offered = heir.server._handovers._in, threading.Event()
         offer = intake.offered
 
         def kill_first(*arguments):

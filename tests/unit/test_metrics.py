@@ -74,7 +74,7 @@ def test_the_docs_list_every_metric_with_what_it_is() -> None:
 def test_an_attention_actor_tells_every_metric_of_its_role_and_no_other(tiny_v32: Path) -> None:
     engine = local_engine(tiny_v32, draft_tokens=1)
     generate(engine, [list(range(40))], GREEDY)
-    samples = [*engine.samples(), *handover_samples(HandoverCounters(), engine.page_bytes)]
+    samples = [*engine.samples(), *handover_samples(HandoverCounters(), engine.lending.page_bytes)]
     assert {s.name for s in samples} == {metric.name for metric in METRICS if "attention" in metric.roles}
     for sample in samples:
         assert len(sample.labels) == len(BY_NAME[sample.name].labels), sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.engine import Engine
+from actors.handover import Sender
+from actors.handover_desk import HandoverDesk
+from actors.messages import HandOver
+from actors.page_frames import Offer, Wanted
 from actors.row_runner import SHORT_CHUNK, parts_of, size_for, sizes_up_to
 from actors.scheduler import SchedulerLimits
 from model.batch import Chunk
@@ -224,3 +229,17 @@ def test_rows_behind_the_last_have_no_token(parts: tuple[Decoder, Exchange]) -> 
     assert buffers.of("lengths", 4).tolist() == [65, 0, 0, 0]
     assert buffers.of("ids", 4).tolist() == [8, 0, 0, 0]
     assert buffers.places(1).tolist() == [0]
+
+
+def test_pages_that_stay_on_their_gpu_are_neither_lent_nor_taken(parts: tuple[Decoder, Exchange]) -> None:
+    sender = Sender(token=b"t", actor_id="attention-0", incarnation=1, maker="m")
+    desk = HandoverDesk(rows_engine(parts), sender, announce=lambda: None)
+    peer: Any = object()
+    assert desk.come(peer, Offer(maker="m", keys=(b"k" * 16,)), memoryview(b""), 0.0) == Wanted(
+        num_fit=0, places=()
+    )
+    desk.order(peer, HandOver(heirs=(("attention-1", 1, "127.0.0.1", 1),)))
+    desk.expire(1.0)
+    desk.forget(peer)
+    assert desk.go_on() == {}
+    assert {sample.value for sample in desk.samples()} == {0}
