@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from cluster.chaos import Load, Outcome, Served, make_load, try_fault
 from cluster.embedded import NAME, embedded_directory
 from cluster.faults import Fault
 from cluster.reliability import BETWEEN_HOSTS, write_report
@@ -20,6 +20,9 @@ from model.checkpoint import Checkpoint
 from tests.ray.hosts import Hosts, are_possible
 from tests.ray.network_faults import FAULTS
 from tests.ray.several_hosts import SeveralHosts
+
+if TYPE_CHECKING:  # late in what uses them: they import Ray, which reads its settings only once in a process
+    from cluster.chaos import Load, Outcome, Served
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
 STREAMS, SEED = 4, 3
@@ -38,6 +41,8 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    from cluster.chaos import Served, make_load
+
     if not are_possible():
         pytest.skip("network, process and mount namespaces need root")
     hosts = Hosts(tmp_path_factory.mktemp("logs"))
@@ -56,6 +61,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_no_request_fails_and_no_token_differs(stage: Stage, fault: Fault) -> None:
+    from cluster.chaos import try_fault
+
     stage.cluster.repair()
     outcome = stage.hosts.visit(lambda: try_fault(stage.served, fault, stage.load, lambda _: None))
     stage.outcomes.append(outcome)
