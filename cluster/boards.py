@@ -30,6 +30,16 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A line over all panels wherever the expression is above 0. title: Grafana's template of its words."""
+
+    name: str
+    expression: str
+    title: str
+    color: str
+
+
+@dataclass(frozen=True, slots=True)
 class Board:
     uid: str
     title: str
@@ -285,3 +295,14 @@ FAULTS = Board(
 )
 
 BOARDS = (OVERVIEW, EXPERTS, DISPATCH, ENGINE, FAULTS)
+
+MARKS = (
+    Mark("Deaths", f"sum by (member) (increase(shoal_deaths_total[{WINDOW}]))", "{{member}} died", "red"),
+    Mark(
+        "Decisions",
+        f"sum by (decision, source) (increase(shoal_decisions_total[{WINDOW}]))",
+        "{{decision}}: {{source}}",
+        "blue",
+    ),
+    Mark("Experts moved", f"sum(increase(shoal_slots_written_total[{WINDOW}]))", "experts moved", "purple"),
+)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from cluster.alerts import AlertGroup
-from cluster.boards import Board, Panel
+from cluster.boards import MARKS, Board, Mark, Panel
 
 DATASOURCE = "shoal-prometheus"
 SCHEMA_VERSION = 39  # of Grafana 10 and 11
@@ -53,6 +53,7 @@ def board_json(board: Board) -> dict[str, Any]:
         "editable": False,
         "refresh": "5s",
         "time": {"from": "now-15m", "to": "now"},
+        "annotations": {"list": [_drawn(mark) for mark in MARKS]},
         "panels": list(_placed(board.panels)),
     }
 
@@ -95,6 +96,18 @@ def _write(directory: Path, files: dict[str, str]) -> list[Path]:
         file.write_text(text, encoding="utf-8")
         written.append(file)
     return written
+
+
+def _drawn(mark: Mark) -> dict[str, Any]:
+    return {
+        "name": mark.name,
+        "datasource": {"type": "prometheus", "uid": DATASOURCE},
+        "enable": True,
+        "iconColor": mark.color,
+        "expr": f"{mark.expression} > 0",
+        "titleFormat": mark.title,
+        "step": "15s",
+    }
 
 
 def _placed(panels: Sequence[Panel]) -> Iterator[dict[str, Any]]:

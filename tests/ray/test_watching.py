@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from cluster.alerts import ALERTS
-from cluster.boards import BOARDS
+from cluster.boards import BOARDS, MARKS
 from tests.ray.browser import browser
 from tests.ray.conftest import Served, free_port
 from tests.ray.test_serving import complete, prompt
@@ -174,6 +174,7 @@ def test_a_real_prometheus_scrapes_all_of_it(cluster: Served, tmp_path: Path) ->
         assert query("sum(shoal_actors{state='serves'})")[0]["value"][1] == "3"
         complete(cluster.url, prompt(200))  # found in the prefix cache
         expressions = [q.expression for board in BOARDS for panel in board.panels for q in panel.queries]
+        expressions += [mark.expression for mark in MARKS]
         # An alert holds where something is wrong: what it compares must be there.
         expressions += [re.split(" [=<>]+ ", alert.expression)[0] for alert in ALERTS.alerts]
         for expression in expressions:

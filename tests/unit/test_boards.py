@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from actors.metrics import BY_NAME
 from cluster.alerts import ALERTS
-from cluster.boards import BOARDS
+from cluster.boards import BOARDS, MARKS
 from cluster.cli import app
 from cluster.grafana import DATASOURCE, board_json
 
@@ -56,6 +56,9 @@ def test_boards_have_names_of_their_own_and_panels_do_not_overlap() -> None:
         places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in drawn["panels"]]
         assert len(set(places)) == len(places) == len(board.panels)
         assert {p["datasource"]["uid"] for p in drawn["panels"]} == {DATASOURCE}
+        marks = drawn["annotations"]["list"]
+        assert [mark["expr"] for mark in marks] == [f"{mark.expression} > 0" for mark in MARKS]
+        assert {mark["datasource"]["uid"] for mark in marks} == {DATASOURCE}
 
 
 def test_every_alert_has_a_runbook() -> None:
