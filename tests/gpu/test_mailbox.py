@@ -31,7 +31,9 @@ HIDDEN, WIDTH, EXPERTS, TOP, LAYERS = 128, 128, 6, 2, 2
 TILE_ROWS = 16
 GEOMETRY = Geometry(slots=2, capacity=3, width=HIDDEN, per_row=TOP, places=TOP + 1)
 CONFIG = replace(
-    true_width(moe_layers=LAYERS, dense_layers=0, num_experts=16),
+    true_width(moe_layers=LAYERS, num_experts=16),
+    num_layers=LAYERS,
+    num_dense_layers=0,
     hidden_size=HIDDEN,
     moe_intermediate_size=WIDTH,
     num_experts=EXPERTS,
