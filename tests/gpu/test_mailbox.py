@@ -34,6 +34,8 @@ CONFIG = replace(
     true_width(moe_layers=LAYERS, num_experts=16),
     num_layers=LAYERS,
     num_dense_layers=0,
+    num_expert_groups=1,
+    num_kept_groups=1,
     hidden_size=HIDDEN,
     moe_intermediate_size=WIDTH,
     num_experts=EXPERTS,
