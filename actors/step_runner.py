@@ -1,7 +1,7 @@
 """What an engine needs of whoever computes its steps.
 
-Two forms: actors/runner.py walks the layers with experts at the other end of an exchange, actors/fp8_runner
-computes whole steps on one GPU. Knows nothing of who runs next.
+Two forms: actors/runner.py walks the layers, with experts beyond an exchange; actors/row_runner.py
+computes rows on one GPU. Knows nothing of who runs next.
 """
 
 from __future__ import annotations

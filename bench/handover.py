@@ -26,11 +26,9 @@ import torch
 import typer
 from rich.table import Table
 
-from actors.build import build_attention
 from actors.messages import Terms
-from actors.options import ActorOptions, AttentionOptions
+from bench.local import embedded_actor
 from bench.report import stdout_console
-from cluster.embedded import embedded_directory
 from ingress.engine_client import Call, EngineClient
 from ingress.link import Endpoint
 from model.sampling import Sampling
@@ -118,27 +116,7 @@ def _actors() -> Iterator[list[Endpoint]]:
 
 def _serve(name: str, port: Connection) -> None:
     torch.set_num_threads(1)
-    options = ActorOptions(
-        actor_id=name,
-        incarnation=1,
-        directory=str(embedded_directory()),
-        dtype="float32",
-        host="127.0.0.1",
-        token=TOKEN,
-        draft_tokens=1,
-    )
-    attention = AttentionOptions(
-        local=True,
-        context_tokens=CONTEXT,
-        cache_tokens=16 * CONTEXT,
-        chunk_tokens=128,
-        max_sequences=64,
-        prefix_cache=True,
-        max_queue=1024,
-        micro_batches=1,
-        answer_timeout_s=10.0,
-    )
-    server, loaded = build_attention(options, attention, None, "", lambda _: None)
+    server, loaded = embedded_actor(name, TOKEN, context_tokens=CONTEXT, cache_tokens=16 * CONTEXT)
     port.send_bytes(str(loaded.port).encode())
     server.run()
 

@@ -1,15 +1,18 @@
-"""An attention actor's engine that holds every expert itself.
+"""An attention actor that holds every expert itself: its engine alone, or with its socket.
 
-What the benchmarks without sockets run. Knows nothing of what is measured.
+What runs without Ray. Knows nothing of what is measured.
 """
 
 from __future__ import annotations
 
 import torch
 
-from actors.build import local_exchange
+from actors.attention import AttentionServer
+from actors.build import build_attention, local_exchange
 from actors.engine import Engine
+from actors.options import ActorOptions, AttentionOptions, Loaded
 from actors.runner import Runner
+from cluster.embedded import embedded_directory
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
@@ -32,3 +35,30 @@ def local_engine(
         num_pages=1 + num_sequences * (context_tokens // PAGE_TOKENS + 1),
     )
     return Engine(runner, context_tokens=context_tokens)
+
+
+def embedded_actor(
+    actor_id: str, token: bytes, *, context_tokens: int, cache_tokens: int
+) -> tuple[AttentionServer, Loaded]:
+    """Of the embedded model, drafting, bound to loopback. Raises what actors/build.py raises."""
+    options = ActorOptions(
+        actor_id=actor_id,
+        incarnation=1,
+        directory=str(embedded_directory()),
+        dtype="float32",
+        host="127.0.0.1",
+        token=token,
+        draft_tokens=1,
+    )
+    attention = AttentionOptions(
+        local=True,
+        context_tokens=context_tokens,
+        cache_tokens=cache_tokens,
+        chunk_tokens=128,
+        max_sequences=64,
+        prefix_cache=True,
+        max_queue=1024,
+        micro_batches=1,
+        answer_timeout_s=10.0,
+    )
+    return build_attention(options, attention, None, "", lambda _: None)

@@ -34,7 +34,7 @@ from cluster.environment import ray_environment
 from cluster.spec import ShoalSpec
 
 if TYPE_CHECKING:
-    from cluster.launch import Cluster
+    from cluster.running import Cluster
 
 KEYS = ("sk-a", "sk-a", "sk-b", "sk-c")  # one asks for twice as much as the others
 BATCH_SHARE = 0.2

@@ -1,6 +1,6 @@
 """A checkpoint of true width: written, brought to the GPU, and held against the CPU's reading of it.
 
-    python -m bench.weights --directory /tmp/two-layers --out weights.json
+    python -m bench.weights --directory DIR --out bench/results/weights.json
 
 One dense and one MoE layer (16 GB). Says how quick each way is, whether the device holds the released values,
 and how far a step on them is from the model in fp32 on the CPU; and, so that this says something, how far it

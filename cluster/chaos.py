@@ -34,8 +34,9 @@ from cluster.history import (
     slowdown,
     tokens_of,
 )
-from cluster.launch import Cluster, launch, shut_down
+from cluster.launch import launch, shut_down
 from cluster.preflight import examine
+from cluster.running import Cluster
 from cluster.small_disk import small_disk
 from cluster.spec import ShoalSpec
 from cluster.streams import Question, Streams, ask, make_questions

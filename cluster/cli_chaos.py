@@ -37,7 +37,7 @@ def chaos(
 
     with ray_environment():
         from cluster.chaos_set import Plan, run_set
-        from cluster.launch import LaunchError
+        from cluster.ray_node import LaunchError
 
         try:
             check_port("127.0.0.1", port)

@@ -26,7 +26,8 @@ def stop(
 
     try:
         with joined_environment():
-            from cluster.launch import LaunchError, stop_joined
+            from cluster.launch import stop_joined
+            from cluster.ray_node import LaunchError
 
             try:
                 stop_joined(address)

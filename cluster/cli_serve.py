@@ -22,8 +22,8 @@ from cluster.port import check_port
 from cluster.spec import ShoalSpec, SpecError, admin_key
 
 if TYPE_CHECKING:
-    from cluster.launch import Cluster
     from cluster.preflight import Preflight
+    from cluster.running import Cluster
     from ingress.keys import KeyRing
 
 STATUS_EVERY_S = 1.0
@@ -147,7 +147,8 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
         from cluster.admin import AdminServer
         from cluster.beacon import lit
         from cluster.front import key_ring
-        from cluster.launch import LaunchError, begin, bring_up, shut_down
+        from cluster.launch import begin, bring_up, shut_down
+        from cluster.ray_node import LaunchError
 
         with console.status("starting ..."):
             cluster = begin(spec, preflight)

@@ -24,7 +24,7 @@ from cluster.snapshot import Unavailable
 from cluster.streams import FIRST_BYTE_ID, LAST_BYTE_ID, Question, ask
 
 if TYPE_CHECKING:
-    from cluster.launch import Cluster
+    from cluster.running import Cluster
 
 CONTROLLER = "controller"
 INGRESS = "ingress"

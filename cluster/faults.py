@@ -33,7 +33,7 @@ from cluster.deeds import (
 )
 
 if TYPE_CHECKING:
-    from cluster.launch import Cluster
+    from cluster.running import Cluster
 
 TO_COMPARE = 16  # requests, of whose times the later ones are compared with the p99
 

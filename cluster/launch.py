@@ -7,137 +7,33 @@ terminals: progress goes to a callback.
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
-from ray import serve
 
 from actors.options import AttentionOptions
 from cluster.controller import Controller
-from cluster.environment import OBJECT_STORE_BYTES, data_token
+from cluster.environment import data_token
 from cluster.front import CONTROLLER_NAME, Front, FrontOptions
 from cluster.gpus import gpus
-from cluster.hosts import pid_here
-from cluster.look import take
-from cluster.orders import RESTART
 from cluster.plan import Plan
 from cluster.preflight import Preflight
-from cluster.processes import Answer, AnswerLost
+from cluster.ray_node import LaunchError, end_ray, end_serve, join_ray, start_ray
 from cluster.ray_processes import (
     NAMESPACE,
     RayMemory,
     RayProcesses,
-    kill_here,
-    kill_there,
     remote_class,
 )
-from cluster.snapshot import Snapshot, Unavailable
+from cluster.running import STATUS_TIMEOUT_S, Cluster
 from cluster.spec import ShoalSpec, tell_connection_limits
-from cluster.trace import timeline
 
 POLL_S = 0.1
 READY_TIMEOUT_S = 600.0
-JOIN_TIMEOUT_S = 300.0
-JOIN_AGAIN_S = 2.0
-TRACE_SLACK_S = 5.0
-STATUS_TIMEOUT_S = 10.0
-ORDER_TIMEOUT_S = 60.0  # to place thousands of experts takes seconds
-KILL_AFTER_S = 5.0
 HEAD_NODE = "node:__internal_head__"  # a resource that Ray gives to this node alone
-STARTED_TOGETHER = 2  # Ray starts as many processes at a time as it has CPUs; our actors ask for none
-SERVE_NAMESPACE = "serve"
-
-
-class LaunchError(RuntimeError):
-    """The cluster did not come up; the text says what failed and what to do."""
-
-
-@dataclass(slots=True)
-class Cluster:
-    """A running cluster: the controller's handle and every process that belongs to it."""
-
-    spec: ShoalSpec
-    url: str
-    model_name: str
-    controller: Any
-    front: Front | None = None  # once it is deployed
-
-    def status(self) -> dict[str, Any]:
-        """Controller.status with progress resolved; waits for a controller that is being born again.
-
-        Raises ray.exceptions.RayError if it does not answer within STATUS_TIMEOUT_S.
-        """
-        status: dict[str, Any] = ray.get(self.controller.status.remote(), timeout=STATUS_TIMEOUT_S)
-        for member in status["members"]:
-            member["progress"] = _resolve(member["progress"])
-        return status
-
-    def events_after(self, at_s: float) -> list[tuple[float, str]]:
-        """What happened later than `at_s` (monotonic clock); nothing while the controller does not answer."""
-        try:
-            events = self.status()["events"]
-        except ray.exceptions.RayError:
-            return []
-        return [(when_s, text) for when_s, text in events if when_s > at_s]
-
-    def spoil(self, actor_id: str) -> None:
-        """For fault tests: make an expert actor answer rubbish."""
-        ray.get(self.controller.spoil.remote(actor_id), timeout=STATUS_TIMEOUT_S)
-
-    def poison(self, seed: int) -> None:
-        """For fault tests: every attention actor that serves dies of sequences of this seed."""
-        ray.get(self.controller.poison.remote(seed), timeout=STATUS_TIMEOUT_S)
-
-    def snapshot(self) -> Snapshot:
-        """For those who look; raises Unavailable if the controller does not answer."""
-        try:
-            snapshot = take(self.controller, self.model_name, self.url)
-        except ray.exceptions.RayError as error:
-            raise Unavailable(f"the controller does not answer: {type(error).__name__}") from None
-        snapshot["settled"] &= self.front is None or not self.front.is_renewing
-        return snapshot
-
-    def kill(self, actor_id: str) -> bool:
-        """SIGKILL for an actor that serves; whether there was one. Raises Unavailable as snapshot does."""
-        for actor in self.snapshot()["actors"]:
-            if actor["actor_id"] == actor_id and actor["pid"]:
-                pid = pid_here(actor["host"], actor["pid"])
-                return kill_here(pid) if pid else kill_there(actor["incarnation"])
-        return False
-
-    def trace(self, steps: int, seconds: float) -> dict[str, Any]:
-        """The timeline of the next steps; who does not answer in time is left out."""
-        processes = RayProcesses()
-        asked = [process.ask("trace", steps, seconds) for _, process in processes.living()]
-        if asked:
-            processes.wait(asked, seconds + TRACE_SLACK_S, for_all=True)
-        found = [_or_none(answer) for answer in asked if answer.is_done()]
-        return timeline(dict(one for one in found if one))
-
-    def order(self, order: str, arguments: Mapping[str, Any]) -> dict[str, str]:
-        """Of cluster/orders.py: what is `done`, or the `error`; raises Unavailable."""
-        try:
-            answer: dict[str, str] = ray.get(
-                self.controller.order.remote(order, dict(arguments)), timeout=ORDER_TIMEOUT_S
-            )
-        except ray.exceptions.RayError as error:
-            raise Unavailable(f"the controller does not answer: {type(error).__name__}") from None
-        if order == RESTART and "done" in answer and self.front is not None:
-            answer["done"] += self.front.renew()
-        return answer
-
-    def stats(self) -> dict[str, dict[str, float]]:
-        """By actor id, its counters since birth. Raises ray.exceptions.RayError if one cannot tell."""
-        answers = ray.get(self.controller.stats.remote(), timeout=10)
-        return {actor_id: ray.get(answer, timeout=10) for actor_id, answer in answers.items()}
 
 
 def launch(
@@ -158,13 +54,13 @@ def begin(spec: ShoalSpec, preflight: Preflight) -> Cluster:
     try:
         if spec.address is None:
             tell_connection_limits(spec)
-            _start_ray(len(gpus()) if spec.device == "cuda" else 0)
+            start_ray(len(gpus()) if spec.device == "cuda" else 0)
         else:
-            _join_ray(spec.address)
+            join_ray(spec.address)
         controller = _start_controller(spec, preflight)
         return Cluster(spec, f"http://{spec.host}:{spec.port}", preflight.model_name, controller)
     except BaseException:  # as in launch
-        _end_ray()
+        end_ray()
         raise
 
 
@@ -216,15 +112,15 @@ def shut_down(cluster: Cluster) -> None:
     except ray.exceptions.RayError:
         pass  # whatever does not answer is ended below, by process id
     finally:
-        _end_ray()
+        end_ray()
 
 
 def stop_joined(address: str) -> None:
     """End what serves from a Ray cluster that others keep, the ingresses first. Raises LaunchError."""
-    _join_ray(address)
+    join_ray(address)
     try:
         controller = ray.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
-        _end_serve()
+        end_serve()
         ray.get(controller.stop.remote(), timeout=STATUS_TIMEOUT_S)
         deadline_s = time.monotonic() + STATUS_TIMEOUT_S
         while RayProcesses().living() and time.monotonic() < deadline_s:
@@ -235,58 +131,7 @@ def stop_joined(address: str) -> None:
     except ray.exceptions.RayError as error:
         raise LaunchError(f"the controller does not answer: {type(error).__name__}; try again") from None
     finally:
-        _end_ray()
-
-
-def _end_serve() -> None:
-    """The ingresses when their streams have ended; whatever is left after Serve's own patience, at once."""
-    end_serve: Any = serve.shutdown
-    end_serve()
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] == SERVE_NAMESPACE:
-            with suppress(ValueError):  # it has ended since
-                ray.kill(ray.get_actor(actor["name"], namespace=SERVE_NAMESPACE))
-
-
-def _start_ray(num_gpus: int) -> None:
-    assert os.environ.get("RAY_AUTH_MODE") == "token", (
-        "cluster.environment.ray_environment comes before `import ray`"
-    )
-    try:
-        ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            num_cpus=STARTED_TOGETHER,
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-        )
-    except Exception as error:  # noqa: BLE001 - Ray's own is bare where a node does not start in time
-        text = " ".join(str(error).split())
-        raise LaunchError(f"Ray did not start: {text}; if this machine is very busy, try again") from None
-
-
-def _join_ray(address: str) -> None:
-    """Waits for it: a head that starts beside this process takes its time."""
-    deadline_s = time.monotonic() + JOIN_TIMEOUT_S
-    while True:
-        try:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-            return
-        except ray.exceptions.AuthenticationError:
-            raise LaunchError(f"the Ray cluster at {address} has another token than this process") from None
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            ray.shutdown()
-            if time.monotonic() > deadline_s:
-                text = " ".join(str(error).split())[:300]
-                raise LaunchError(
-                    f"no Ray node of the cluster at {address} answers on this host: {text}; "
-                    "start one here with `ray start`"
-                ) from None
-            time.sleep(JOIN_AGAIN_S)
+        end_ray()
 
 
 def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
@@ -333,9 +178,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
             lifetime="detached",
             max_restarts=-1,  # no data passes through it, so nobody waits for the seconds that Ray takes
             max_task_retries=-1,
-            resources={
-                HEAD_NODE: 0.001
-            },  # it can do nothing without the head, and should share its fate alone
+            resources={HEAD_NODE: 0.001},  # without the head it can do nothing: it shares that fate alone
         )
         .remote(plan, preflight.config, data_token(), RayProcesses(gpus_each), RayMemory())
     )
@@ -370,41 +213,3 @@ def _await_ready(cluster: Cluster, on_status: Callable[[Mapping[str, Any]], None
             return
         time.sleep(POLL_S)
     raise LaunchError(f"not ready within {READY_TIMEOUT_S:g} s")
-
-
-def _or_none(answer: Answer) -> Any:
-    try:
-        return answer.get()
-    except AnswerLost:
-        return None  # it died: the events say so
-
-
-def _resolve(progress: Any) -> tuple[int, int, float] | None:
-    """The answer to a progress call, None if there was none to ask or it is not here yet."""
-    if progress is None:
-        return None
-    done, _ = ray.wait([progress], timeout=0.05)
-    try:
-        answer: tuple[int, int, float] | None = ray.get(progress) if done else None
-    except ray.exceptions.RayError:
-        return None
-    return answer
-
-
-def _end_ray() -> None:
-    with _no_survivors():
-        ray.shutdown()
-
-
-@contextmanager
-def _no_survivors() -> Iterator[None]:
-    """Whatever this process had started before the block and still lives after it is ended, by process id."""
-    started = psutil.Process().children(recursive=True)
-    yield
-    _, alive = psutil.wait_procs(started, timeout=KILL_AFTER_S)
-    for process in alive:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(alive, timeout=KILL_AFTER_S)

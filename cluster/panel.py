@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 if TYPE_CHECKING:
     from cluster.admin import AdminServer
-    from cluster.launch import Cluster
     from cluster.preflight import Preflight
+    from cluster.running import Cluster
 
 
 def ready_line(cluster: Cluster, admin: AdminServer, preflight: Preflight, seconds: float) -> dict[str, Any]:

@@ -119,6 +119,12 @@ def engine_of(
     return Engine(runner, context_tokens=context_tokens, limits=limits, prefix_cache=prefix_cache)
 
 
+def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
+    """Random tokens of the tiny model, the same every time."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(16, 272, (length,), generator=generator).tolist() for length in lengths]
+
+
 @contextmanager
 def running(server: ExpertServer) -> Iterator[ExpertServer]:
     thread = threading.Thread(target=server.run, daemon=True)

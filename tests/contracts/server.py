@@ -19,8 +19,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from actors.build import build_attention
-from actors.options import ActorOptions, AttentionOptions
+from bench.local import embedded_actor
 from cluster.embedded import embedded_directory
 from ingress.app import create_app
 from ingress.connection import BoundedProtocol
@@ -35,27 +34,7 @@ MODEL = "shoal-demo"
 def main() -> None:
     keys, context_tokens = Path(sys.argv[1]), int(sys.argv[2])
     directory, token = embedded_directory(), secrets.token_bytes(16)
-    options = ActorOptions(
-        actor_id="attention-0",
-        incarnation=1,
-        directory=str(directory),
-        dtype="float32",
-        host="127.0.0.1",
-        token=token,
-        draft_tokens=1,
-    )
-    attention = AttentionOptions(
-        local=True,
-        context_tokens=context_tokens,
-        cache_tokens=16384,
-        chunk_tokens=128,
-        max_sequences=64,
-        prefix_cache=True,
-        max_queue=1024,
-        micro_batches=1,
-        answer_timeout_s=10.0,
-    )
-    server, loaded = build_attention(options, attention, None, lambda _: None)
+    server, loaded = embedded_actor("attention-0", token, context_tokens=context_tokens, cache_tokens=16384)
     threading.Thread(target=server.run, daemon=True).start()
     place = Endpoint(actor_id="attention-0", host=loaded.host, port=loaded.port)
     app = create_app(

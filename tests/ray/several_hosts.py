@@ -57,7 +57,7 @@ class Machine:
 class SeveralHosts:
     """A cluster of one attention actor and two expert actors, each with a copy of every expert.
 
-    The methods of cluster.launch.Cluster that faults need, over HTTP; call them within `hosts.visit`.
+    The methods of cluster.running.Cluster that faults need, over HTTP; call them within `hosts.visit`.
     """
 
     def __init__(self, hosts: Hosts, directory: Path) -> None:

@@ -13,15 +13,14 @@ from actors.scheduler import SchedulerLimits
 from model.decoder import Decoder
 from model.sampling import Sampling
 from router.exchange import Exchange
-from tests.shoals import Generated, engine_of, generate, local_parts, tcp_engine
+from tests.shoals import Generated, engine_of, generate, local_parts, prompts_of, tcp_engine
 
 GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=0)
 LENGTHS = (100, 3, 33, 64, 65, 31, 32, 1, 128, 129, 17, 96, 200, 48, 7, 2)
 
 
 def prompts() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(16, 272, (n,), generator=generator).tolist() for n in LENGTHS]
+    return prompts_of(LENGTHS)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from model.row_buffers import PageTables, RowBuffers, StepRows
 from model.sampling import Sampling
 from router.exchange import Exchange
 from tests.reference_rows import ReferenceRows, rows_engine
-from tests.shoals import Generated, engine_of, generate, local_parts
+from tests.shoals import Generated, engine_of, generate, local_parts, prompts_of
 
 GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=0)
 LENGTHS = (100, 3, 61, 64, 65, 1, 126, 17)
@@ -31,8 +31,7 @@ CPU = torch.device("cpu")
 
 
 def prompts() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(16, 272, (n,), generator=generator).tolist() for n in LENGTHS]
+    return prompts_of(LENGTHS)
 
 
 @pytest.fixture(scope="module")
