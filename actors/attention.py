@@ -17,6 +17,7 @@ import numpy as np
 
 from actors.admission import is_late
 from actors.engine import Engine, OwnedEvents
+from actors.fault_points import arm, poison
 from actors.handover import Sender
 from actors.handover_desk import HandoverDesk
 from actors.matchers import Made, MatcherDesk
@@ -149,7 +150,7 @@ class AttentionServer:
         self._tell(self._engine.let_in(self._clock()))
         self._handovers.expire(self._clock())
         self._tell(self._engine.step(self._clock()))
-        self._tell(self._handovers.go_on())
+        self._tell(self._handovers.go_on(self._clock()))
         laps.lap("tell")
 
     def stop(self) -> None:
@@ -183,6 +184,16 @@ class AttentionServer:
         """(actor id, incarnation) of experts that sent rubbish."""
         return tuple((life.actor_id, life.incarnation) for life in self._engine.convicted)
 
+    @property
+    def num_sequences(self) -> int:
+        """Under way here, those included that wait for their turn or for their grammar; from any thread."""
+        return self._engine.num_sequences + len(self._unmatched)
+
+    @property
+    def is_handing_over(self) -> bool:
+        """Whether of these some are on their way to others, and get on; from any thread."""
+        return self._handovers.is_under_way(self._clock())
+
     def set_view(self, view: View) -> None:
         """A newer view for the step loop to adopt; safe from any thread."""
         self._views.put(view)
@@ -205,9 +216,13 @@ class AttentionServer:
         """See Engine.record; safe from any thread."""
         self._engine.record(recorder)
 
+    def arm(self, point: str, passes: int) -> None:
+        """For fault tests, as actors.fault_points.arm; safe from any thread."""
+        arm({**self._engine.fault_parts, "listener": self._listener}, point, passes)
+
     def poison(self, seed: int) -> None:
         """For fault tests: whoever computes a sequence of this seed dies of it. Safe from any thread."""
-        self._engine.poison(seed)
+        poison(self._engine.fault_parts, seed)
 
     def expert_pairs(self) -> Counts:
         """[L, E] pairs (token, expert) since birth; read from another thread."""

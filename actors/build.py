@@ -3,7 +3,8 @@
 The same for a Ray actor, a plain process and a thread in a test. Each reads only the tensors it owns. Knows
 nothing of who starts it.
 
-Errors: CheckpointError from the load, OSError when the address cannot be bound.
+Errors: CheckpointError from the load, ConfigError on a CPU without numba, OSError when the address cannot be
+bound.
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ import torch
 
 from actors.attention import AttentionServer, ViewInbox
 from actors.engine import Engine
-from actors.expert import NOTHING_KNOWN, ExpertServer, HeldExperts, in_every_layer, load_experts
+from actors.expert import ExpertServer
+from actors.expert_peer import Taker, peers_of
+from actors.expert_sources import NOTHING_KNOWN, Files, Source, load_experts
 from actors.exposition import MetricsServer
+from actors.held import HeldExperts, in_every_layer
 from actors.loopback import loopback_exchange
-from actors.options import ActorOptions, AttentionOptions, Loaded, WeightsRead
+from actors.options import ActorOptions, AttentionOptions, ExpertOrder, Loaded, Taken, WeightsRead
 from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
 from actors.step_runner import StepRunner
+from kernels.compiled import IS_COMPILED
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
+from model.fields import ConfigError
 from model.grammar import Grammars
 from model.load import Reader, load_decoder
 from model.names import attention_tensors, expert_tensors, mtp_attention_tensors
@@ -42,12 +48,12 @@ Note = Callable[[Progress], None]
 
 
 def build_expert(
-    options: ActorOptions, pairs: Iterable[Pair], known: Mapping[Pair, int], note: Note
+    options: ActorOptions, config: ModelConfig, order: ExpertOrder, note: Note
 ) -> tuple[ExpertServer, Loaded]:
-    """Load the given (layer, expert) pairs and bind. known: see load_experts."""
-    config, reader = _open(options, pairs, note)
+    """Take what is ordered and bind. config: as served, since the files may be gone by now."""
+    _check_compiled(options)
     held = HeldExperts(config, DTYPES[options.dtype])
-    load_experts(reader, held, pairs, DTYPES[options.dtype], known)
+    files, origins = _take(held, options, order, note)
     server = ExpertServer(
         config,
         held,
@@ -56,20 +62,29 @@ def build_expert(
         token=options.token,
         host=options.host,
     )
-    return server, _loaded(server, _read_by(reader), held.digests)
+    return server, _loaded(server, _read_by(files.reader), held.digests, origins)
 
 
-def take_experts(
-    server: ExpertServer,
-    options: ActorOptions,
-    pairs: Iterable[Pair],
-    known: Mapping[Pair, int],
-    note: Note,
-) -> dict[Pair, int]:
-    """Load more pairs into an expert actor that serves; returns their digests."""
-    _, reader = _open(options, pairs, note)
-    server.take(reader, pairs, DTYPES[options.dtype], known)
-    return {pair: server.digests[pair] for pair in pairs}
+def take_experts(server: ExpertServer, options: ActorOptions, order: ExpertOrder, note: Note) -> Taken:
+    """Take more into an expert actor that serves, on the caller's thread."""
+    _, origins = _take(server.held, options, order, note)
+    return Taken(digests={pair: server.digests[pair] for pair in order.pairs}, origins=origins)
+
+
+def _take(held: HeldExperts, options: ActorOptions, order: ExpertOrder, note: Note) -> tuple[Files, str]:
+    """The files, opened if they were needed, and who had what. Raises CheckpointError."""
+    taker = Taker(
+        actor_id=options.actor_id,
+        incarnation=options.incarnation,
+        token=options.token,
+        config=held.config,
+        dtype=held.dtype,
+        note=note,
+    )
+    files = _files(options, held, order, note)
+    with peers_of(order, taker) as peers:
+        sources: list[Source] = [*peers, files] if options.weights_from == "peers" else [files, *peers]
+        return files, str(load_experts(held, sources, order.pairs))
 
 
 def build_attention(
@@ -126,6 +141,7 @@ def _build_cpu_runner(
     views: ViewInbox,
     stopping: threading.Event,
 ) -> tuple[Runner, ModelConfig, WeightsRead]:
+    _check_compiled(options)
     checkpoint = Checkpoint.open(Path(options.directory))
     config = checkpoint.config_to_serve(options.draft_tokens)
     names = [*attention_tensors(config), *mtp_attention_tensors(config)]
@@ -158,7 +174,7 @@ def _build_cpu_runner(
 def local_exchange(reader: Reader, config: ModelConfig, dtype: torch.dtype, actor_id: str) -> Exchange:
     """An exchange whose experts, all of them, live in this process under the name actor_id."""
     held = HeldExperts(config, dtype)
-    load_experts(reader, held, in_every_layer(config, range(config.num_experts)), dtype)
+    load_experts(held, [Files(lambda: reader, dtype)], in_every_layer(config, range(config.num_experts)))
     return loopback_exchange(config, actor_id, held.forward)
 
 
@@ -169,22 +185,40 @@ def _grammars(directory: Path, config: ModelConfig) -> Grammars | None:
     return Grammars(directory, vocab_size=config.vocab_size, end_ids=config.eos_token_ids)
 
 
-def _open(options: ActorOptions, pairs: Iterable[Pair], note: Note) -> tuple[ModelConfig, WeightReader]:
-    checkpoint = Checkpoint.open(Path(options.directory))
-    config = checkpoint.config_to_serve(options.draft_tokens)
-    return config, checkpoint.reader(note, total_names=_expert_names(config, pairs))
+def _files(options: ActorOptions, held: HeldExperts, order: ExpertOrder, note: Note) -> Files:
+    def open_reader() -> WeightReader:
+        checkpoint = Checkpoint.open(Path(options.directory))
+        for pair in order.pairs:
+            checkpoint.check(expert_tensors(held.config, *pair))
+        return checkpoint.reader(note, total_names=_expert_names(held.config, order.pairs))
+
+    return Files(open_reader, held.dtype, order.known)
+
+
+def _check_compiled(options: ActorOptions) -> None:
+    """A CPU computes by the same loops in every actor, or its bits would not be the others'."""
+    if not IS_COMPILED:
+        raise ConfigError(
+            f"{options.actor_id}: numba is missing, without which a CPU's norms, activations and gates have "
+            "other bits than the other actors'; install Shoal with its dependencies (pip install numba)"
+        )
 
 
 def _expert_names(config: ModelConfig, pairs: Iterable[Pair]) -> list[str]:
     return [name for layer, expert in pairs for name in expert_tensors(config, layer, expert)]
 
 
-def _read_by(reader: WeightReader) -> WeightsRead:
+def _read_by(reader: Reader | None) -> WeightsRead:
+    if not isinstance(reader, WeightReader):
+        return WeightsRead(bytes_read=0, checksum="")
     return WeightsRead(bytes_read=reader.bytes_read, checksum=reader.checksum())
 
 
 def _loaded(
-    server: AttentionServer | ExpertServer, read: WeightsRead, digests: Mapping[Pair, int] = NOTHING_KNOWN
+    server: AttentionServer | ExpertServer,
+    read: WeightsRead,
+    digests: Mapping[Pair, int] = NOTHING_KNOWN,
+    origins: str = "",
 ) -> Loaded:
     metrics = MetricsServer(server.samples, server.host)  # lives as long as the process
     return Loaded(
@@ -195,4 +229,5 @@ def _loaded(
         bytes_read=read.bytes_read,
         checksum=read.checksum,
         digests=dict(digests),
+        origins=origins,
     )

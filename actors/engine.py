@@ -1,26 +1,24 @@
 """Sequences in, token events out, one step at a time.
 
-The attention actor without its sockets: scheduler, pages, and a runner that computes and draws. Knows nothing
-of who is connected; an owner is an opaque mark that comes back with the events.
+The attention actor without its sockets: who is here, from the submission to the end. What a step does with
+them is actors/engine_step.py. Knows nothing of who is connected; an owner is an opaque mark that comes back
+with the events.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import islice
 
 from actors.admission import Refusal
 from actors.counters import EngineCounters
+from actors.engine_step import EngineStep
+from actors.engine_step import OwnedEvents as OwnedEvents
 from actors.lending import Lending
 from actors.messages import (
     ANY_TERMS,
     FINISH_CANCELLED,
     FINISH_ERROR,
-    FINISH_GRAMMAR,
     FINISH_LENGTH,
     Terms,
     TokenEvent,
@@ -32,23 +30,17 @@ from actors.objection import objection
 from actors.pages import PagePool
 from actors.prefix import PrefixCache
 from actors.samples import page_samples, step_samples
-from actors.scheduler import Scheduler, SchedulerLimits, Work
+from actors.scheduler import Scheduler, SchedulerLimits
 from actors.scores import PromptScores
 from actors.sequence import Sequence as LiveSequence
 from actors.step_runner import StepRunner
 from actors.suspects import Suspects
 from actors.trace import Recorder, RecordingLaps
-from actors.verify import tokens_that_hold
 from model.cache import PAGE_TOKENS
 from model.matcher import Matcher
-from model.sampler import Drawn
 from model.sampling import Sampling
 from router.load import Counts
 from router.view import ExpertActor
-
-logger = logging.getLogger(__name__)
-
-OwnedEvents = dict[Hashable, list[TokenEvent]]
 
 
 class Engine:
@@ -73,16 +65,23 @@ class Engine:
         if self._prefixes is not None and runner.portable is not None:
             self.lending = Lending(self._sequences, self._pool, self._prefixes, runner.portable)
         self._suspects = Suspects()
-        self._fatal_seed: int | None = None
         self.num_waiting = 0
         self.wait_s = 0.0  # until all that waits has begun, estimated
         drafts = runner.draft_tokens
         self.counters = EngineCounters(drafted=[0] * drafts, accepted=[0] * drafts)
         self._laps = self.counters.laps
+        self._step = EngineStep(
+            runner, self._pool, self._scheduler, self._prefixes, self.counters, end=self._end
+        )
 
     @property
     def has_work(self) -> bool:
         return self._scheduler.has_work or bool(self._suspects)
+
+    @property
+    def num_sequences(self) -> int:
+        """That live here, whatever they wait for."""
+        return len(self._sequences)
 
     @property
     def num_running(self) -> int:
@@ -113,6 +112,7 @@ class Engine:
             "pages": self._pool.num_pages,
             "cache_tokens": self._pool.num_pages * PAGE_TOKENS,
             "preemptions": self._scheduler.num_preemptions,
+            "again_tokens": self._scheduler.num_again_tokens,
             **(self._prefixes.stats() if self._prefixes else {}),
         }
 
@@ -129,7 +129,7 @@ class Engine:
 
     def expert_pairs(self) -> Counts:
         """[L, E] pairs (token, expert) since birth, of every MoE layer; read from another thread."""
-        return self._runner.exchange.load.pairs_LE.copy()
+        return self._runner.exchange.load.pairs().copy()
 
     def record(self, recorder: Recorder | None) -> None:
         """Note what happens when from the next step on, or no more; safe from any thread."""
@@ -140,9 +140,10 @@ class Engine:
             self.counters.laps = RecordingLaps(self._laps, recorder)
         self._runner.record(recorder)
 
-    def poison(self, seed: int) -> None:
-        """For fault tests: whoever computes a sequence of this seed dies of it. Safe from any thread."""
-        self._fatal_seed = seed
+    @property
+    def fault_parts(self) -> dict[str, object]:
+        """What actors/fault_points.py has points in."""
+        return {"step": self._step, "transport": self._runner.exchange.transport}
 
     def submit(
         self,
@@ -253,118 +254,15 @@ class Engine:
         self._runner.exchange.hear()
 
     def step(self, now_s: float = 0.0) -> OwnedEvents:
-        """Compute one step; the events of every owner whose sequences advanced."""
+        """Plan a step and take it; the events of every owner whose sequences advanced."""
         planned = self._scheduler.plan(now_s)
         self._note_queue()
         if not planned:
             return {}
-        if self._fatal_seed is not None:
-            _die_of(self._fatal_seed, planned)
-        laps = self.counters.laps
-        laps.lap("plan")
-        self._runner.clear(self._pool.unclean())
-        experts = self._runner.exchange.counters
-        waited_s = experts.waited_s
-        self._runner.compute(planned)
-        for work in planned:
-            work.sequence.note_step(now_s, experts.waited_s - waited_s)
-        self._score(planned)
-        laps.lap("forward")
-        starts = [work.sequence.num_computed for work in planned]
-        events = self._settle(planned)
-        laps.lap("sample")
-        self._follow(planned, starts)
-        laps.lap("draft")
-        for sequence in [work.sequence for work in planned if work.sequence.pages]:
-            self._publish(sequence)
-            if sequence.finish is not None:
-                self._end(sequence)
+        self.counters.laps.lap("plan")
+        events = self._step.take(planned, now_s)
         self._note_queue()
         return events
-
-    def _score(self, planned: list[Work]) -> None:
-        """Logprobs of prompts, for those who ask."""
-        if all(work.sequence.scores is None for work in planned):
-            return
-        for work, hidden_ND in zip(planned, self._runner.hidden(planned), strict=True):
-            if (scores := work.sequence.scores) is not None:
-                scores.add(work.sequence.num_computed, hidden_ND[: work.num_tokens], self._runner.logits)
-
-    def _settle(self, planned: list[Work]) -> OwnedEvents:
-        """Count what is computed, draw tokens and verify drafts."""
-        self.counters.count_step(planned)
-        drawn = iter(self._runner.draw(planned))
-        events: OwnedEvents = defaultdict(list)
-        for work in planned:
-            sequence, is_last = work.sequence, work.reaches_end
-            sequence.num_computed += work.num_tokens
-            if is_last:
-                mine = list(islice(drawn, 1 + work.num_drafts))
-                if work.num_drafts and not all(token.finite for token in mine):
-                    # A draft that overflows spoils every row that sees its slot: once more, without drafts.
-                    self._withdraw(sequence)
-                    self._scheduler.send_back(sequence)
-                    sequence.pace.rest()
-                    continue
-                held = tokens_that_hold(mine, sequence.drafts)
-                sequence.pace.note(work.num_drafts, len(held) - 1)
-                self.counters.count_drafts(work.num_drafts, len(held) - 1)
-                events[sequence.owner].append(self._advance(sequence, held))
-            sequence.drafts.clear()
-        return events
-
-    def _follow(self, planned: list[Work], starts: list[int]) -> None:
-        """Let the drafter see what holds of every sequence that goes on or is gone on from."""
-        if not self._runner.draft_tokens:
-            return
-        hidden = self._runner.hidden(planned)
-        self._runner.follow(
-            [
-                (work.sequence, own_ND[: work.sequence.num_computed - start])
-                for work, start, own_ND in zip(planned, starts, hidden, strict=True)
-                if work.sequence.pages and (work.sequence.finish is None or self._prefixes)
-            ]
-        )
-
-    def _advance(self, sequence: LiveSequence, drawn: list[Drawn]) -> TokenEvent:
-        first = sequence.num_emitted
-        scores, sequence.scores = sequence.scores, None
-        if not drawn[0].finite or (scores is not None and not scores.is_finite):
-            self._withdraw(sequence)
-            self._end(sequence)
-            if sequence.matcher is not None and sequence.matcher.error:
-                return end_event(sequence.request_id, first, FINISH_GRAMMAR, sequence.matcher.error)
-            error = "the model's logits are not finite"
-            logger.error("%s: %s", sequence.request_id, error)
-            return end_event(sequence.request_id, first, FINISH_ERROR, error)
-        said: list[Drawn] = []
-        for token in drawn:
-            said.append(token)
-            if sequence.append(token.token_id) is not None:
-                break
-        sequence.num_computed = len(sequence.tokens) - 1
-        return TokenEvent(
-            request_id=sequence.request_id,
-            first=first,
-            token_ids=tuple(token.token_id for token in said),
-            logprobs=tuple(token.logprob for token in said if token.logprob is not None),
-            top=tuple(token.top for token in said if token.top),
-            num_cached=sequence.num_cached if first == 0 else None,
-            prompt_logprobs=() if scores is None else tuple(scores.logprobs),
-            prompt_top=() if scores is None else tuple(scores.top),
-            finish=sequence.finish,
-            work=sequence.work if sequence.finish else None,
-        )
-
-    def _publish(self, sequence: LiveSequence) -> None:
-        """Let others find its full pages, once every layer has written them for good."""
-        if self._prefixes is not None:
-            is_followed = self._runner.draft_tokens > 0
-            self._prefixes.publish(sequence, sequence.num_followed if is_followed else sequence.num_computed)
-
-    def _withdraw(self, sequence: LiveSequence) -> None:
-        if self._prefixes is not None:
-            self._prefixes.withdraw(sequence)
 
     def _refused(self, request_id: str, num_emitted: int, refusal: Refusal) -> TokenEvent:
         self.counters.refused += 1
@@ -380,12 +278,6 @@ class Engine:
         self._scheduler.remove(sequence)
         del self._sequences[sequence.owner, sequence.request_id]
         self.counters.finished += 1
-
-
-def _die_of(seed: int, planned: list[Work]) -> None:
-    """As a fault in native code, or a lack of memory, would have it."""
-    if any(work.sequence.sampling.seed == seed for work in planned):
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _scores(prompt_ids: Sequence[int], sampling: Sampling) -> PromptScores | None:

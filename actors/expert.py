@@ -2,7 +2,8 @@
 
 No request state at all: a reply is a function of (weights, rows), so any replica may answer, twice or never.
 Parcels for one layer that have arrived together, from whichever attention actors, are computed together;
-nobody is waited for. Knows nothing of Ray: cluster/ wraps this class as an actor, tests run it in a thread.
+nobody is waited for. Others of its kind get experts that it holds, part by part between batches. Knows
+nothing of Ray: cluster/ wraps this class as an actor, tests run it in a thread.
 """
 
 from __future__ import annotations
@@ -11,23 +12,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
-from types import MappingProxyType
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from actors.expert_frames import ExpertWanted, part_of
+from actors.fault_points import arm
+from actors.held import HeldExperts
 from actors.metrics import Sample
 from actors.trace import Recorder
-from kernels.rows import dtype_of_rows
 from model.config import ModelConfig
-from model.experts import ExpertShard, Mlp
-from model.load import Reader, load_expert
-from model.shards import CheckpointError
-from router.assign import Ints
 from router.heartbeat import beating
 from router.listener import Listener, Peer
 from router.parcels import Dispatch, Key, Nack, pack_reply, unpack_parcel
@@ -37,80 +33,7 @@ from router.wire import BadFrame, kinds
 
 logger = logging.getLogger(__name__)
 
-NOTHING_KNOWN: Mapping[Pair, int] = MappingProxyType({})
-
-
-class HeldExperts:
-    """A shard with a slot for every expert, and the table that says which of them are filled."""
-
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
-        self._config = config
-        self.shard = ExpertShard(config, config.num_experts, dtype_of_rows(dtype))
-        shape = (config.routed_layers.stop, config.num_experts)
-        self._held_LE: NDArray[np.bool_] = np.zeros(shape, dtype=bool)
-        self.digests: dict[Pair, int] = {}  # of what was read of each, dropped ones too
-
-    @property
-    def pairs(self) -> frozenset[Pair]:
-        """Every (layer, expert) that is held."""
-        return frozenset((int(layer), int(expert)) for layer, expert in np.argwhere(self._held_LE))
-
-    def fill(self, layer: int, expert: int, weights: Mlp) -> None:
-        """Hold an expert; any thread may, while others are computed."""
-        self.shard.fill(layer, expert, weights)
-        self._held_LE[layer, expert] = True
-
-    def drop(self, layer: int, expert: int) -> None:
-        """Hold it no more; on the thread that computes, so never in the middle of it."""
-        self._held_LE[layer, expert] = False
-        self.shard.clear(layer, expert)
-
-    def spoil(self) -> None:
-        """Overwrite every weight by NaN."""
-        shape = (self._config.hidden_size, self._config.moe_intermediate_size)
-        nan = Mlp(
-            gate_up_DF=torch.full((shape[0], 2 * shape[1]), torch.nan, dtype=self.shard.dtype),
-            down_FD=torch.full(shape[::-1], torch.nan, dtype=self.shard.dtype),
-        )
-        for layer, expert in self.pairs:
-            self.fill(layer, expert, nan)
-
-    def holds(self, layer: int, expert_P: Ints) -> bool:
-        inside = (expert_P >= 0) & (expert_P < self._held_LE.shape[1])
-        return bool(inside.all()) and bool(self._held_LE[layer, expert_P].all())
-
-    def forward(self, layer: int, rows_RD: torch.Tensor, row_P: Ints, expert_P: Ints) -> torch.Tensor:
-        """rows through the experts they name; every expert must be held."""
-        return self.shard.forward(layer, rows_RD, row_P, expert_P)
-
-
-def load_experts(
-    reader: Reader,
-    held: HeldExperts,
-    pairs: Iterable[Pair],
-    dtype: torch.dtype,
-    known: Mapping[Pair, int] = NOTHING_KNOWN,
-) -> None:
-    """Read experts, one at a time so that only one is in memory twice, and hold each as it comes.
-
-    known: digests of those that were read before, by anybody. Raises CheckpointError at the first that is
-    not what it was: copies that differ would make the text depend on who answers.
-    """
-    reader.digest()  # of what was read before is nobody's
-    for layer, expert in sorted(pairs):
-        weights, digest = load_expert(reader, layer, expert, dtype), reader.digest()
-        if known.get((layer, expert), digest) != digest:
-            raise CheckpointError(
-                f"expert {expert} of layer {layer} is not what was read of it before: a shard has changed or "
-                "is damaged; put back the files that this cluster was started with"
-            )
-        held.digests[layer, expert] = digest
-        held.fill(layer, expert, weights)
-
-
-def in_every_layer(config: ModelConfig, experts: Iterable[int]) -> list[Pair]:
-    """The pairs of the same experts in each MoE layer."""
-    return list(product(config.routed_layers, experts))
+GIVEN_SHARE = 0.1  # of the time of a batch, for those who take experts over
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +48,7 @@ class ExpertCounters:
     pairs: int = 0
     batches: int = 0
     refused: int = 0
+    bytes_given: int = 0
     busy_s: float = 0.0
 
 
@@ -143,11 +67,17 @@ class ExpertServer:
         port: int = 0,
     ) -> None:
         self._config = config
-        self._own = self._held = held
+        self.held = self._held = held
         self._listener = Listener(
-            host, port, token=token, actor=actor_id, incarnation=incarnation, accepted=kinds(Dispatch)
+            host,
+            port,
+            token=token,
+            actor=actor_id,
+            incarnation=incarnation,
+            accepted=kinds(Dispatch, ExpertWanted),
         )
         self._stopping = threading.Event()
+        self._to_give: deque[tuple[Peer, ExpertWanted]] = deque()
         self._to_drop: deque[tuple[frozenset[Pair], threading.Event]] = deque()
         self.host, self.port = self._listener.host, self._listener.port
         self.counters = ExpertCounters()
@@ -162,7 +92,9 @@ class ExpertServer:
                     start_s = time.perf_counter()
                     for layer in sorted({order.parcel.key.layer for order in orders}):
                         self._compute(layer, [order for order in orders if order.parcel.key.layer == layer])
-                    self.counters.busy_s += time.perf_counter() - start_s
+                    busy_s = time.perf_counter() - start_s
+                    self.counters.busy_s += busy_s
+                    self._give(GIVEN_SHARE * busy_s)
         finally:
             self._listener.close()
 
@@ -178,6 +110,8 @@ class ExpertServer:
         """It asks nobody, so it catches nobody."""
         return ()
 
+    num_sequences, is_handing_over = 0, False  # it has no sequences
+
     @property
     def pairs(self) -> frozenset[Pair]:
         """What is held and will be."""
@@ -185,18 +119,8 @@ class ExpertServer:
 
     @property
     def digests(self) -> dict[Pair, int]:
-        """Of every expert that it has read."""
-        return dict(self._own.digests)
-
-    def take(
-        self,
-        reader: Reader,
-        pairs: Iterable[Pair],
-        dtype: torch.dtype,
-        known: Mapping[Pair, int] = NOTHING_KNOWN,
-    ) -> None:
-        """Hold more experts, read on the caller's thread while others are served; as load_experts."""
-        load_experts(reader, self._own, pairs, dtype, known)
+        """Of every expert that it has taken."""
+        return dict(self.held.digests)
 
     def drop(self, pairs: Iterable[Pair]) -> None:
         """Hold them no more; nobody may ask for them any longer. From any thread, while `run` goes on."""
@@ -209,9 +133,13 @@ class ExpertServer:
         """For fault tests: weights that are not numbers, as a broken memory would leave them."""
         self._held.spoil()
 
+    def arm(self, point: str, passes: int) -> None:
+        """For fault tests, as actors.fault_points.arm; safe from any thread."""
+        arm({"held": self.held, "listener": self._listener}, point, passes)
+
     def record(self, recorder: Recorder | None) -> None:
         """Note when experts compute, or no more; safe from any thread."""
-        self._held = self._own if recorder is None else recorder.timed(self._own, "forward", "experts")
+        self._held = self.held if recorder is None else recorder.timed(self.held, "forward", "experts")
 
     def stop(self) -> None:
         """End the loop soon; safe from any thread."""
@@ -237,7 +165,8 @@ class ExpertServer:
         yield Sample("shoal_expert_batches_total", counters.batches)
         yield Sample("shoal_expert_refused_total", counters.refused)
         yield Sample("shoal_expert_busy_seconds_total", counters.busy_s)
-        yield Sample("shoal_experts_held", len(self._held.pairs) / len(self._config.routed_layers))
+        yield Sample("shoal_expert_bytes_given_total", counters.bytes_given)
+        yield from self.held.samples()
 
     def _drop(self) -> None:
         while self._to_drop:
@@ -249,17 +178,21 @@ class ExpertServer:
 
     def _arrivals(self) -> list[_Order]:
         orders = []
-        for arrival in self._listener.poll(None):
+        for arrival in self._listener.poll(0 if self._to_give else None):
             if arrival.frame is None:
                 continue  # an attention actor left: nothing here belongs to it
-            assert isinstance(arrival.frame.message, Dispatch), "the listener accepts Dispatch only"
+            message = arrival.frame.message
+            if isinstance(message, ExpertWanted):
+                self._to_give.append((arrival.peer, message))
+                continue
+            assert isinstance(message, Dispatch), "the listener accepts nothing else"
             try:
-                parcel = unpack_parcel(arrival.frame.message, arrival.frame.payload)
+                parcel = unpack_parcel(message, arrival.frame.payload)
             except BadFrame as error:
-                self._refuse(arrival.peer, arrival.frame.message.key, str(error))
+                self._refuse(arrival.peer, message.key, str(error))
                 continue
             if reason := self._objection(parcel):
-                self._refuse(arrival.peer, arrival.frame.message.key, reason)
+                self._refuse(arrival.peer, message.key, reason)
             else:
                 orders.append(_Order(arrival.peer, parcel))
         return orders
@@ -295,6 +228,17 @@ class ExpertServer:
         self.counters.parcels += len(orders)
         self.counters.pairs += len(expert_P)
         self.counters.batches += 1
+
+    def _give(self, seconds: float) -> None:
+        """To those who take experts over, after all who wait for rows: a part, and more for so long."""
+        until_s = time.perf_counter() + seconds
+        while self._to_give:
+            peer, wanted = self._to_give.popleft()
+            part, payload = part_of(self.held.weights(wanted.layer, wanted.expert), wanted)
+            self._listener.send(peer, part, *payload)
+            self.counters.bytes_given += sum(map(len, payload))
+            if time.perf_counter() >= until_s:
+                return
 
     def _refuse(self, peer: Peer, key: Key, reason: str) -> None:
         self.counters.refused += 1

@@ -2,20 +2,19 @@
 
 One sequence after another, a few at a time: its final pages go to an heir on a thread, while it goes on being
 computed; then it ends here, and whoever asked resumes it there, where all but the last tokens are found. What
-fails stays as it was: the sequence goes on here. Knows nothing of how an order comes.
+fails stays as it was: the sequence goes on here. Says for how long that is worth waiting. Knows nothing of
+how an order comes.
 """
 
 from __future__ import annotations
 
 import logging
-import select
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TypeVar
 
 from actors.counters import HandoverCounters
 from actors.engine import Engine, OwnedEvents
@@ -24,17 +23,19 @@ from actors.lending import Lending
 from actors.messages import TokenEvent
 from actors.page_frames import Offer, Taken, Wanted, pages_frame
 from actors.prefix import Chain
-from router.connection import Connection, connect
+from router.connection import connect
+from router.dialogue import hear, say
 from router.heartbeat import Beat
 from router.transport import PeerLost
-from router.wire import BadFrame, Message, WireError, kinds
+from router.wire import BadFrame, WireError, kinds
 
 logger = logging.getLogger(__name__)
 
 AT_A_TIME = 4
+GRACE_S = 2.0  # beside the time that the pages should take
+SLACK = 2.0  # times as long as that
+SLOW_RATE = 64 << 20  # bytes a second of one transfer: nobody is thought to be quicker
 FRAME_BYTES = 1 << 20  # of pages; each thread holds as much, and a socket's buffer
-
-M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +93,8 @@ class Handover:
         self._under_way: set[tuple[Hashable, str]] = set()
         self._outcomes: SimpleQueue[_Outcome] = SimpleQueue()
         self._num_begun = 0
+        self._begun_s: float | None = None
+        self._until_s = 0.0
 
     def order(self, owner: Hashable, heirs: Sequence[Heir]) -> None:
         """From the next step on, for whatever the owner has or will have here."""
@@ -101,7 +104,11 @@ class Handover:
     def forget(self, owner: Hashable) -> None:
         self._heirs.pop(owner, None)
 
-    def go_on(self) -> OwnedEvents:
+    def is_under_way(self, now_s: float) -> bool:
+        """Whether some are still to move, and it does not take too long; from any thread."""
+        return now_s < self._until_s
+
+    def go_on(self, now_s: float) -> OwnedEvents:
         """Tell of those that have moved, begin with the next."""
         events: OwnedEvents = defaultdict(list)
         while not self._outcomes.empty():
@@ -111,7 +118,19 @@ class Handover:
                 events[outcome.transfer.owner].append(event)
         for owner, heirs in self._heirs.items():
             self._begin(owner, heirs)
+        self._until_s = self._deadline_s(now_s)
         return events
+
+    def _deadline_s(self, now_s: float) -> float:
+        """Until when those that are left may take: longer than their pages should, at the measured pace."""
+        owners = [owner for owner, heirs in self._heirs.items() if heirs and self._lending.of(owner)]
+        if not owners:
+            return 0.0
+        counters = self._counters
+        self._begun_s = now_s if self._begun_s is None else self._begun_s
+        num_pages = counters.pages_out + sum(self._lending.num_pages(owner) for owner in owners)
+        page_s = max(self._lending.page_bytes / SLOW_RATE, counters.seconds / max(1, counters.pages_out))
+        return self._begun_s + GRACE_S + SLACK * num_pages * page_s / AT_A_TIME
 
     def _begin(self, owner: Hashable, heirs: Sequence[Heir]) -> None:
         for request_id in self._lending.of(owner) if heirs else ():
@@ -151,7 +170,7 @@ class Handover:
         problem: str | None = "a fault of ours"  # unless it is said otherwise
         try:
             if transfer.chain.keys:
-                num_pages = self._send(transfer.chain, transfer.heir, start_s + LONGEST_S)
+                num_pages = self._send(transfer.chain, transfer.heir)
             problem = None
         except (PeerLost, WireError, TimeoutError) as error:
             problem = str(error)
@@ -162,7 +181,7 @@ class Handover:
             )
             self._announce()
 
-    def _send(self, chain: Chain, heir: Heir, deadline_s: float) -> int:
+    def _send(self, chain: Chain, heir: Heir) -> int:
         """What the heir lacks of it; how many pages that were. Raises PeerLost, WireError or TimeoutError."""
         sender = self._sender
         connection = connect(
@@ -173,44 +192,19 @@ class Handover:
             accepted=kinds(Wanted, Taken, Beat),
         )
         try:
-            _say(connection, Offer(maker=sender.maker, keys=chain.keys), b"", deadline_s)
-            wanted = _await(connection, Wanted, deadline_s)
+            say(connection, Offer(maker=sender.maker, keys=chain.keys), patience_s=LONGEST_S)
+            wanted, _ = hear(connection, Wanted, patience_s=LONGEST_S)
             if not wanted.num_fit or not {*wanted.places} <= {*range(len(chain.keys))}:
                 raise BadFrame("it cannot take them")
             per_frame = max(1, FRAME_BYTES // self._lending.page_bytes)
             for at in range(0, len(wanted.places), per_frame):
                 places = wanted.places[at : at + per_frame]
                 payload = self._lending.read([chain.pages[place] for place in places])
-                _say(connection, pages_frame(places, payload), payload, deadline_s)
-            if wanted.places and (problem := _await(connection, Taken, deadline_s).problem) is not None:
-                raise BadFrame(f"it has not taken them: {problem}")
+                say(connection, pages_frame(places, payload), payload, patience_s=LONGEST_S)
+            if wanted.places:
+                taken, _ = hear(connection, Taken, patience_s=LONGEST_S)
+                if taken.problem is not None:
+                    raise BadFrame(f"it has not taken them: {taken.problem}")
             return len(wanted.places)
         finally:
             connection.close()
-
-
-def _say(connection: Connection, message: Message, payload: bytes, deadline_s: float) -> None:
-    """Returns when the kernel has all of it: no more than one frame is held here."""
-    connection.send(message, payload)
-    while connection.wants_write:
-        _wait(connection, select.POLLOUT, deadline_s)
-        connection.flush()
-
-
-def _await(connection: Connection, kind: type[M], deadline_s: float) -> M:
-    while True:
-        for frame in connection.receive():
-            if isinstance(frame.message, kind):
-                return frame.message
-            if not isinstance(frame.message, Beat):
-                raise BadFrame(f"{frame.message.KIND} came for {kind.KIND}")
-        _wait(connection, select.POLLIN, deadline_s)
-
-
-def _wait(connection: Connection, event: int, deadline_s: float) -> None:
-    """Until it is so; raises TimeoutError."""
-    poll = select.poll()
-    poll.register(connection, event)
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0 or not poll.poll(1000 * left_s):
-        raise TimeoutError(f"not within {LONGEST_S:g} s")

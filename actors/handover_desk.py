@@ -49,7 +49,7 @@ class HandoverDesk:
             return Wanted(num_fit=0, places=())
         if isinstance(message, Offer):
             return self._in.offered(peer, message, now_s)
-        return self._in.came(peer, message, payload)
+        return self._in.came(peer, message, payload, now_s)
 
     def forget(self, peer: Peer) -> None:
         """It is gone, whoever it was."""
@@ -63,9 +63,13 @@ class HandoverDesk:
         if self._in is not None:
             self._in.expire(now_s)
 
-    def go_on(self) -> OwnedEvents:
+    def go_on(self, now_s: float) -> OwnedEvents:
         """Tell of those that have moved, begin with the next."""
-        return {} if self._out is None else self._out.go_on()
+        return {} if self._out is None else self._out.go_on(now_s)
+
+    def is_under_way(self, now_s: float) -> bool:
+        """Whether some are still to move, and it does not take too long; from any thread."""
+        return self._out is not None and self._out.is_under_way(now_s)
 
     def samples(self) -> Iterator[Sample]:
         """The metrics; read from another thread."""

@@ -17,12 +17,12 @@ from model.cache import LatentCache
 from router.wire import BadFrame
 
 KEPT_SHARE = 8  # of the pool, one part is not given to what is handed over
-LONGEST_S = 10.0  # for one sequence
+LONGEST_S = 10.0  # for one frame
 
 
 @dataclass(slots=True)
 class _Delivery:
-    """One offer. held: pages by place, each with this as a reader."""
+    """One offer. since_s: the last frame of it came. held: pages by place, each with this as a reader."""
 
     keys: tuple[bytes, ...]
     since_s: float
@@ -56,10 +56,11 @@ class Intake:
         self._end_if_whole(sender)
         return wanted
 
-    def came(self, sender: Hashable, pages: Pages, payload: memoryview) -> Taken | None:
+    def came(self, sender: Hashable, pages: Pages, payload: memoryview, now_s: float) -> Taken | None:
         """Cache them; the answer, if nothing more is to come."""
         try:
             self._cache_all(sender, pages, payload)
+            self._deliveries[sender].since_s = now_s
         except BadFrame as error:
             self.forget(sender)
             return Taken(problem=str(error))

@@ -44,6 +44,10 @@ class Lending:
         """The ids of its living sequences."""
         return [request_id for whose, request_id in self._sequences if whose == owner]
 
+    def num_pages(self, owner: Hashable) -> int:
+        """That its living sequences have, final or not."""
+        return sum(len(self._sequences[owner, request_id].pages) for request_id in self.of(owner))
+
     def wake_drafter(self, owner: Hashable) -> None:
         """Let the MTP layer read, with the next step, what it has not read: only then are pages whole."""
         for request_id in self.of(owner):

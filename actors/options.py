@@ -11,6 +11,7 @@ from typing import Literal
 
 from router.view import Pair
 
+WeightsFrom = Literal["files", "peers"]
 MicroBatches = Literal[1, 2, "auto"]  # of a step; auto: what measuring says
 
 
@@ -19,7 +20,8 @@ class ActorOptions:
     """For every data-plane actor.
 
     directory: the checkpoint. draft_tokens: how far ahead its MTP layer drafts; at 0 nobody loads it. token:
-    the cluster token, never logged. device: cpu or cuda.
+    the cluster token, never logged. device: cpu or cuda. is_urgent: somebody waits until it has loaded.
+    weights_from: who is asked first for experts that others hold.
     """
 
     actor_id: str
@@ -30,6 +32,29 @@ class ActorOptions:
     token: bytes
     draft_tokens: int
     device: str = "cpu"
+    is_urgent: bool = True
+    weights_from: WeightsFrom = "files"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertOrder:
+    """Experts that an expert actor is to hold, beside what it holds.
+
+    known: digests of those that anybody has held. view: who serves and holds what, packed (router/view.py);
+    None: nobody does.
+    """
+
+    pairs: frozenset[Pair]
+    known: Mapping[Pair, int] = field(default_factory=dict)
+    view: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """Of an order. origins: for people: who had how many of them, and why others had not."""
+
+    digests: Mapping[Pair, int]
+    origins: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +87,8 @@ class WeightsRead:
 class Loaded:
     """Where a loaded actor listens, and what it read (model/checkpoint.py's checksum).
 
-    metrics_port: of its HTTP listener for Prometheus, on the same host. digests: of each expert that was
-    read.
+    metrics_port: of its HTTP listener for Prometheus, on the same host. digests, origins: of an expert actor,
+    as in Taken.
     """
 
     host: str
@@ -73,3 +98,4 @@ class Loaded:
     bytes_read: int
     checksum: str
     digests: Mapping[Pair, int] = field(default_factory=dict)
+    origins: str = ""

@@ -7,16 +7,17 @@ and never handed out. Knows nothing of what the pages hold and of what their nam
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from actors.idle_pages import IdlePages
 from model.cache import PAGE_TOKENS
 
 
 class PagePool:
     """Free pages come first, the most recently freed of them while it is still in the CPU's caches.
 
-    Then published pages without a reader, those first that were left first.
+    Then published pages without a reader, of the tenant with the most those first that were left first.
     """
 
     def __init__(self, num_pages: int) -> None:
@@ -25,7 +26,8 @@ class PagePool:
         self.num_pages = num_pages - 1
         self.num_evicted = 0
         self._free = list(range(num_pages - 1, 0, -1))
-        self._idle: OrderedDict[int, None] = OrderedDict()  # published, without a reader
+        self._idle = IdlePages()
+        self._tenants: dict[int, str] = {}  # of published pages
         self._readers = [0] * num_pages
         self._names: dict[int, bytes] = {}
         self._published: dict[bytes, int] = {}
@@ -77,15 +79,19 @@ class PagePool:
         """The page published under `name`; it may be evicted unless it is shared at once."""
         return self._published.get(name)
 
-    def share(self, pages: Sequence[int]) -> list[int]:
-        """One reader more for each of these pages, which find has found."""
+    def share(self, pages: Sequence[int], tenant: str = "") -> list[int]:
+        """One reader more for each of these pages, which find has found; tenant: whose they are, if known.
+
+        Pages that were adopted are nobody's until then.
+        """
         for page in pages:
             assert page in self._names, f"page {page} is not published"
-            self._idle.pop(page, None)
+            self._idle.discard(page)
             self._readers[page] += 1
+            self._tenants[page] = tenant or self._tenants[page]
         return list(pages)
 
-    def publish(self, page: int, name: bytes) -> int:
+    def publish(self, page: int, name: bytes, tenant: str = "") -> int:
         """Name a page that is read, and will never be written again; returns the page to read from now on.
 
         That is another if an equal one bears the name already: this one is left.
@@ -96,8 +102,7 @@ class PagePool:
             self.share([known])
             self._leave(page)
             return known
-        self._names[page] = name
-        self._published[name] = page
+        self._name(page, name, tenant)
         return page
 
     def adopt(self, name: bytes) -> int:
@@ -105,8 +110,7 @@ class PagePool:
         assert name not in self._published, "published already"
         [page] = self.take(1)
         self._unclean.remove(page)
-        self._names[page] = name
-        self._published[name] = page
+        self._name(page, name, "")
         return page
 
     def withdraw(self, pages: Sequence[int]) -> None:
@@ -122,18 +126,24 @@ class PagePool:
         if self._readers[page]:
             return
         if page in self._names:
-            self._idle[page] = None
+            self._idle.add(page, self._tenants[page])
         else:
             self._free.append(page)
 
     def _evict(self) -> int:
-        page, _ = self._idle.popitem(last=False)
+        page = self._idle.pop()
         self._unname(page)
         self.num_evicted += 1
         return page
 
+    def _name(self, page: int, name: bytes, tenant: str) -> None:
+        self._names[page] = name
+        self._published[name] = page
+        self._tenants[page] = tenant
+
     def _unname(self, page: int) -> None:
         del self._published[self._names.pop(page)]
+        del self._tenants[page]
 
 
 def pages_for(num_tokens: int) -> int:

@@ -52,7 +52,7 @@ class PrefixCache:
 
     def begin(self, sequence: Sequence, pages: list[int]) -> None:
         """The sequence shares the pages that `find` found; the rest of it is to be computed."""
-        sequence.begin(self._pool.share(pages))
+        sequence.begin(self._pool.share(pages, sequence.terms.tenant))
         self.asked_tokens += len(sequence.tokens)
         self.hit_tokens += sequence.num_computed
 
@@ -61,11 +61,11 @@ class PrefixCache:
         num_full = num_final // PAGE_TOKENS
         if sequence.num_published >= num_full:
             return
-        keys = _keys(sequence)
+        keys, tenant = _keys(sequence), sequence.terms.tenant
         for place in range(sequence.num_published, min(num_full, len(keys))):
             if place and self._pool.find(keys[place - 1]) != sequence.pages[place - 1]:
                 return  # what is before it was withdrawn
-            sequence.pages[place] = self._pool.publish(sequence.pages[place], keys[place])
+            sequence.pages[place] = self._pool.publish(sequence.pages[place], keys[place], tenant)
             sequence.num_published = place + 1
 
     def lend(self, sequence: Sequence) -> Chain:

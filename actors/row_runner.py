@@ -1,7 +1,7 @@
 """Steps as rows of one model that computes any row of any sequence.
 
 Chunks of prompts, single tokens and drafts are all rows: a token at its position, with the keys before it.
-What computes them (on a GPU model/fp8_graphs.py) is prepared for some numbers of rows; the next larger is
+What computes them (actors/row_model.py) is prepared for some numbers of rows; the next larger is
 taken and the rest are rows without a token. What is too much for that goes another way, with the same bits.
 Since no bit of a row depends on the others, neither does a token. Knows nothing of who runs next.
 
@@ -10,10 +10,10 @@ Letters: N tokens, in the order of the chunks  R rows  D hidden  V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,46 +21,23 @@ from torch import Tensor
 from actors.drafter import Drafter
 from actors.loopback import loopback_exchange
 from actors.metrics import Sample
+from actors.row_model import RowModel
+from actors.row_trace import RecordingRows
 from actors.samples import exchange_samples
 from actors.scheduler import Work
 from actors.sequence import Sequence as LiveSequence
-from actors.trace import Recorder
+from actors.trace import Recorder, RecordingExchange
 from actors.verify import chunks_of, draws_of
 from model.batch import Chunk
 from model.config import ModelConfig
 from model.row_buffers import Received, RowBuffers, RowSpan, StepRows
 from model.sampler import Draw, Drawn, takes_the_likeliest
 from router.assign import Ints
+from router.exchange import Exchange
+from router.load import ExpertLoad
 
 SHORT_CHUNK = 32  # tokens that are rows whatever else is in the step
 FINEST_SIZE = 32  # up to here sizes double, from here on there is one more between
-
-
-class RowModel(Protocol):
-    """Computes what stands in a RowBuffers; only numbers of rows that it was prepared for."""
-
-    late_compilations: int
-
-    def prepare(self, rows: Iterable[int], draws: Iterable[int]) -> None:
-        """For walks of these numbers of rows, and draws of those."""
-
-    def walk(self, rows: int, *, mtp: bool = False) -> None:
-        """The first rows through all layers, from `ids` to hidden_RD.
-
-        mtp: through the MTP layer, from given_RD and the `ids` that follow.
-        """
-
-    def walk_many(self, spans: Sequence[RowSpan], *, mtp: bool = False) -> None:
-        """The same for the rows of these spans, which stand one after the other."""
-
-    def draw(self, rows: int) -> None:
-        """From the `places` of hidden_RD to logits_RV and drawn_3R."""
-
-    def logits(self, hidden_RD: Tensor) -> Tensor:
-        """fp32 [R, V], in memory of their own, of at most 64 rows."""
-
-    def sample(self, rows: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:
-        """A token for each of these rows of logits_RV, finite ones, that asks for more than the likeliest."""
 
 
 class RowRunner:
@@ -75,33 +52,40 @@ class RowRunner:
         num_pages: int,
         cache_bytes_per_token: int,
         draft_tokens: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config, self.num_pages = config, num_pages
         self.exchange = loopback_exchange(config, "itself", _nothing_is_dispatched)
         self.draft_tokens = draft_tokens if config.num_mtp_layers else 0
         self.drafter = Drafter(self._draft, draft_tokens) if self.draft_tokens else None
         self.portable = None  # pages stay on their GPU
-        self._model, self._buffers = model, buffers
+        self._model, self._buffers, self._clock = model, buffers, clock
         self._cache_bytes_per_token = cache_bytes_per_token
         self._hidden_RD = torch.empty(0)
         self._first_rows: list[int] = []  # of the last step's chunks
         self._draws: list[Draw] = []
         self._received: Received = [], [], []
         self.padding_rows = 0
+        self.waited_s = 0.0  # for the device
         model.prepare(sizes_up_to(buffers.most_rows), sizes_up_to(buffers.most_draws))
+        view = self.exchange.view
+        self.exchange.load = ExpertLoad(
+            view.num_layers, view.num_experts, read=lambda: model.expert_pairs().numpy()
+        )
+        self._walked: tuple[RowModel, Exchange | RecordingExchange] = model, self.exchange  # as in Runner
 
     def clear(self, pages: list[int]) -> None:
         """Nothing to do: no row reads a slot that was not written for its own sequence."""
 
     def compute(self, planned: Sequence[Work]) -> None:
         """Every token and draft, and the logits of those after which one is drawn."""
-        self.exchange.begin_step()
+        self._walked[1].begin_step()
         chunks = [chunk for work in planned for chunk in chunks_of(work)]
         self._first_rows = self._launch(chunks)
         hidden_RD = self._buffers.hidden_RD
         self._hidden_RD = hidden_RD if self.drafter is None else hidden_RD.clone()  # it computes there, too
         self._draws = [draw for work in planned for draw in draws_of(work)]  # while the device computes
-        self._received = self._buffers.receive(len(self._draws))
+        self._received = self._receive(len(self._draws))
 
     def draw(self, planned: Sequence[Work]) -> list[Drawn]:
         """What follows each token of the computed step after which one is drawn."""
@@ -138,10 +122,15 @@ class RowRunner:
     def samples(self) -> Iterator[Sample]:
         """The metrics; read from another thread."""
         yield Sample("shoal_late_compilations_total", self._model.late_compilations)
+        yield Sample("shoal_device_wait_seconds_total", self.waited_s)
         yield from exchange_samples(self.exchange)
 
     def record(self, recorder: Recorder | None) -> None:
-        """The step loop's own laps are all that can be told: a step is one launch."""
+        """Note what happens when from the next step on, or no more; safe from any thread."""
+        self._walked = self._model, self.exchange
+        if recorder is not None:
+            model = RecordingRows(self._model, self._buffers.wait, self.exchange.view.first_layer, recorder)
+            self._walked = model, RecordingExchange(self.exchange, recorder)
 
     def _launch(self, chunks: Sequence[Chunk], given_ND: Tensor | None = None) -> list[int]:
         """All tokens of the chunks through the layers, and the logits after those that want some.
@@ -149,7 +138,7 @@ class RowRunner:
         given_ND: what the MTP layer reads with them, if it is that which they go through. Returns the first
         row of each chunk, without waiting.
         """
-        buffers, rows = self._buffers, StepRows()
+        (model, _), buffers, rows = self._walked, self._buffers, StepRows()
         first_rows, seat = [0] * len(chunks), buffers.tables.seat
         many = self._taken_as_many(chunks)
         few = [i for i in range(len(chunks)) if i not in many] if many else range(len(chunks))
@@ -170,7 +159,7 @@ class RowRunner:
             self._give(given_ND, first_rows, chunks)
         mtp = given_ND is not None
         if size:
-            self._model.walk(size, mtp=mtp)
+            model.walk(size, mtp=mtp)
         if many:
             spans = [
                 RowSpan(
@@ -181,9 +170,9 @@ class RowRunner:
                 )
                 for i in many
             ]
-            self._model.walk_many(spans, mtp=mtp)
+            model.walk_many(spans, mtp=mtp)
         if places:
-            self._model.draw(size_for(buffers.most_draws, len(places)))
+            model.draw(size_for(buffers.most_draws, len(places)))
         return first_rows
 
     def _give(self, given_ND: Tensor, first_rows: Sequence[int], chunks: Sequence[Chunk]) -> None:
@@ -217,6 +206,13 @@ class RowRunner:
             few -= lengths[i]
         return sorted(many)
 
+    def _receive(self, draws: int) -> Received:
+        """What the device has drawn, when it has."""
+        start_s = self._clock()
+        received = self._buffers.receive(draws)
+        self.waited_s += self._clock() - start_s
+        return received
+
     def _drawn(self, draws: Sequence[Draw], received: Received) -> list[Drawn]:
         """Of the last launch."""
         drawn = [
@@ -225,7 +221,7 @@ class RowRunner:
         ]
         special = [i for i, draw in enumerate(draws) if drawn[i].finite and not takes_the_likeliest(draw)]
         if special:
-            sampled = self._model.sample(special, [draws[i] for i in special])
+            sampled = self._walked[0].sample(special, [draws[i] for i in special])
             for place, token in zip(special, sampled, strict=True):
                 drawn[place] = token
         return drawn
@@ -243,7 +239,7 @@ class RowRunner:
             self._launch(part, hidden_ND[first:end])
             own = draws[len(drawn) :][: sum(chunk.wants_logits for chunk in part)]
             hidden.append(buffers.hidden_RD.index_select(0, buffers.places(len(own))))
-            drawn += self._drawn(own, buffers.receive(len(own)))
+            drawn += self._drawn(own, self._receive(len(own)))
             first = end
         return torch.cat(hidden), drawn
 

@@ -19,12 +19,14 @@ from actors.metrics import Sample
 from actors.mtp_pass import MtpPass
 from actors.options import MicroBatches
 from actors.overlap import Overlap
+from actors.profile import Profile
 from actors.samples import exchange_samples
 from actors.scheduler import Work
 from actors.sequence import Sequence as LiveSequence
 from actors.step import forward
 from actors.trace import Recorder, recording
 from actors.verify import chunks_of, draws_of
+from kernels.crew import helper
 from model.batch import logit_places
 from model.cache import LatentCache
 from model.config import ModelConfig
@@ -54,6 +56,7 @@ class Runner:
         self.drafter: Drafter | None = None
         if self.draft_tokens and decoder.mtp is not None:
             self.drafter = Drafter(MtpPass(decoder, decoder.mtp, self.cache, exchange), draft_tokens)
+        self.profile = Profile()
         self._clock = clock
         self._hidden_ND = torch.empty(0)
         self._logits_BV = torch.empty(0)
@@ -89,6 +92,8 @@ class Runner:
         yield Sample("shoal_split_steps_total", self.overlap.split_steps)
         yield Sample("shoal_overlap_changes_total", self.overlap.changes)
         yield Sample("shoal_late_compilations_total", 0)  # nothing is compiled here
+        yield from self.profile.samples()
+        yield Sample("shoal_device_wait_seconds_total", 0.0)  # nor is there a device beside this thread
         yield from exchange_samples(self.exchange)
 
     def record(self, recorder: Recorder | None) -> None:
@@ -107,7 +112,13 @@ class Runner:
         num_rows = sum(len(chunk.token_ids) for chunk in chunks)
         micro_batches, start_s = self.overlap.choose(num_rows), self._clock()
         decoder, exchange = self._walked
+        helper().wake()
+        timed = self.profile.next() if exchange is self.exchange else None  # unless somebody records
+        if timed is not None:
+            decoder, exchange = recording(decoder, exchange, timed)
         self._hidden_ND = forward(decoder, chunks, self.cache, exchange, micro_batches)
+        if timed is not None:
+            self.profile.add(timed)
         self.overlap.note(num_rows, micro_batches, self._clock() - start_s)
         self._logits_BV = self.decoder.logits(self._hidden_ND, logit_places(chunks))
 

@@ -26,6 +26,7 @@ def step_samples(counters: EngineCounters) -> Iterator[Sample]:
     for place, (drafted, accepted) in enumerate(zip(counters.drafted, counters.accepted, strict=True), 1):
         yield Sample("shoal_drafts_total", accepted, (str(place), "accepted"))
         yield Sample("shoal_drafts_total", drafted - accepted, (str(place), "rejected"))
+        yield Sample("vllm:spec_decode_num_accepted_tokens_per_pos", accepted, (str(place - 1),))
     yield Sample("shoal_sequences_ended_total", counters.finished)
     yield Sample("shoal_sequences_refused_total", counters.refused)
 
@@ -77,10 +78,10 @@ def _edge_samples(actor: str, edge: Edge) -> Iterator[Sample]:
 
 
 def _load_samples(load: ExpertLoad, first_layer: int) -> Iterator[Sample]:
-    recent_LE = load.recent()
+    recent_LE, pairs_L = load.recent(), load.pairs().sum(1)
     for place, balance in enumerate(balances(recent_LE)):
         layer = str(first_layer + place)
-        yield Sample("shoal_expert_pairs_total", int(load.pairs_LE[place].sum()), (layer,))
+        yield Sample("shoal_expert_pairs_total", int(pairs_L[place]), (layer,))
         yield Sample("shoal_expert_load", balance.max, (layer, "max"))
         yield Sample("shoal_expert_load", balance.mean, (layer, "mean"))
         yield Sample("shoal_expert_load", balance.p99, (layer, "p99"))

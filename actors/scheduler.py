@@ -79,6 +79,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.sent_back: list[Sequence] = []  # oldest first
         self.num_preemptions = 0
+        self.num_again_tokens = 0  # that were computed before, here or elsewhere
 
     @property
     def has_work(self) -> bool:
@@ -183,6 +184,8 @@ class Scheduler:
             return False
         if self._prefixes:
             self._prefixes.begin(sequence, shared)
+        if sequence.num_emitted or sequence.num_restarts:
+            self.num_again_tokens += len(sequence.tokens) - sequence.num_computed
         sequence.pages += self._pool.take(missing)
         self.running.append(sequence)
         self._queue.recount(sequence)

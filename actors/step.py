@@ -34,7 +34,9 @@ def forward(
     """
     exchange.begin_step()
     parts = halve(chunks) if micro_batches == 2 else (chunks,)
-    batches = [build_batch(part, index_topk=decoder.index_topk) for part in parts]
+    batches = [
+        build_batch(part, index_topk=decoder.index_topk, row_multiple=decoder.row_multiple) for part in parts
+    ]
     ends = in_turns(
         [
             _walk(decoder, decoder.layers, decoder.embed(batch), batch, cache, exchange, micro_batch)
@@ -58,7 +60,7 @@ def forward_mtp(
     hidden_ND: what forward (or this) returned at the chunks' positions; the chunks' token ids are those that
     follow there. Returns what predicts the tokens after those, ready for the head.
     """
-    batch = build_batch(chunks, index_topk=decoder.index_topk)
+    batch = build_batch(chunks, index_topk=decoder.index_topk, row_multiple=decoder.row_multiple)
     x_TD = decoder.join(mtp, batch, batch.in_rows(hidden_ND))
     [end_ND] = in_turns([_walk(decoder, [mtp.layer], x_TD, batch, cache, exchange)])
     return decoder.norm(end_ND, mtp.norm_D)
@@ -87,18 +89,25 @@ def _walk(
     micro_batch: int = 0,
 ) -> Generator[None, None, Tensor]:
     """Through the layers, with a pause wherever rows are away; [N, D]."""
-    rotation, num_tokens = decoder.rotation(batch), batch.num_tokens
+    turns, num_tokens = decoder.turns(batch), batch.num_tokens
     for layer in layers:
         h_TD = decoder.norm(x_TD, layer.attention_norm_D)
-        x_TD = x_TD + layer.mla.attend(h_TD, batch, rotation, cache)
+        x_TD = x_TD + layer.mla.attend(h_TD, batch, turns, cache)
         h_TD = decoder.norm(x_TD, layer.ffn_norm_D)
         if layer.mlp is not None:
             x_TD = x_TD + layer.mlp.forward(h_TD)
             continue
         assert layer.gate is not None and layer.shared is not None, "a layer without mlp is a MoE layer"
         weights_TK, experts_TK = layer.gate.choose(h_TD)
-        ticket = exchange.dispatch(layer.index, h_TD[:num_tokens], experts_TK[:num_tokens], micro_batch)
+        rows_ND, experts_NK, weights_NK = (
+            _but_padding(of, num_tokens) for of in (h_TD, experts_TK, weights_TK)
+        )
+        ticket = exchange.dispatch(layer.index, rows_ND, experts_NK, micro_batch)
         x_TD = x_TD + layer.shared.forward(h_TD)
         yield
-        x_TD[:num_tokens] += exchange.combine(ticket, weights_TK[:num_tokens])
+        _but_padding(x_TD, num_tokens).add_(exchange.combine(ticket, weights_NK))
     return x_TD.index_select(0, batch.rows_N)
+
+
+def _but_padding(rows_TD: Tensor, num_tokens: int) -> Tensor:
+    return rows_TD if rows_TD.shape[0] == num_tokens else rows_TD[:num_tokens]

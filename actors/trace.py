@@ -21,6 +21,7 @@ from router.exchange import Exchange
 from router.ticket import Ticket
 
 LOOP, COMPUTE, COMMUNICATION = "step loop", "compute", "communication"
+INDEXER = "indexer"  # within attention
 MAX_SPANS = 200_000
 FEW_TOKENS = 4  # of a step whose experts are told: of one request that decodes, with drafts
 
@@ -125,9 +126,11 @@ def _timed_layer(layer: Layer, recorder: Recorder) -> Layer:
     def timed(part: object, method: str, name: str) -> Any:
         return None if part is None else recorder.timed(part, method, name, layer.index)
 
+    mla = copy.copy(layer.mla)
+    mla.choose = recorder.timed(layer.mla, "choose", INDEXER, layer.index).choose  # type: ignore[method-assign]
     return replace(
         layer,
-        mla=timed(layer.mla, "attend", "attention"),
+        mla=timed(mla, "attend", "attention"),
         mlp=timed(layer.mlp, "forward", "dense network"),
         gate=timed(layer.gate, "choose", "gate"),
         shared=timed(layer.shared, "forward", "shared expert"),

@@ -6,19 +6,16 @@ and batch. Knows nothing of HTTP; bench/hf.py does the generating in a process o
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import IO
 
-from bench.timing import Answer, Prompt
+from bench.pipe import Pipe, piped
+from bench.timing import Answer, Prompt, answers_of
 
 NAME = "transformers"
 DTYPES = ("float32", "bfloat16")
@@ -28,10 +25,6 @@ EXPERTS = ("grouped_mm", "eager")
 PROBE_TOKENS = 5
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}  # those that spin crawl beside a neighbour
 NEAR = 0.6  # of the best: what comes so close is tried twice, for a noisy moment may have slowed it
-
-
-class BaselineError(RuntimeError):
-    """The process of transformers ended; the text holds its last words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +56,13 @@ class Transformers:
 
     name = NAME
 
-    def __init__(self, process: subprocess.Popen[str], words: IO[str]) -> None:
-        self._process = process
-        self._words = words
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
         self.best: dict[int, Variant] = {}
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._pipe.pid
 
     def awake(self) -> AbstractContextManager[None]:
         """Its process sleeps on a pipe anyway."""
@@ -85,43 +77,15 @@ class Transformers:
         self, variant: Variant, prompts: Sequence[Prompt], *, new_tokens: int, batch: int
     ) -> list[Answer]:
         order = {**asdict(variant), "prompts": prompts, "new_tokens": new_tokens, "batch": batch}
-        assert self._process.stdin is not None and self._process.stdout is not None, "started with pipes"
-        try:
-            self._process.stdin.write(json.dumps(order) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the words below say why
-        line = self._process.stdout.readline()
-        if not line:
-            self._words.seek(0)
-            raise BaselineError(f"transformers ended: {' '.join(self._words.read().split())[-600:]}")
-        return [
-            Answer(
-                token_ids=tuple(one["token_ids"]), sent_s=one["sent_s"], arrivals_s=tuple(one["arrivals_s"])
-            )
-            for one in json.loads(line)
-        ]
+        return answers_of(self._pipe.ask(order))
 
 
 @contextmanager
 def transformers(checkpoint: Path) -> Iterator[Transformers]:
     """A fresh process; it ends with the block."""
     command = [sys.executable, "-m", "bench.hf", str(checkpoint)]
-    with (
-        tempfile.TemporaryFile("w+") as words,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=words,
-            text=True,
-            env={**os.environ, **PATIENT_THREADS},
-        ) as process,
-    ):
-        try:
-            yield Transformers(process, words)
-        finally:
-            process.terminate()
+    with piped(NAME, command, {**os.environ, **PATIENT_THREADS}) as pipe:
+        yield Transformers(pipe)
 
 
 def find_best(

@@ -23,13 +23,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.baseline import BaselineError
 from bench.capacity_report import Report, System, show, write
 from bench.contenders import NAMES, Contender, missing, start
 from bench.features import FEATURES, compare
 from bench.machine import command, cpu_times, foreign_cores
 from bench.mix import Request, make_mix
 from bench.outcome import Limits, Trial
+from bench.pipe import PipeError
 from bench.report import stdout_console
 from bench.search import Search
 from bench.server import ServerError
@@ -83,7 +83,7 @@ def main(
     with _bar(len(names) * (1 + plan.trials) + len(wanted) * 2 * plan.rounds) as note:
         try:
             report.systems += measure(names, checkpoint, plan, limits, note)
-        except (ServerError, BaselineError) as error:
+        except (ServerError, PipeError) as error:
             raise typer.BadParameter(str(error)) from None
         for name in wanted:
             report.comparisons.append(

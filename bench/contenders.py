@@ -1,4 +1,4 @@
-"""Who is asked in the open loop: Shoal, transformers twice, and who is named because it is not here.
+"""Who is asked in the open loop: Shoal, transformers twice, llama.cpp, and who cannot be.
 
 Each is up for the whole run and suspended but for its turns. Knows nothing of rates and limits.
 """
@@ -11,29 +11,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import httpx
 
 from bench.arrivals import Ask, ask_all, ask_shoal, ask_transformers
-from bench.baseline import PATIENT_THREADS, Transformers, Variant, transformers
+from bench.baseline import PATIENT_THREADS, Variant, transformers
+from bench.llama_process import LLAMA, llama_is_there, llama_of
 from bench.machine import tree_peak_bytes
 from bench.mix import Request
 from bench.outcome import Outcome
 from bench.replay import replay_batches
 from bench.server import START_TIMEOUT_S, Server, ServerError, free_port, serving
+from bench.timing import Answer
 
 SHOAL = {"shoal tcp": ("--experts", "2"), "shoal local": ("--experts", "0")}
 GENERATE, SERVE = "transformers generate", "transformers serve"
-NAMES = (*SHOAL, GENERATE, SERVE)
+NAMES = (*SHOAL, GENERATE, SERVE, LLAMA)
 # Whom this bench would like beside them, and why it cannot have them.
-NO_DRIVER = "not asked: it reads GGUF only, and this bench writes no GGUF of a deepseek32 checkpoint"
 NO_MODEL = "not asked: on a CPU it has no sparse attention, so it cannot load a V3.2 checkpoint"
-OTHERS = {"llama-cpp-python": ("llama_cpp", NO_DRIVER), "vllm (cpu)": ("vllm", NO_MODEL)}
+OTHERS = {"vllm (cpu)": ("vllm", NO_MODEL)}
 
 
 class Contender(Protocol):
@@ -71,26 +73,30 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """transformers' `generate` on static batches; all cores are its own."""
+    """Static batches in a process that sleeps on a pipe between orders; all cores are its own."""
 
-    system: Transformers
-    variant: Variant
+    generate: Callable[..., list[Answer]]
+    pid: int
 
     def awake(self) -> AbstractContextManager[None]:
-        return self.system.awake()
+        return nullcontext()
 
     def ask(self, requests: Sequence[Request], patience_s: float) -> list[Outcome]:
-        return replay_batches(self.system, self.variant, requests, patience_s)
+        return replay_batches(self.generate, requests, patience_s)
 
     @property
     def peak_bytes(self) -> int:
-        return tree_peak_bytes(self.system.pid)
+        return tree_peak_bytes(self.pid)
 
 
 def start(stack: ExitStack, name: str, checkpoint: Path, threads: int) -> Contender:
-    """Up, and asleep. Raises ServerError or BaselineError."""
+    """Up, and asleep. Raises ServerError or PipeError."""
     if name == GENERATE:
-        return Batches(stack.enter_context(transformers(checkpoint)), Variant(threads=threads))
+        system = stack.enter_context(transformers(checkpoint))
+        return Batches(partial(system.generate, Variant(threads=threads)), system.pid)
+    if name == LLAMA:
+        llama = stack.enter_context(llama_of(checkpoint))
+        return Batches(partial(llama.generate, threads), llama.pid)
     if name == SERVE:
         server = stack.enter_context(_transformers_serving(checkpoint, threads))
         return Served(server, str(checkpoint), ask_transformers)
@@ -108,6 +114,8 @@ def missing(names: Sequence[str] = NAMES) -> dict[str, str]:
     }
     if SERVE in names and not importlib.util.find_spec("accelerate"):
         found[SERVE] = "not installed: `transformers serve` needs the package accelerate"
+    if LLAMA in names and not llama_is_there():
+        found[LLAMA] = "not installed: no package llama_cpp, and no interpreter in SHOAL_LLAMA_PYTHON has it"
     return found
 
 

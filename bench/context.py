@@ -160,9 +160,10 @@ def drawn_past() -> Iterator[None]:
     ) -> Tensor:
         batch = build_batch(chunks, index_topk=decoder.index_topk)
         num_rows = len(batch.slots_T)
-        for layer, (latent_SC, index_SI) in enumerate(zip(cache.latent_SC, cache.index_SI, strict=True)):
-            drawn = [torch.randn(num_rows, of.shape[1], generator=generator) for of in (latent_SC, index_SI)]
-            cache.write(layer, batch.slots_T, drawn[0].to(latent_SC.dtype), drawn[1].to(index_SI.dtype))
+        for latent_SC, index_SI in zip(cache.latent_SC, cache.index_SI, strict=True):
+            for of in (latent_SC, index_SI):
+                drawn = torch.randn(num_rows, of.shape[1], generator=generator)
+                of.index_copy_(0, batch.slots_T, drawn.to(of.dtype))
         return torch.zeros(batch.num_tokens, decoder.config.hidden_size, dtype=decoder.dtype)
 
     with mock.patch.object(actors.runner, "forward", draw):

@@ -10,15 +10,11 @@ requests go in, tokens come out. Answers mean nothing, but the bits of a token m
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +22,7 @@ from actors.fp8_runner import Fp8Parts, fp8_parts
 from actors.scheduler import SchedulerLimits
 from bench.engine_checks import Checks
 from bench.engine_speed import DecodeSpeed, chunk_ms, prefill
-from bench.machine import command, describe
+from bench.parts import Report
 from kernels.greedy import CHUNK, greedy, greedy_reference
 from model.cache import PAGE_TOKENS
 from model.fp8_random import random_model
@@ -34,32 +30,6 @@ from model.true_width import true_width
 
 SEQUENCES = (1, 16, 64, 128)
 GIB = 2**30
-
-
-class Report:
-    """What is found, part by part; a part that fails is told and does not end the rest."""
-
-    def __init__(self, out: Path | None) -> None:
-        self._out, self._start_s = out, time.perf_counter()
-        self.figures: dict[str, Any] = {"command": command("bench.engine"), "machine": describe()}
-        self.failed = 0
-
-    def part(self, name: str, compute: Callable[[], Any]) -> None:
-        start_s = time.perf_counter()
-        try:
-            found = compute()
-        except Exception as error:  # noqa: BLE001 - device time is dear: the other parts still count
-            self.failed += 1
-            found = f"FAILED: {type(error).__name__}: {error}"[:2000]
-            self.say(traceback.format_exc())
-        self.figures[name] = found
-        self.say(f"{name}: {json.dumps(found)} ({time.perf_counter() - start_s:.1f} s)")
-        if self._out:
-            self._out.write_text(json.dumps(self.figures, indent=1) + "\n")
-
-    def say(self, text: str) -> None:
-        sys.stderr.write(f"[{time.perf_counter() - self._start_s:6.1f} s] {text}\n")
-        sys.stderr.flush()
 
 
 def main() -> None:
@@ -70,7 +40,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer sizes, steps and layers")
     parser.add_argument("--out", type=Path, help="JSON file")
     given = parser.parse_args()
-    report = Report(given.out)
+    report = Report("bench.engine", given.out)
     limits = limits_of(128, given.chunk)
     if given.quick:
         limits = limits_of(16, 128)

@@ -34,21 +34,22 @@ class Arrivals(BaseStreamer):
 
 def main() -> None:
     """Answer orders until the pipe is closed."""
-    library: Any = logging  # untyped
-    library.set_verbosity_error()
-    library.disable_progress_bar()
     answers_to, sys.stdout = sys.stdout, sys.stderr  # the pipe carries answers and nothing else
     models: dict[str, Any] = {}
     for line in sys.stdin:
         order = json.loads(line)
         dtype = order["dtype"]
         if dtype not in models:
-            models[dtype] = _load(Path(sys.argv[1]), getattr(torch, dtype))
+            models[dtype] = load_model(Path(sys.argv[1]), getattr(torch, dtype))
         answers_to.write(json.dumps(_answer(models[dtype], order)) + "\n")
         answers_to.flush()
 
 
-def _load(checkpoint: Path, dtype: torch.dtype) -> Any:
+def load_model(checkpoint: Path, dtype: torch.dtype) -> Any:
+    """Without a word about what it leaves out."""
+    library: Any = logging  # untyped
+    library.set_verbosity_error()
+    library.disable_progress_bar()
     model: Any = DeepseekV32ForCausalLM.from_pretrained(checkpoint, dtype=dtype)
     model.train(False)
     model.generation_config.eos_token_id = None  # as ignore_eos does

@@ -18,7 +18,7 @@ from kernels import absorb, residual_norm
 from kernels import expert_gemm_many as many
 from kernels.expert_gemm import expert_down, expert_up, experts_reference
 from kernels.expert_mlp import expert_mlp
-from kernels.fp8_gemm import GemmConfig, fp8_matmul, fp8_matmul_reference, splits_for
+from kernels.fp8_gemm import GemmConfig, config_for, fp8_matmul, fp8_matmul_reference, splits_for
 from kernels.fp8_gemm_many import CONFIG as TRITON
 from kernels.fp8_gemm_many import fp8_matmul_many
 from kernels.fp8_rows import GROUP, Fp8Rows, Fp8Weight, empty_rows, quantize_rows
@@ -124,12 +124,13 @@ def dense_cases() -> Iterator[Case]:
         splits = splits_for(outputs, inner)
         variants: dict[str, Callable[[Any], Tensor]] = {
             "few rows": partial(_few, splits=splits),
+            "few rows, Triton": partial(_few, splits=splits, config=config_for(rows)),
             "many rows, exact": partial(_many, splits=splits),
             "many rows": partial(_many, splits=1),
             "many rows, exact, Triton": partial(_many, splits=splits, config=TRITON),
         }
         if rows < 64:
-            variants = {"few rows": variants["few rows"]}
+            variants = {name: run for name, run in variants.items() if name.startswith("few")}
         yield Case(
             op="dense",
             name=f"{outputs} x {inner}, {rows} rows, {splits} splits",
@@ -142,12 +143,12 @@ def dense_cases() -> Iterator[Case]:
         )
 
 
-def _few(inputs: tuple[Fp8Rows, Fp8Weight], splits: int) -> Tensor:
+def _few(inputs: tuple[Fp8Rows, Fp8Weight], splits: int, config: GemmConfig | None = None) -> Tensor:
     """Its parts are added here only where there are several: in a layer the next kernel does it."""
     x, weight = inputs
     shape = (splits, len(x.values_RK), len(weight.values_NK))
     out = x.scale_GR.new_empty(shape)
-    fp8_matmul(x, weight, out)
+    fp8_matmul(x, weight, out, config=config)
     return out.sum(0) if not torch.cuda.is_current_stream_capturing() else out
 
 

@@ -16,8 +16,8 @@ import torch
 
 from actors.build import build_expert
 from actors.engine import Engine
-from actors.expert import in_every_layer
-from actors.options import ActorOptions
+from actors.held import in_every_layer
+from actors.options import ActorOptions, ExpertOrder
 from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
 from model.cache import PAGE_TOKENS
@@ -51,7 +51,7 @@ def other_process(work: Callable[..., None], *arguments: Any) -> Iterator[Connec
 def built_expert(directory: Path, number: int, of: int) -> tuple[Any, int]:
     """(server that is not running yet, its port), with its share of the experts."""
     torch.set_num_threads(1)
-    config = Checkpoint.open(directory).config
+    config = Checkpoint.open(directory).config_to_serve(draft_tokens=0)
     held = even_placement(config.num_experts, of)[number]
     options = ActorOptions(
         actor_id=name_of(number),
@@ -62,7 +62,8 @@ def built_expert(directory: Path, number: int, of: int) -> tuple[Any, int]:
         token=TOKEN,
         draft_tokens=0,
     )
-    server, loaded = build_expert(options, in_every_layer(config, held), {}, lambda progress: None)
+    order = ExpertOrder(pairs=frozenset(in_every_layer(config, held)))
+    server, loaded = build_expert(options, config, order, lambda progress: None)
     return server, loaded.port
 
 

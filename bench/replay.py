@@ -1,4 +1,4 @@
-"""An open loop into what runs in this process, or behind a pipe: an engine, or transformers' `generate`.
+"""An open loop into what runs in this process, or behind a pipe: an engine, or static batches.
 
 Knows nothing of HTTP.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from actors.engine import Engine
 from bench.arrivals import UNFINISHED
-from bench.baseline import Transformers, Variant
 from bench.mix import Request
 from bench.outcome import Outcome
+from bench.timing import Answer
 from model.sampling import Sampling
 
 MOST_TOGETHER = 16  # in a static batch
@@ -41,9 +41,12 @@ def replay(engine: Engine, requests: Sequence[Request]) -> list[Outcome]:
 
 
 def replay_batches(
-    system: Transformers, variant: Variant, requests: Sequence[Request], patience_s: float
+    generate: Callable[..., list[Answer]], requests: Sequence[Request], patience_s: float
 ) -> list[Outcome]:
-    """Static batches of all that waits, MOST_TOGETHER at most; the next begins when the longest has ended."""
+    """generate: of transformers or llama.cpp, all set.
+
+    Static batches of all that waits, MOST_TOGETHER at most; the next begins when the longest has ended.
+    """
     start_s = time.perf_counter()
     outcomes = [
         Outcome(due_s=start_s + one.at_s, wanted_tokens=one.new_tokens, error=UNFINISHED) for one in requests
@@ -57,8 +60,7 @@ def replay_batches(
             continue
         for _ in due:
             coming.popleft()
-        answers = system.generate(
-            variant,
+        answers = generate(
             [request.prompt for request, _ in due],
             new_tokens=max(request.new_tokens for request, _ in due),
             batch=len(due),

@@ -13,19 +13,19 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import sleep
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
 SETTLE_S = 1.0  # heartbeats and polls that were due while suspended
-COMMAND = "shoal"
+COMMAND = (sys.executable, "-m", "cluster.cli")  # what `shoal` runs
 
 
 class ServerError(RuntimeError):
@@ -34,10 +34,11 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that has been ready, suspended outside of `awake`."""
+    """A server that has been ready, suspended outside of `awake`. ready: what it said then."""
 
     url: str
     pid: int
+    ready: Mapping[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
@@ -64,14 +65,21 @@ class Server:
 
 
 @contextmanager
-def serving(checkpoint: Path, flags: Sequence[str]) -> Iterator[Server]:
-    """A server, suspended; it is ended with SIGTERM when the block ends."""
-    command = [str(_command()), "serve", str(checkpoint), *flags, "--port", str(free_port()), "--json"]
-    with tempfile.TemporaryFile("w+") as words:
+def serving(
+    checkpoint: Path | str,
+    flags: Sequence[str],
+    *,
+    patience_s: float = START_TIMEOUT_S,
+    words: IO[str] | None = None,
+) -> Iterator[Server]:
+    """A server, suspended, that is ended with SIGTERM with the block. words: where it writes what it says."""
+    command = [*COMMAND, "serve", str(checkpoint), *flags, "--port", str(free_port()), "--json"]
+    with words or tempfile.TemporaryFile("w+") as words:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True)
         server = Server("", process.pid)
         try:
-            server = Server(_await_ready(process, words), process.pid)
+            ready = _await_ready(process, words, patience_s)
+            server = Server(ready["url"], process.pid, ready)
             server.signal(signal.SIGSTOP)
             yield server
         finally:
@@ -79,22 +87,16 @@ def serving(checkpoint: Path, flags: Sequence[str]) -> Iterator[Server]:
             _end(process)
 
 
-def _command() -> Path:
-    found = Path(sys.executable).with_name(COMMAND)
-    if not found.exists():
-        raise ServerError(f"there is no {COMMAND} command beside this Python; run `make setup` first")
-    return found
-
-
-def _await_ready(process: subprocess.Popen[str], words: IO[str]) -> str:
+def _await_ready(process: subprocess.Popen[str], words: IO[str], patience_s: float) -> dict[str, Any]:
+    """The line that says where everything is."""
     assert process.stdout is not None, "started with a pipe"
-    readable, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
+    readable, _, _ = select.select([process.stdout], [], [], patience_s)
     line = process.stdout.readline() if readable else ""
     if not line:
         words.seek(0)
-        raise ServerError(f"{COMMAND} serve did not become ready: {' '.join(words.read().split())[-600:]}")
-    url: str = json.loads(line)["url"]
-    return url
+        raise ServerError(f"`shoal serve` did not become ready: {' '.join(words.read().split())[-600:]}")
+    ready: dict[str, Any] = json.loads(line)
+    return ready
 
 
 def _end(process: subprocess.Popen[str]) -> None:

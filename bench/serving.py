@@ -22,9 +22,10 @@ import typer
 from rich.console import Console
 
 from bench.baseline import NAME as BASELINE
-from bench.baseline import BaselineError, Transformers, choose, find_best, probe_with, transformers
+from bench.baseline import Transformers, choose, find_best, probe_with, transformers
 from bench.load import LoadError, load
 from bench.machine import command, cpu_times, describe, foreign_cores
+from bench.pipe import PipeError
 from bench.report import LOCAL, LOCAL_TWO, TCP, Run, as_json, render, stdout_console
 from bench.server import Server, ServerError, serving
 from bench.timing import Answer, Prompt, Round, make_prompts
@@ -134,7 +135,7 @@ def main(
         narrator.console.print(f"the machine is busy (load {load_before:.1f}): figures will be low and noisy")
     try:
         run = measure(workload, names, checkpoint or _checkpoint(narrator), narrator, calibrate=not quick)
-    except (ServerError, BaselineError, LoadError) as error:
+    except (ServerError, PipeError, LoadError) as error:
         narrator.console.print(f"[bold red]error[/] {error}")
         raise typer.Exit(1) from None
     machine = describe()

@@ -31,6 +31,7 @@ from bench.report import stdout_console
 from bench.timing import make_prompts
 from cluster.random_model import write_checkpoint
 from cluster.spec import cache_directory
+from kernels.crew import helper
 from model.checkpoint import Checkpoint
 from model.decoder import Decoder
 from model.experts import ExpertShard, Mlp
@@ -50,9 +51,11 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
     (actors.step, "build_batch", "batch"),
     (Mla, "attend", "attention"),
     (model.mla, "choose_slots", "indexer"),
-    (model.mla, "rms_norm", "norms"),
-    (model.mla, "layer_norm", "norms"),
-    (Decoder, "norm", "norms"),
+    (model.mla, "keep_tokens", "norms and rotations"),
+    (model.mla, "turn_heads", "norms and rotations"),
+    (model.mla, "attend_pages", "keys"),
+    (model.mla, "attend_slots", "keys"),
+    (Decoder, "norm", "norms and rotations"),
     (Decoder, "logits", "head"),
     (Gate, "choose", "gate"),
     (Mlp, "forward", "dense and shared experts"),
@@ -114,16 +117,20 @@ def shares_of(events: Iterable[Any]) -> dict[str, Share]:
 
 
 def main(
-    checkpoint: Annotated[Path | None, typer.Option(help="Default: the bench preset.")] = None,
+    preset: Annotated[str, typer.Option(help="Of `shoal make-tiny`, as bench or peers.")] = PRESET,
+    checkpoint: Annotated[Path | None, typer.Option(help="Instead of a preset.")] = None,
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     tokens: Annotated[int, typer.Option(help="Decode steps to profile.")] = 16,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 128,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
+    with_helper: Annotated[bool, typer.Option("--helper", help="With a second thread.")] = False,
 ) -> None:
     """Print how prefill and decode divide."""
     torch.set_num_threads(1)
+    if with_helper:
+        helper().start()
     context_tokens = prompt_tokens + 2 * tokens + WARM_STEPS + 1
-    opened = Checkpoint.open(checkpoint or preset_directory())
+    opened = Checkpoint.open(checkpoint or preset_directory(preset))
     engine = local_engine(
         opened, context_tokens=context_tokens, num_sequences=batch, dtype=getattr(torch, dtype)
     )
@@ -207,10 +214,10 @@ def _table(title: str, steps: int, shares: dict[str, Share]) -> Table:
     return table
 
 
-def preset_directory() -> Path:
-    directory = cache_directory() / f"{PRESET}-1"
+def preset_directory(preset: str = PRESET) -> Path:
+    directory = cache_directory() / f"{preset}-1"
     if not (directory / "model.safetensors.index.json").exists():
-        write_checkpoint(directory, PRESET, seed=0)
+        write_checkpoint(directory, preset, seed=0)
     return directory
 
 

@@ -6,8 +6,9 @@ Answers of any system, timed the same way. Knows nothing of how they were fetche
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -84,6 +85,14 @@ def figures(rounds: Sequence[Round]) -> Figures:
         foreign_cores=tuple(one.foreign_cores for one in rounds),
         requests=len(answers),
     )
+
+
+def answers_of(told: Iterable[Mapping[str, Any]]) -> list[Answer]:
+    """What another process told of its answers."""
+    return [
+        Answer(token_ids=tuple(one["token_ids"]), sent_s=one["sent_s"], arrivals_s=tuple(one["arrivals_s"]))
+        for one in told
+    ]
 
 
 def make_prompts(seed: str, *, count: int, num_tokens: int) -> list[Prompt]:

@@ -19,6 +19,8 @@ import torch
 from actors.counters import Laps
 from actors.engine import Engine
 from actors.exposition import exposition
+from actors.profile import Profile
+from actors.runner import Runner
 from bench.local import local_engine
 from cluster.embedded import embedded_directory
 from model.checkpoint import Checkpoint
@@ -50,20 +52,28 @@ class NoEdge(Edge):
         """Nothing."""
 
 
+class NoProfile(Profile):
+    def next(self) -> None:
+        """Nothing is timed."""
+
+
 class Counting:
     """What an engine counts with, to be taken away and given back."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._exchange = engine, engine._runner.exchange
         load = self._exchange.load
-        self._with = engine.counters.laps, load, dict(self._exchange.edges)
+        assert isinstance(engine._runner, Runner), "one without a GPU"
+        self._runner = engine._runner
+        self._with = engine.counters.laps, load, dict(self._exchange.edges), self._runner.profile
         edges = {actor: NoEdge() for actor in self._exchange.edges}
-        self._without = NoLaps(), NoLoad(*load.pairs_LE.shape), edges
+        self._without = NoLaps(), NoLoad(*load.pairs().shape), edges, NoProfile()
 
     def set(self, *, is_on: bool) -> None:
-        laps, load, edges = self._with if is_on else self._without
+        laps, load, edges, profile = self._with if is_on else self._without
         self._engine.counters.laps, self._exchange.load = laps, load
         self._exchange.edges.update(edges)
+        self._runner.profile = profile
 
 
 def compare(engine: Engine, turns: int, steps: int) -> tuple[list[float], list[float]]:

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from actors.build_gpu import build_gpu_runner
 from actors.engine import Engine
-from actors.expert import HeldExperts, load_experts
+from actors.expert_sources import Files, load_experts
+from actors.held import HeldExperts
 from actors.loopback import loopback_exchange
 from actors.options import ActorOptions, AttentionOptions
 from actors.scheduler import SchedulerLimits
@@ -146,9 +147,8 @@ def on_the_cpu(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
     config, reader = checkpoint.config, checkpoint.reader()
     decoder = load_decoder(reader, config, torch.float32, 64)
     held = HeldExperts(config, torch.float32)
-    load_experts(
-        reader, held, [(layer, expert) for layer in config.routed_layers for expert in CHOSEN], torch.float32
-    )
+    pairs = [(layer, expert) for layer in config.routed_layers for expert in CHOSEN]
+    load_experts(held, [Files(lambda: reader, torch.float32)], pairs)
     for layer in decoder.layers:
         if layer.gate is not None:
             layer.gate._bias_E[CHOSEN] = 10.0

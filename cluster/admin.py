@@ -12,6 +12,7 @@ import json
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from starlette.responses import Response
 
 from actors.exposition import exposition
 from cluster.snapshot import Looker, Unavailable, controller_samples, targets
+from cluster.try_it import continued
 from ingress.connection import BoundedProtocol
 
 PAGE = Path(__file__).with_name("page.html")
@@ -50,9 +52,9 @@ def create_admin(looker: Looker, key: str, own: Callable[[], str] = lambda: "127
         return Response(body, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def kill(request: Request) -> Response:
-        actor_id = request.path_params["actor_id"]
+        actor_id, at_s = request.path_params["actor_id"], time.monotonic()
         if await run_in_threadpool(looker.kill, actor_id):
-            return _json({"killed": actor_id})
+            return _json({"killed": actor_id, "at_s": at_s})
         return _json({"error": f"{actor_id[:40]!r} is no actor that serves"}, 404)
 
     async def ready(_: Request) -> Response:
@@ -75,13 +77,18 @@ def create_admin(looker: Looker, key: str, own: Callable[[], str] = lambda: "127
             return _json({"error": f"1 to {MOST_STEPS} steps, up to {LONGEST_S:g} seconds"}, 400)
         return _json(await run_in_threadpool(looker.trace, steps, seconds))
 
+    async def try_it(request: Request) -> Response:
+        seen = await run_in_threadpool(looker.snapshot)
+        try:
+            return await continued(seen["url"], seen["model"], await _object(request))
+        except ValueError as error:
+            return _json({"error": str(error)}, 400)
+
     async def order(request: Request) -> Response:
         try:
-            arguments = json.loads(await request.body() or b"{}")
-        except ValueError:
-            arguments = None
-        if not isinstance(arguments, dict):
-            return _json({"error": "the body is no JSON object"}, 400)
+            arguments = await _object(request)
+        except ValueError as error:
+            return _json({"error": str(error)}, 400)
         done = await run_in_threadpool(looker.order, request.path_params["order"], arguments)
         return _json(done, 400 if "error" in done else 200)
 
@@ -90,6 +97,7 @@ def create_admin(looker: Looker, key: str, own: Callable[[], str] = lambda: "127
         ("GET", "/targets", discover),
         ("GET", "/metrics", metrics),
         ("POST", "/trace", trace),
+        ("POST", "/try", try_it),
         ("POST", "/actors/{actor_id}/kill", kill),
         ("POST", "/orders/{order}", order),
     ):
@@ -122,6 +130,17 @@ class AdminServer:
         self._server.should_exit = True
         self._thread.join(timeout=5.0)
         self._socket.close()
+
+
+async def _object(request: Request) -> dict[str, Any]:
+    """The body; raises ValueError."""
+    try:
+        given = json.loads(await request.body() or b"{}")
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise ValueError("the body is no JSON object")
+    return given
 
 
 def _guarded(handler: Handler, key: str) -> Handler:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.panels import PROMISED_S, within
+
 
 @dataclass(frozen=True, slots=True)
 class Alert:
@@ -88,6 +90,14 @@ ALERTS = AlertGroup(
             "1m",
             "who comes now waits {{ $value }} s",
             "the-queue-is-long",
+        ),
+        Alert(
+            "ShoalFirstTokenSlow",
+            f"{within('shoal_first_token_seconds', PROMISED_S[0])} < 0.9 "
+            "and sum(rate(shoal_first_token_seconds_count[5m])) > 0.1",
+            "10m",
+            "{{ $value | humanizePercentage }} of the choices begin within a second",
+            "answers-begin-late",
         ),
         Alert(
             "ShoalViewsDisagree",

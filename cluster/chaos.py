@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,9 +18,10 @@ from tempfile import TemporaryDirectory
 
 import ray
 
-from cluster.deeds import DISK, BrokenPromise, Victims, are_replaced, descriptors, kill_any, living, processes
+from cluster.deeds import DISK, BrokenPromise, Victims, are_replaced, kill_any, living
 from cluster.embedded import embedded_directory
 from cluster.faults import Fault
+from cluster.footprint import Footprint, grown
 from cluster.history import (
     CUT,
     SERVED,
@@ -45,13 +45,12 @@ logger = logging.getLogger(__name__)
 
 WARM_TOKENS = 8  # of each stream, before a fault comes
 AFTER_S = 2.0  # of load after all is replaced
-RECOVERY_S = 120.0
+RECOVERY_S = 300.0  # a rolling restart of everything under load takes 70 to 130 s on two cores
 BASELINE_S = 30.0
 POLL_S = 0.05
 PAUSE_S = (0.2, 1.5)  # between kills in a row
 QUESTIONS = 9
 MAX_TOKENS = 48
-DESCRIPTORS = 1.1  # times as many as before are no leak: connections between those that live vary
 KILLS = "kills"
 
 Keep = Callable[[Sequence[StreamEvent]], None]
@@ -86,7 +85,8 @@ class Outcome:
     """Of one fault. Times from the fault on, None if it was not seen; cut: answers that ended with a process.
 
     slowdown: the longest request after the fault by the p99 of those before, if enough were compared.
-    left_behind: what is more than before when the load has ended.
+    handed_pages: that went from one attention actor to another. again_tokens: that were computed again, by
+    those that live in the end. left_behind: what is more than before when the load has ended.
     """
 
     fault: str
@@ -95,6 +95,8 @@ class Outcome:
     recovered_s: float | None
     longest_gap_s: float
     slowdown: float | None
+    handed_pages: int
+    again_tokens: int
     requests: int
     tokens: int
     failed: int
@@ -194,7 +196,7 @@ class _Times:
 def _try(served: Served, fault: Fault, load: Load, hit: Callable[[], _Times], keep: Keep) -> Outcome:
     cluster = served.cluster
     _await(lambda: cluster.status()["standbys"] >= cluster.spec.standbys, RECOVERY_S)
-    before = _Footprint.of(cluster)
+    before = Footprint.of(cluster)
     with Streams(cluster.url, served.model, load.questions, load.streams) as streams:
         _await(lambda: streams.num_tokens >= WARM_TOKENS * load.streams, RECOVERY_S)
         _await(lambda: streams.num_ended >= fault.requests_before, RECOVERY_S)
@@ -203,7 +205,7 @@ def _try(served: Served, fault: Fault, load: Load, hit: Callable[[], _Times], ke
         time.sleep(AFTER_S)
     keep(streams.history)
     expected = {request: load.expected[q.name] for request, q in streams.asked.items()}
-    return _outcome(fault, streams.history, expected, at_s, times, _left_behind(cluster, before))
+    return _outcome(fault, streams.history, expected, at_s, times, _aftermath(cluster, before))
 
 
 def _hit(cluster: Cluster, fault: Fault, generator: random.Random) -> _Times:
@@ -232,7 +234,7 @@ def _outcome(
     expected: Mapping[str, Sequence[int]],
     at_s: float,
     times: _Times,
-    left_behind: Sequence[str],
+    aftermath: _Aftermath,
 ) -> Outcome:
     requests = by_request(history)
     cut = (
@@ -248,6 +250,8 @@ def _outcome(
         recovered_s=times.recovered_s,
         longest_gap_s=longest_gap_s(history, at_s),
         slowdown=slowdown(history, at_s) if fault.requests_before else None,
+        handed_pages=aftermath.handed_pages,
+        again_tokens=aftermath.again_tokens,
         requests=len(requests),
         tokens=sum(len(tokens_of(events)) for events in requests.values()),
         failed=len({breach.request for breach in breaches if breach.rule in ("failed", "end")}),
@@ -257,52 +261,35 @@ def _outcome(
             for request, events in requests.items()
         ),
         breaches=tuple(breaches),
-        left_behind=tuple(left_behind),
+        left_behind=aftermath.left_behind,
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Footprint:
-    processes: Counter[str]
-    descriptors: Counter[str]
-    free_pages: int
-    sequences: int
+class _Aftermath:
+    """As in Outcome."""
 
-    @staticmethod
-    def of(cluster: Cluster) -> _Footprint:
-        stats = cluster.stats().values()
-        return _Footprint(
-            processes=processes(),
-            descriptors=descriptors(),
-            free_pages=int(sum(own.get("free_pages", 0) for own in stats)),
-            sequences=int(sum(own.get("running", 0) + own.get("waiting", 0) for own in stats)),
-        )
-
-    def beyond(self, before: _Footprint) -> list[str]:
-        """What there is more than before, in words."""
-        words = [f"{count} more {title}" for title, count in (self.processes - before.processes).items()]
-        words += [
-            f"{count - before.descriptors[title]} more open files in {title}"
-            for title, count in self.descriptors.items()
-            if count > before.descriptors[title] * DESCRIPTORS
-        ]
-        if self.free_pages < before.free_pages:
-            words.append(f"{before.free_pages - self.free_pages} fewer free pages")
-        if self.sequences:
-            words.append(f"{self.sequences} sequences")
-        return words
+    handed_pages: int
+    again_tokens: int
+    left_behind: tuple[str, ...]
 
 
-def _left_behind(cluster: Cluster, before: _Footprint) -> list[str]:
-    """What is still there BASELINE_S after the load."""
-    found: list[str] = []
+def _aftermath(cluster: Cluster, before: Footprint) -> _Aftermath:
+    """Once nothing is more than before, or BASELINE_S after the load."""
+    after, found = before, ["nobody can tell"]
 
     def is_clean() -> bool:
-        found[:] = _Footprint.of(cluster).beyond(before)
+        nonlocal after, found
+        after = Footprint.of(cluster)
+        found = after.beyond(before)
         return not found
 
     _await(is_clean, BASELINE_S)
-    return found
+    return _Aftermath(
+        handed_pages=grown(after.handed_pages, before.handed_pages),
+        again_tokens=grown(after.again_tokens, before.again_tokens),
+        left_behind=tuple(found),
+    )
 
 
 def _await(is_so: Callable[[], bool], limit_s: float) -> bool:

@@ -18,7 +18,7 @@ from cluster.cli_serve import serve
 from cluster.cli_tiny import make_tiny
 from cluster.cli_trace import trace
 from cluster.cli_up import up
-from cluster.cli_watch import dashboards, status, top
+from cluster.cli_watch import dashboards, requests, status, top
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -30,7 +30,7 @@ def shoal() -> None:
 
 COMMANDS = (
     *(serve, up, stop, linger, chat, complete, status, bench, doctor, make_tiny, chaos),
-    *(top, trace, scale, drain, restart),
+    *(top, requests, trace, scale, drain, restart),
 )
 for command in COMMANDS:
     app.command()(command)

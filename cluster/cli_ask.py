@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from cluster.cli_console import console, fail
+from cluster.cli_console import AsJson, console, fail, tell
 from cluster.conversation import Conversation, Piece, Reply
 from cluster.places import api_place
 from cluster.spec import cache_directory
@@ -32,7 +32,6 @@ HELP = f"/new begins anew, /quit or Ctrl-D leaves; end a line with \\ or use {MA
 
 Url = Annotated[str | None, typer.Option(help="Of the server; default: the one that runs here.")]
 Key = Annotated[str | None, typer.Option(envvar="SHOAL_API_KEY", help="API key.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON on stdout.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="The most tokens to make.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed, the same answer.")]
@@ -66,7 +65,7 @@ def chat(
         conversation.ask(sys.stdin.read() if prompt in (None, "-") else str(prompt))
         reply = _reply(api, conversation, options, Console(), is_shown=not as_json)
         if as_json:
-            sys.stdout.write(json.dumps(reply.told()) + "\n")
+            tell(reply.told())
 
 
 def complete(
@@ -89,7 +88,10 @@ def complete(
                 if not as_json:
                     sys.stdout.write(choice["text"])
                     sys.stdout.flush()
-    sys.stdout.write((json.dumps({"text": text, "finish_reason": finish}) if as_json else "") + "\n")
+    if as_json:
+        tell({"text": text, "finish_reason": finish})
+    else:
+        sys.stdout.write("\n")
 
 
 def _talk(api: Api, conversation: Conversation, options: dict[str, Any]) -> None:

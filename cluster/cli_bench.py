@@ -6,8 +6,6 @@ timed.
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from cluster.cli_console import EXIT_FAILED, console, fail
+from cluster.cli_console import EXIT_FAILED, AsJson, console, fail, tell
 from cluster.places import api_place
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ def bench(
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to make for each.")] = 64,
     seed: Annotated[int, typer.Option(help="Of prompts and moments.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a running server: tokens/s, and percentiles of TTFT, TPOT and whole answers."""
     from cluster.api_client import ApiError, Place
@@ -63,7 +61,7 @@ def bench(
         except OSError as error:
             fail(f"{html} cannot be written: {error.strerror}")
     if as_json:
-        sys.stdout.write(json.dumps(result.figures()) + "\n")
+        tell(result.figures())
     else:
         _show(result)
     if len(result.answered) < requests:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli_console import EXIT_FAILED, INTERRUPTED, console, fail
+from cluster.cli_console import EXIT_FAILED, INTERRUPTED, AsJson, console, fail
 from cluster.environment import ray_environment
 from cluster.port import check_port
 
@@ -29,7 +29,7 @@ def chaos(
     port: Annotated[int, typer.Option(help="HTTP port of the cluster that it starts.")] = 8100,
     journal: Annotated[Path | None, typer.Option(help="Directory for every event of every stream.")] = None,
     report: Annotated[Path | None, typer.Option(help="Markdown file to write the table into.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcomes as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Start a cluster, load it, kill its processes, and check every token of every stream."""
     from cluster.reliability import as_json as in_json

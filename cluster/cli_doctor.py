@@ -5,16 +5,14 @@ Shows the findings of cluster/doctor.py. Knows nothing of what is checked.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from cluster.cli_console import EXIT_FAILED, fail
+from cluster.cli_console import EXIT_FAILED, AsJson, fail, tell
 from cluster.spec import ShoalSpec, SpecError
 
 MARKS = {"good": "[green]ok[/]  ", "poor": "[yellow]poor[/]", "bad": "[bold red]bad[/] "}
@@ -27,7 +25,7 @@ def doctor(
     config: Annotated[Path | None, typer.Option(help="YAML file as of `shoal serve`.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port that would be used.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, that would be used.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what is wrong with this machine for Shoal, and how to mend it; exit code 1 if anything is bad."""
     from cluster.doctor import findings, worst
@@ -45,6 +43,6 @@ def doctor(
             if one.remedy:
                 screen.print(f"{'':<19}-> {one.remedy}", markup=False, soft_wrap=True)
     if as_json:
-        sys.stdout.write(json.dumps([one.told() for one in found]) + "\n")
+        tell([one.told() for one in found])
     if worst(found) == "bad":
         raise typer.Exit(EXIT_FAILED)

@@ -6,7 +6,6 @@ the change within a second or two.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +13,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cluster.cli_console import console, fail
+from cluster.cli_console import AsJson, console, fail, tell
 from ingress.keys import ApiKey, KeysError, add_key, read_keys, revoke_key
 
 keys = typer.Typer(no_args_is_help=True, help="API keys: make, list, revoke.")
 File = Annotated[Path, typer.Argument(help="The file of keys.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 @keys.command()
@@ -31,7 +29,7 @@ def add(
     requests_per_minute: Annotated[int | None, typer.Option(help="Default: no limit.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(help="Of prompts and answers.")] = None,
     max_sequences: Annotated[int | None, typer.Option(help="Under way at once.")] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, once."""
     limits = {
@@ -43,21 +41,23 @@ def add(
         secret = add_key(file, name, **limits)
     except KeysError as error:
         fail(str(error))
-    if as_json or not sys.stdout.isatty():
-        sys.stdout.write((json.dumps({"name": name, "key": secret}) if as_json else secret) + "\n")
+    if as_json:
+        tell({"name": name, "key": secret})
+    elif not sys.stdout.isatty():
+        sys.stdout.write(secret + "\n")
     else:
         console.print(f"The key of {name}, shown this once:\n\n[bold]{secret}[/]\n", highlight=False)
 
 
 @keys.command("list")
-def list_keys(file: File, as_json: Json = False) -> None:
+def list_keys(file: File, as_json: AsJson = False) -> None:
     """Whose keys there are, and their limits."""
     try:
         found = read_keys(file)
     except KeysError as error:
         fail(str(error))
     if as_json:
-        sys.stdout.write(json.dumps([key.model_dump(exclude={"sha256"}) for key in found]) + "\n")
+        tell([key.model_dump(exclude={"sha256"}) for key in found])
         return
     table = Table("name", "requests/min", "tokens/min", "sequences", box=None)
     for key in found:
@@ -66,12 +66,16 @@ def list_keys(file: File, as_json: Json = False) -> None:
 
 
 @keys.command()
-def revoke(file: File, name: Annotated[str, typer.Argument(help="Whose key.")]) -> None:
+def revoke(
+    file: File, name: Annotated[str, typer.Argument(help="Whose key.")], as_json: AsJson = False
+) -> None:
     """Take a key away; what is under way with it is finished."""
     try:
         revoke_key(file, name)
     except KeysError as error:
         fail(str(error))
+    if as_json:
+        tell({"name": name, "revoked": True})
 
 
 def _limits(key: ApiKey) -> list[str]:

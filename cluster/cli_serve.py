@@ -5,9 +5,7 @@ From flags to a running cluster, until Ctrl-C. Knows nothing of how a cluster is
 
 from __future__ import annotations
 
-import json
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from cluster.cli_console import INTERRUPTED, console, fail
+from cluster.cli_console import INTERRUPTED, AsJson, console, fail, tell
 from cluster.environment import environment_for
 from cluster.panel import Loading, ready_line, ready_panel
 from cluster.port import check_port
@@ -36,6 +34,9 @@ def serve(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same fields.")] = None,
     served_model_name: Annotated[str | None, typer.Option(help="Name in /v1/models.")] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name that requests may call it by; again for more.")
+    ] = None,
     attention: Annotated[int | None, typer.Option(help="Attention actors [default: 1].")] = None,
     experts: Annotated[
         int | None, typer.Option(help="Expert actors; 0 keeps experts in the attention actors [default: 2].")
@@ -55,6 +56,10 @@ def serve(
     ] = None,
     standbys: Annotated[
         int | None, typer.Option(help="Processes that wait to take the place of what dies [default: 1].")
+    ] = None,
+    weights_from: Annotated[
+        str | None,
+        typer.Option(help="Asked first for experts that others hold: files or peers [default: files]."),
     ] = None,
     ingress: Annotated[int | None, typer.Option(help="Ingress replicas [default: 1].")] = None,
     device: Annotated[
@@ -99,12 +104,13 @@ def serve(
     micro_batches: Annotated[
         str | None, typer.Option(help="Of a step: 1, 2, or auto: whichever measures quicker [default: auto].")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Serve a model over the OpenAI API until Ctrl-C."""
     flags = {
         "model": model,
         "served_model_name": served_model_name,
+        "aliases": alias or None,
         "attention": attention,
         "experts": experts,
         "replicas_per_expert": replicas_per_expert,
@@ -112,6 +118,7 @@ def serve(
         "rebalance_s": rebalance_s,
         "autoscale": dict(one.partition("=")[::2] for one in autoscale) if autoscale else None,
         "standbys": standbys,
+        "weights_from": weights_from,
         "ingress": ingress,
         "device": device,
         "dtype": dtype,
@@ -166,8 +173,7 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
             is_ready = True
             seconds = time.monotonic() - started_s
             if as_json:
-                sys.stdout.write(json.dumps(ready_line(cluster, admin, preflight, seconds)) + "\n")
-                sys.stdout.flush()
+                tell(ready_line(cluster, admin, preflight, seconds))
             else:
                 console.print(ready_panel(cluster, admin, preflight, seconds))
             _watch(cluster, stop, key_ring(spec.api_keys))

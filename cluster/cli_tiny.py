@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from cluster.cli_console import console, fail
+from cluster.cli_console import AsJson, console, fail, tell
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def make_tiny(
     directory: Annotated[Path, typer.Argument(help="Where to write; must not hold a checkpoint yet.")],
-    preset: Annotated[str, typer.Option(help="test, laptop or bench.")] = "laptop",
+    preset: Annotated[str, typer.Option(help="test, laptop, bench or peers.")] = "laptop",
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     true_width: Annotated[
         bool,
@@ -31,6 +31,7 @@ def make_tiny(
     mtp: Annotated[
         bool, typer.Option("--mtp/--no-mtp", help="With --true-width: a layer more, which drafts.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a seeded random checkpoint of V3.2 shape with a byte-level tokenizer."""
     from cluster.random_model import write_checkpoint
@@ -45,8 +46,12 @@ def make_tiny(
         )
     except (ValueError, OSError) as error:
         fail(str(error))
-    size_mb = sum(file.stat().st_size for file in directory.iterdir()) / 1e6
-    console.print(f"{directory}: {config.num_layers} layers, {config.num_experts} experts, {size_mb:.1f} MB")
+    size = sum(file.stat().st_size for file in directory.iterdir())
+    layers, experts = config.num_layers, config.num_experts
+    if as_json:
+        tell({"directory": str(directory), "layers": layers, "experts": experts, "bytes": size})
+    else:
+        console.print(f"{directory}: {layers} layers, {experts} experts, {size / 1e6:.1f} MB")
 
 
 def _write_true_width(directory: Path, *, layers: int, mtp: bool, seed: int) -> ModelConfig:

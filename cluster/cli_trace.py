@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli_console import console, fail
+from cluster.cli_console import AsJson, console, fail, tell
 
 
 def trace(
@@ -20,6 +20,7 @@ def trace(
     seconds: Annotated[float, typer.Option(min=0.01, max=60, help="At most.")] = 5.0,
     url: Annotated[str | None, typer.Option(help="Of the admin listener; default: the one here.")] = None,
     key: Annotated[str | None, typer.Option(envvar="SHOAL_ADMIN_KEY", help="Its key.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Record what happens when, in the next steps of every actor."""
     from cluster.places import NoAnswer, admin_place, ask
@@ -34,6 +35,9 @@ def trace(
     except OSError as error:
         fail(f"{file} cannot be written: {error.strerror}")
     spans = [event for event in found["traceEvents"] if event["ph"] == "X"]
+    if as_json:
+        tell({"file": str(file), "spans": len(spans)})
+        return
     if not spans:
         console.print("nothing was computed meanwhile: record while requests are under way")
     console.print(f"{file}: {len(spans)} spans; open it at https://ui.perfetto.dev")

@@ -11,18 +11,21 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
+from actors.fault_points import arm
 from cluster.autoscale import Autoscaler
 from cluster.fleet import Fleet
 from cluster.governor import Governor
 from cluster.orders import Arguments, obey
 from cluster.plan import Plan
-from cluster.processes import Greeting, Memory, Processes, beside
+from cluster.processes import Greeting, Memory, ProcessDied, Processes, beside
 from cluster.rebalance import Rebalancer
+from cluster.term import Term
 from model.config import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -30,7 +33,10 @@ logger = logging.getLogger(__name__)
 WATCH_POLL_S = 0.2
 FAULT, RENEWED = 70, 75  # exit status
 FAULT_PAUSE_S = 1.0  # one that comes again at once should not take the machine
+ARM_S = 5.0
 PRESENT_S = 5.0  # an ingress asks twice a second
+REQUESTS_KEPT = 100
+CONTROLLER = "controller"  # among the names of actors
 
 
 class Controller:
@@ -59,9 +65,12 @@ class Controller:
         self._is_in_hand = threading.Event()
         self._stopping = threading.Event()
         self._greeted: dict[Greeting, float] = {}
+        self._requests: deque[dict[str, Any]] = deque(maxlen=REQUESTS_KEPT)
 
     def run(self) -> None:
-        """Keep every member alive until stopped."""
+        """Keep every member alive until stopped. Who asks again waits: Ray repeats it in the next life."""
+        if self._stopping.is_set():
+            return
         try:
             self._watch()
         except (
@@ -96,15 +105,24 @@ class Controller:
         self._stopping.set()
 
     @beside("ctl")
-    def endpoints(self, greeting: Greeting | None = None) -> list[tuple[str, str, int, bool]]:
-        """(actor id, host, port, whether it is to leave) of every attention actor that serves."""
+    def endpoints(
+        self, greeting: Greeting | None = None, ended: Sequence[Mapping[str, Any]] = ()
+    ) -> list[tuple[str, str, int, bool]]:
+        """(actor id, host, port, whether it is drained) of every attention actor that has sequences, or may.
+
+        One that is drained may have the name of one that is not: of its next life.
+        ended: the newest choices that have ended there (ingress/metrics.py), for those who look.
+        """
         with self._in_hand() as fleet:
             if greeting is not None:
                 self._greeted[greeting] = self._clock()
-            found = [(m, m.term.loaded) for m in fleet.attention if m.term and m.term.loaded]
-            missed = not fleet.has_successor  # who leaves is asked on until another serves
+                self._requests.extend({**one, "ingress": greeting.identity} for one in ended)
+            found = [(m.actor_id, m.term, False) for m in fleet.attention if m.term]
+            found += [(gone.actor_id, gone.term, True) for gone in fleet.farewells if gone.is_draining]
             return [
-                (m.actor_id, loaded.host, loaded.port, m.is_leaving and not missed) for m, loaded in found
+                (actor_id, term.loaded.host, term.loaded.port, is_drained)
+                for actor_id, term, is_drained in found
+                if term.loaded is not None
             ]
 
     @beside("ctl")
@@ -122,6 +140,7 @@ class Controller:
                 "failed": [f"{m.actor_id}: {m.gave_up}" for m in fleet.members if m.gave_up],
                 "balance": asdict(self._governor.rebalancer.counters),
                 "decisions": [[*what, times] for what, times in fleet.decisions.items()],
+                "requests": list(self._requests),
                 "events": list(fleet.events),
                 "members": [member.describe() for member in fleet.members],
             }
@@ -155,16 +174,29 @@ class Controller:
     def spoil(self, actor_id: str) -> None:
         """For fault tests: make an expert actor answer rubbish."""
         with self._in_hand() as fleet:
-            [term] = [m.serving for m in fleet.experts if m.actor_id == actor_id and m.serving]
-            term.life.ask("spoil")
+            _serving(fleet, actor_id).life.ask("spoil")
+
+    @beside("ctl")
+    def arm(self, actor_id: str, point: str, passes: int) -> None:
+        """For fault tests: an actor, or this one, ends at a point of actors/fault_points.py.
+
+        Waits until it is armed. Raises ValueError if it does not serve, or has no such point.
+        """
+        with self._in_hand() as fleet:
+            if actor_id == CONTROLLER:
+                arm({"fleet": fleet}, point, passes)
+                return
+            armed = _serving(fleet, actor_id).life.ask("arm", point, passes)
+        self._processes.wait([armed], ARM_S)
+        if armed.is_done():
+            with suppress(ProcessDied):  # it passed the point before it could answer
+                armed.get()
 
     @beside("ctl")
     def poison(self, seed: int) -> None:
-        """For fault tests: every attention actor that serves dies of sequences of this seed."""
+        """For fault tests: every attention actor, of now and later, dies of sequences of this seed."""
         with self._in_hand() as fleet:
-            for member in fleet.attention:
-                if member.serving is not None:
-                    member.serving.life.ask("poison", seed)
+            fleet.poison(seed)
 
     @beside("ctl")
     def order(self, order: str, arguments: Arguments) -> dict[str, str]:
@@ -190,3 +222,12 @@ class Controller:
     def _heard_by_all_s(self, now_s: float) -> float:
         """What was so then, every ingress has been told."""
         return min((self._greeted[who] for who in self._present(now_s)), default=now_s)
+
+
+def _serving(fleet: Fleet, actor_id: str) -> Term:
+    """Raises ValueError."""
+    for member in fleet.members:
+        if member.actor_id == actor_id and member.serving is not None:
+            return member.serving
+    serving = ", ".join(member.actor_id for member in fleet.members if member.serving is not None)
+    raise ValueError(f"actor is {actor_id!r}: does not serve; serve: {serving}")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from cluster.controller import CONTROLLER
 from cluster.history import SERVED
 from cluster.small_disk import filled
 from cluster.snapshot import Unavailable
@@ -26,7 +27,6 @@ from cluster.streams import FIRST_BYTE_ID, LAST_BYTE_ID, Question, ask
 if TYPE_CHECKING:
     from cluster.running import Cluster
 
-CONTROLLER = "controller"
 INGRESS = "ingress"
 INGRESS_TITLE = "ray::ServeReplica:shoal:ingress"
 PROXY, PROXY_TITLE = "proxy", "ProxyActor"
@@ -143,7 +143,7 @@ def starve(name: str) -> Inject:
             end = list(ask(cluster.url, cluster.model_name, question, question.name))[-1]
             if end.finish not in SERVED:
                 raise BrokenPromise(f"a long prompt beside {name} without memory ended with {end.finish}")
-        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+        if not _lives(process.pid):
             return {name: alive[name]}
         process.rlimit(psutil.RLIMIT_AS, before)
         return {}
@@ -166,6 +166,29 @@ def spoil(name: str) -> Inject:
     return inject
 
 
+def reach(name: str, point: str, passes: int = 1) -> Inject:
+    """It ends at a point of its work (actors/fault_points.py)."""
+
+    def inject(cluster: Cluster, alive: Victims, _: random.Random) -> Victims:
+        cluster.arm(name, point, passes)
+        _see_end(name, alive[name], point)
+        return {name: alive[name]}
+
+    return inject
+
+
+def reach_while_telling(point: str, victim: str) -> Inject:
+    """SIGKILL, and the controller ends while it deals with that."""
+
+    def inject(cluster: Cluster, alive: Victims, _: random.Random) -> Victims:
+        cluster.arm(CONTROLLER, point, 1)
+        _signal(alive[victim], signal.SIGKILL)
+        _see_end(CONTROLLER, alive[CONTROLLER], point)
+        return {name: alive[name] for name in (CONTROLLER, victim)}
+
+    return inject
+
+
 def poison(cluster: Cluster, alive: Victims, __: random.Random) -> Victims:
     """A request that ends whoever computes it: after two of them it must be refused."""
     cluster.poison(POISON_SEED)
@@ -178,16 +201,18 @@ def poison(cluster: Cluster, alive: Victims, __: random.Random) -> Victims:
     return {name: pid for name, pid in alive.items() if name.startswith("attention")}
 
 
-def damage(name: str) -> Inject:
-    """SIGKILL of an expert while every shard is damaged: nobody may serve what its next life reads."""
+def damage(name: str, awaited: str) -> Inject:
+    """SIGKILL of an expert while every shard is damaged, until an event says that it `awaited`."""
 
     def inject(cluster: Cluster, alive: Victims, generator: random.Random) -> Victims:
         at_s = time.monotonic()
         with damaged(Path(str(cluster.spec.model))):
             victims = send(signal.SIGKILL, name)(cluster, alive, generator)
-            while not any("cannot load" in text for _, text in cluster.events_after(at_s)):
+            while not any(text.startswith(f"{name} {awaited}") for _, text in cluster.events_after(at_s)):
                 if time.monotonic() > at_s + ORDER_S:
-                    raise BrokenPromise(f"{name} was not refused though every shard is damaged")
+                    raise BrokenPromise(
+                        f"every shard is damaged, and it was never said that {name} {awaited}"
+                    )
                 time.sleep(POLL_S)
         return victims
 
@@ -222,18 +247,25 @@ def damaged(directory: Path) -> Iterator[None]:
             _replace(file, data)
 
 
-def obey(*orders: Order, killing: str | None = None) -> Inject:
-    """Orders, each when the one before is carried out; killing: who dies while the first is."""
+def obey(*orders: Order, killing: str | None = None, reaching: tuple[str, str] | None = None) -> Inject:
+    """Orders, each when the one before is carried out.
+
+    killing: who dies while the first is. reaching: who ends, and at which point, of the last.
+    """
 
     def inject(cluster: Cluster, alive: Victims, _: random.Random) -> Victims:
-        for number, (order, arguments) in enumerate(orders):
+        for number, (order, arguments) in enumerate(orders, 1):
             deadline_s = time.monotonic() + ORDER_S
-            while number and not is_settled(cluster) and time.monotonic() < deadline_s:
+            while number > 1 and not is_settled(cluster) and time.monotonic() < deadline_s:
                 time.sleep(POLL_S)
+            if reaching is not None and number == len(orders):
+                cluster.arm(*reaching, 1)
             cluster.order(order, arguments)
-            if killing is not None and not number:
+            if killing is not None and number == 1:
                 time.sleep(MOVING_S)
                 _signal(alive[killing], signal.SIGKILL)
+        if reaching is not None:
+            _see_end(reaching[0], alive[reaching[0]], reaching[1])
         return {order: 0 for order, _ in orders}
 
     return inject
@@ -259,6 +291,22 @@ def kill_any(_: Cluster, alive: Victims, generator: random.Random) -> Victims:
     name = generator.choice(sorted(name for name in alive if not name.startswith(kept)))
     _signal(alive[name], signal.SIGKILL)
     return {name: alive[name]}
+
+
+def _see_end(name: str, pid: int, point: str) -> None:
+    """Wait for it; raises BrokenPromise if it lives on."""
+    deadline_s = time.monotonic() + ORDER_S
+    while _lives(pid):
+        if time.monotonic() > deadline_s:
+            raise BrokenPromise(f"{name} did not come to its end at {point} within {ORDER_S:g} s")
+        time.sleep(MOMENT_S / 10)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _replace(file: Path, data: bytes | bytearray) -> None:

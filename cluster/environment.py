@@ -28,6 +28,7 @@ SETTINGS = {
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # whose death ends every connection of its node
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",  # on a busy machine 3 times 5 s are not enough to begin
+    "RAY_worker_niceness": "0",  # Ray's 15 would leave no room below for what is done politely
     "OMP_NUM_THREADS": "1",
 }
 PRIVATE = {  # of one machine alone: pods are reached at their own addresses, each ingress by itself

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cluster.controller import CONTROLLER
 from cluster.deeds import (
-    CONTROLLER,
     INGRESS,
     PROXY,
     SERVE,
@@ -26,6 +26,8 @@ from cluster.deeds import (
     nothing,
     obey,
     poison,
+    reach,
+    reach_while_telling,
     send,
     slow,
     spoil,
@@ -83,13 +85,18 @@ def _fault(
 
 
 def _ordered(
-    name: str, about: str, *orders: Order, killing: str | None = None, is_over: IsOver = is_settled
+    name: str,
+    about: str,
+    *orders: Order,
+    killing: str | None = None,
+    reaching: tuple[str, str] | None = None,
+    is_over: IsOver = is_settled,
 ) -> Fault:
     return Fault(
         name=name,
         about=about,
         is_replicated=True,
-        inject=obey(*orders, killing=killing),
+        inject=obey(*orders, killing=killing, reaching=reaching),
         is_over=is_over,
         requests_before=TO_COMPARE,
     )
@@ -119,10 +126,47 @@ FAULTS: Sequence[Fault] = (
         send(STOP, "attention-0"),
         is_replicated=False,
     ),
+    _fault(
+        "shard-damaged-only",
+        "SIGKILL of an expert, the only copy, while every shard is damaged; mended when it was refused",
+        damage("expert-0", "cannot load"),
+        is_replicated=False,
+        needs_copy=True,
+    ),
     _fault("none-2", "no fault", nothing),
     _fault("expert-kill", "SIGKILL of an expert with a replica", send(KILL, "expert-0")),
     _fault("experts-kill", "SIGKILL of both replicas", send(KILL, "expert-0", "expert-1")),
     _fault("attention-kill", "SIGKILL of one of two attention actors", send(KILL, "attention-0")),
+    _fault(
+        "expert-mid-dispatch",
+        "an expert ends when it has rows and has not computed them",
+        reach("expert-0", "rows-received"),
+    ),
+    _fault(
+        "expert-mid-combine",
+        "an expert ends between two of its answers",
+        reach("expert-1", "answer-sent"),
+    ),
+    _fault(
+        "attention-mid-dispatch",
+        "an attention actor ends when the first expert has its rows, others not",
+        reach("attention-0", "rows-half-sent"),
+    ),
+    _fault(
+        "attention-mid-combine",
+        "an attention actor ends when the first answers of a layer have come",
+        reach("attention-1", "answer-came"),
+    ),
+    _fault(
+        "attention-untold",
+        "an attention actor ends with tokens drawn and told to nobody",
+        reach("attention-0", "token-drawn"),
+    ),
+    _fault(
+        "attention-half-told",
+        "an attention actor ends with tokens told to one ingress, others not",
+        reach("attention-1", "token-sent"),
+    ),
     _fault("expert-hiccup", "SIGSTOP of an expert for 3 s", hiccup("expert-1")),
     _fault("expert-stop", "SIGSTOP of an expert for ever", send(STOP, "expert-0")),
     _fault("expert-slow", "an expert at a tenth of its speed for 5 s", slow("expert-0")),
@@ -136,6 +180,11 @@ FAULTS: Sequence[Fault] = (
         starve("attention-0"),
     ),
     _fault("controller-kill", "SIGKILL of the controller", send(KILL, CONTROLLER)),
+    _fault(
+        "controller-mid-view",
+        "SIGKILL of an expert; the controller ends while it tells the new view",
+        reach_while_telling("view-half-told", "expert-0"),
+    ),
     _fault("expert-nan", "an expert answers NaN", spoil("expert-1")),
     _fault(
         "ingress-kill", "SIGKILL of one of two ingress replicas", send(KILL, f"{INGRESS}-0"), may_cut=True
@@ -144,8 +193,8 @@ FAULTS: Sequence[Fault] = (
     _fault("proxy-kill", "SIGKILL of Ray Serve's only proxy", send(KILL, PROXY), may_cut=True),
     _fault(
         "shard-damaged",
-        "SIGKILL of an expert while the checkpoint is damaged, which is mended later",
-        damage("expert-0"),
+        "SIGKILL of an expert with a replica, which gives it its weights, as every shard is damaged",
+        damage("expert-0", "serves"),
         needs_copy=True,
     ),
     _fault(
@@ -164,6 +213,12 @@ FAULTS: Sequence[Fault] = (
         "the same, and a SIGKILL while experts move",
         *(("scale", {"experts": 4}), ("scale", {"experts": 2})),
         killing="expert-0",
+    ),
+    _ordered(
+        "scale-experts-mid-move",
+        "2 to 4 and back, and an expert actor ends when it has taken one expert of several",
+        *(("scale", {"experts": 4}), ("scale", {"experts": 2})),
+        reaching=("expert-0", "expert-taken"),
     ),
     _ordered(
         "scale-attention",

@@ -11,7 +11,6 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
-from actors.options import ActorOptions
 from cluster import moves
 from cluster.balance import Rule, even_load
 from cluster.farewell import Farewell
@@ -19,9 +18,10 @@ from cluster.first_read import FirstRead
 from cluster.hosts import seat_for
 from cluster.life import Life, hang_s
 from cluster.lives import Lives
+from cluster.loads import Loads
 from cluster.member import EXPERT, Member
 from cluster.plan import Plan, first_members
-from cluster.processes import Answer, AnswerLost, Introduction, Memory, Processes
+from cluster.processes import Answer, AnswerLost, Introduction, Memory, Processes, Pulse
 from cluster.publisher import Publisher
 from cluster.record import Record, Seat
 from cluster.term import Term
@@ -48,19 +48,21 @@ class Fleet:
         clock: Callable[[], float],
     ) -> None:
         self.plan, self.config = plan, config
-        self._token, self._processes, self._memory, self._clock = token, processes, memory, clock
+        self._processes, self._memory, self._clock = processes, memory, clock
         self.decisions: Counter[tuple[str, str]] = Counter()  # what, and by whom
         self.events: deque[tuple[float, str]] = deque(maxlen=EVENTS_KEPT)
         record = self._recalled()
         self.renew_upto = record.renew_upto
         self._publisher = Publisher(config, record.epoch)
-        self.members = [_member(seat, clock()) for seat in record.seats] or first_members(plan, config)
+        self.members = [_member(seat) for seat in record.seats] or first_members(plan, config)
         for member in self.members:
             member.has_served = record.epoch > 0  # somebody could read the checkpoint before
         self.farewells: list[Farewell] = []
         self.rule = Rule(copies=plan.replicas_per_expert, redundant_slots=plan.redundant_slots)
         self.load_LE = even_load(config)
         self._first_read = FirstRead()
+        self._loads = Loads(plan, config, token, self._first_read, self._publisher)
+        self._fatal_seed: int | None = None
         if not record.seats and plan.redundant_slots:
             self.rule.place(self.experts, config, self.load_LE)
         self.is_renewed = False
@@ -168,7 +170,7 @@ class Fleet:
             member.term = term
         else:
             self.farewells.append(
-                Farewell(introduction.actor_id, term.life, _is_expert(introduction), since_s=self._clock())
+                Farewell(introduction.actor_id, term, _is_expert(introduction), since_s=self._clock())
             )
 
     # One look
@@ -185,55 +187,52 @@ class Fleet:
         moves.collect(self.experts, now_s, self.note, self._first_read)
         self._publish()
         self._let_go(now_s, listened_s, patience_s, heard_by_all_s)
-        moves.go_on(self.experts, self._epoch_in_use(), now_s, self._first_read)
+        moves.go_on(self.experts, self._epoch_in_use(), now_s, self._loads.order)
         for member in self.members:
-            if member.is_due(now_s):
-                member.term = self._next_term(member)
+            if member.is_due(now_s) and self._is_turn_of(member):
+                member.term = self._next_term(member, is_urgent=not member.is_new)
             for term in member.terms:
                 if not term.is_active and term.loading is None:
-                    self._load(member, term)
+                    self._loads.begin(member, term, alone=not self.experts)
         may_begin = all(member.is_active or member.gave_up for member in self.members)
         self.lives.keep_warm(listened_s, patience_s, self.renew_upto, may_begin=may_begin)
         self._renew(now_s)
 
     def _check(self, member: Member, now_s: float, listened_s: float, patience_s: float) -> None:
         if member.check_load(now_s, self.note, self._first_read):
-            self._send_view(member)  # it may have loaded under a view that is old by now
+            self._welcome(member)
         pulse = member.check_life(now_s, listened_s, patience_s, self.note)
-        for convicted in pulse.convicted if pulse else ():
-            self._end_convicted(now_s, *convicted)
+        self._end_convicted(now_s, pulse)
         over = member.check_heir(now_s, listened_s, patience_s, self.note, self._first_read)
         if over is not None:
-            self.farewells.append(Farewell(member.actor_id, over.life, member.is_expert, now_s))
-            self._send_view(member)
+            self.farewells.append(Farewell(member.actor_id, over, member.is_expert, now_s))
+            self._welcome(member)
 
-    def _end_convicted(self, now_s: float, actor_id: str, incarnation: int) -> None:
+    def _end_convicted(self, now_s: float, pulse: Pulse | None) -> None:
+        convicted = pulse.convicted if pulse else ()
         for member in self.experts:
-            if (member.actor_id, member.incarnation) == (actor_id, incarnation) and member.is_active:
+            if (member.actor_id, member.incarnation) in convicted and member.is_active:
                 member.end(now_s, self.note, "answered rubbish")
 
     @property
     def has_successor(self) -> bool:
-        """Whether an attention actor serves that is not to leave: before, none that leaves may be missed."""
+        """Whether an attention actor serves that is not to leave: before, those that are serve on."""
         return any(member.is_active and not member.is_leaving for member in self.attention)
 
     def _let_go(self, now_s: float, listened_s: float, patience_s: float, heard_by_all_s: float) -> None:
-        """Who is to leave and is not asked any more gives up its seat; who has, ends when everyone knows."""
-        if not self.has_successor:
-            for member in self.attention:
-                if member.is_leaving:
-                    member.leaves_s = now_s  # its time begins when another serves
-        for member in [member for member in self.members if member.may_go(now_s)]:
+        """Who is to leave and may gives up its seat; who has, ends when nobody needs it any more."""
+        has_successor = self.has_successor
+        for member in [member for member in self.members if member.may_go(has_successor=has_successor)]:
             self.members.remove(member)
             self.remember()
             for term in member.terms:
                 gone = term.shown_since if member.is_expert else None
-                self.farewells.append(Farewell(member.actor_id, term.life, member.is_expert, now_s, gone))
+                self.farewells.append(Farewell(member.actor_id, term, member.is_expert, now_s, gone))
         epoch = self._epoch_in_use()
         for farewell in list(self.farewells):
-            if farewell.is_over(
-                now_s, listened_s, patience_s, epoch_in_use=epoch, heard_by_all_s=heard_by_all_s
-            ):
+            found = farewell.life.check(listened_s, patience_s)
+            self._end_convicted(now_s, found if isinstance(found, Pulse) else None)
+            if farewell.is_over(now_s, found, epoch_in_use=epoch, heard_by_all_s=heard_by_all_s):
                 farewell.life.end()
                 self.farewells.remove(farewell)
                 self.note(f"{farewell.actor_id} has left (incarnation {farewell.life.number})")
@@ -245,50 +244,50 @@ class Fleet:
         old = [member for member in self.members if member.incarnation <= self.renew_upto]
         if old and now_s >= old[0].begin_s:
             self.note(f"{old[0].actor_id} begins its next life (restart)")
-            old[0].heir = self._next_term(old[0])
+            old[0].heir = self._next_term(old[0], is_urgent=False)
         elif not old and all(life.number > self.renew_upto for life in self.lives.standbys):
             self.renew_upto, self.is_renewed = 0, True
             self.remember()
             self.note("all are in their next lives; the controller follows (restart)")
 
-    def _next_term(self, member: Member) -> Term:
-        return Term(life=self.lives.next(seat_for(member.kind) if self.plan.has_seats else None))
+    def _is_turn_of(self, member: Member) -> bool:
+        """Who is new waits for others that are; not where each waits for a seat: that is a node to be had."""
+        others = [other for other in self.members if other.is_new and other.term is not None]
+        return not (member.is_new and others) or self.plan.has_seats
 
-    def _load(self, member: Member, term: Term) -> None:
-        """Tell a life what to be; an attention actor, only when there are experts to dispatch to."""
-        options = ActorOptions(
-            actor_id=member.actor_id,
-            incarnation=term.life.number,
-            directory=self.plan.directory,
-            dtype=self.plan.dtype,
-            host=self.plan.data_host,
-            token=self._token,
-            draft_tokens=self.plan.draft_tokens,
-            device=self.plan.device,
-        )
-        if member.wanted is not None:
-            term.held = member.wanted
-            term.loading = term.life.do(
-                "load_expert", options, member.wanted, self._first_read.digests_of(member.wanted)
-            )
-        elif self._publisher.is_covered or not self.experts:
-            view = self.view.to_bytes() if self.experts else None
-            term.life.epoch = self.epoch
-            term.loading = term.life.do(
-                "load_attention", options, self.plan.attention, view, self._first_read.checksum
-            )
+    def _next_term(self, member: Member, *, is_urgent: bool) -> Term:
+        seat = seat_for(member.kind) if self.plan.has_seats else None
+        return Term(life=self.lives.next(seat, is_urgent=is_urgent))
 
     def _publish(self) -> None:
         if not self._publisher.publish(self.experts, self.remember):
             return
         for farewell in self.farewells:
             farewell.note_epoch(self.epoch)
+            if farewell.is_draining:  # it computes on
+                farewell.life.ask("set_view", self.view.to_bytes())
         for member in self.attention:
-            self._send_view(member)
+            self.send_view(member)
 
-    def _send_view(self, member: Member) -> None:
+    def send_view(self, member: Member) -> None:
         if member.serving is not None and not member.is_expert and self.experts:
             member.serving.life.ask("set_view", self.view.to_bytes())
+
+    def _welcome(self, member: Member) -> None:
+        """It has just begun to serve, maybe by a view that is old by now."""
+        self.send_view(member)
+        if self._fatal_seed is not None:
+            self._poison(member, self._fatal_seed)
+
+    def poison(self, seed: int) -> None:
+        """For fault tests: whoever computes a sequence of this seed dies of it, also who serves later."""
+        self._fatal_seed = seed
+        for member in self.attention:
+            self._poison(member, seed)
+
+    def _poison(self, member: Member, seed: int) -> None:
+        if member.serving is not None and not member.is_expert:
+            member.serving.life.ask("poison", seed)
 
     def _epoch_in_use(self) -> int:
         """The oldest that somebody may still compute with."""
@@ -313,5 +312,5 @@ def _is_expert(introduction: Introduction) -> bool:
     return introduction.actor_id.startswith(EXPERT)
 
 
-def _member(seat: Seat, now_s: float) -> Member:
-    return Member(seat.actor_id, seat.wanted, leaves_s=now_s if seat.is_leaving else None)
+def _member(seat: Seat) -> Member:
+    return Member(seat.actor_id, seat.wanted, is_leaving=seat.is_leaving)

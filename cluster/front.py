@@ -52,6 +52,7 @@ class FrontOptions:
 
     directory: str
     model_name: str
+    aliases: tuple[str, ...]
     context_tokens: int
     max_queue_s: float
     max_body_bytes: int
@@ -152,6 +153,7 @@ def _builder(options: FrontOptions) -> Callable[[], FastAPI]:
             engine=engine,
             tokenizer=Tokenizer.from_file(directory / "tokenizer.json"),
             model_name=options.model_name,
+            aliases=options.aliases,
             context_tokens=options.context_tokens,
             limits=Limits(max_queue_s=options.max_queue_s, body_bytes=options.max_body_bytes),
             keys=key_ring(options.api_keys),
@@ -181,13 +183,17 @@ def _following(engine: EngineClient, greeting: Greeting, inner: Any) -> Any:
 
 
 async def _follow(engine: EngineClient, greeting: Greeting) -> None:
-    """Keep the engine's endpoints as the controller has them; a dead controller leaves them as they were."""
+    """Keep the engine's endpoints as the controller has them; a dead controller leaves them as they were.
+
+    It is told of what has ended, which it forgets when it dies.
+    """
     known: list[tuple[str, str, int, bool]] = []
     while True:
         try:
             controller = ray.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
             async with asyncio.timeout(FOLLOW_TIMEOUT_S):
-                endpoints = await controller.endpoints.remote(greeting)
+                ended = [took.journey() for took in engine.metrics.take_recent()]
+                endpoints = await controller.endpoints.remote(greeting, ended)
             if endpoints != known:
                 known = endpoints
                 engine.update(

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from cluster.alerts import AlertGroup
-from cluster.boards import MARKS, Board, Mark, Panel
+from cluster.boards import MARKS
+from cluster.panels import Board, Mark, Panel
 
 DATASOURCE = "shoal-prometheus"
 SCHEMA_VERSION = 39  # of Grafana 10 and 11

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.alerts import Alert, AlertGroup
-from cluster.boards import Board
 from cluster.grafana import DATASOURCE, RUNBOOKS, board_json
+from cluster.panels import Board
 
 FOLDER = "shoal"
 MESSAGE = "shoal dashboards push"

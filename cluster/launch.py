@@ -73,6 +73,7 @@ def bring_up(
         FrontOptions(
             directory=str(preflight.directory),
             model_name=preflight.model_name,
+            aliases=tuple(spec.aliases),
             context_tokens=preflight.context_tokens,
             max_queue_s=spec.max_queue_s,
             max_body_bytes=spec.max_body_bytes,
@@ -150,6 +151,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
         autoscale=spec.bounds,
         draft_tokens=preflight.draft_tokens,
         has_seats=spec.address is not None,
+        weights_from=spec.weights_from,
         attention=AttentionOptions(
             local=spec.experts == 0,
             context_tokens=preflight.context_tokens,
@@ -168,6 +170,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
         running = None
     if running is not None:
         _check_same(running, plan)
+        running.run.remote()  # whoever asked before may be gone: Ray repeats this only for those that live
         return running
     gpus_each = 1 if spec.device == "cuda" else 0
     controller = (

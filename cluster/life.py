@@ -43,19 +43,25 @@ class Life:
     def is_late(self) -> bool:
         return not self.is_busy() and self._silence.quiet_s >= LATE_S
 
+    @property
+    def silent_s(self) -> float:
+        """Since its last sign of life: an end can have gone unnoticed for no longer."""
+        return self._silence.quiet_s
+
     def check(self, listened_s: float, hang_s: float) -> Pulse | str | None:
         """Its pulse if one has come; why it is over, if it is. hang_s: a longer silence is a hang."""
-        if not self.pulse.is_done():
-            if self._waits:
-                return None
-            self._silence.listened(listened_s)
-            patience_s = BUSY_S if self.is_busy() else hang_s
+        is_done = self.pulse.is_done()
+        if not is_done and self._waits:
+            return None
+        patience_s = BUSY_S if self.is_busy() else hang_s
+        self._silence.listened(listened_s)
+        if not is_done:
             return "hangs" if self._silence.quiet_s >= patience_s else None
-        self._silence.heard()
         try:
             pulse: Pulse = self.pulse.get()
         except AnswerLost:
             return "died"
+        self._silence.heard()
         if pulse.has_ended:
             return "ended by itself"
         self._waits = False

@@ -21,11 +21,17 @@ class Lives:
         self.standbys: list[Life] = []
         self._processes, self._count, self._num_standbys = processes, count, num_standbys
 
-    def next(self, seat: str | None = None) -> Life:
-        """A warm one; one that warms up, politely, would take longer than a new one. seat: that it needs."""
+    def next(self, seat: str | None = None, *, is_urgent: bool = True) -> Life:
+        """A warm one; one that warms up, politely, would take longer than a new one. seat: that it needs.
+
+        is_urgent: else a new one warms up politely, too.
+        """
         warm = [life for life in self.standbys if not life.is_busy()]
         if not warm:
-            return self._begin(seat)
+            life = self._begin(seat)
+            if not is_urgent:
+                life.do("warm")
+            return life
         self.standbys.remove(warm[0])
         return warm[0]
 

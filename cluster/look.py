@@ -19,7 +19,7 @@ ANSWER_S = 0.5  # a look must not hang because an actor does
 EVENTS_SHOWN = 200
 SHOWN = (
     *("actor_id", "kind", "incarnation", "pid", "host", "metrics_port", "experts"),
-    *("deaths", "recovery_s"),
+    *("deaths", "faults", "recovery_s", "detection_s"),
 )
 
 
@@ -52,6 +52,7 @@ def take(controller: Any, model: str, url: str) -> Snapshot:
         "actors": members,
         "ingresses": status["ingresses"],
         "experts": {"first_layer": status["first_layer"], "held": held_masks(View.from_bytes(view))},
+        "requests": status["requests"],
         "events": [{"at_s": at_s, "text": text} for at_s, text in status["events"][-EVENTS_SHOWN:]],
     }
 

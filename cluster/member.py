@@ -6,7 +6,7 @@ of other members.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,29 +20,39 @@ MAX_DEATHS = 5  # within DEATH_WINDOW_S: from then on the next life waits, or ne
 DEATH_WINDOW_S = 60.0
 LONGEST_PAUSE_S = 30.0
 HEIR_PAUSE_S = 5.0
-DRAIN_S = 2.0  # in which an attention actor that is to leave ends what it can
 
 EXPERT, ATTENTION = "expert", "attention"  # kinds; an actor's id begins with its own
+
+CAUSES = (
+    *("died", "hangs", "ended by itself", "answered rubbish"),
+    *("died while it loaded", "cannot load"),
+)  # of the end of a life; what follows a colon says more
 
 Note = Callable[[str], None]
 
 
 @dataclass(slots=True)
 class Member:
-    """wanted: the experts that it should hold; None for an attention actor. heir: of the term that serves."""
+    """wanted: the experts that it should hold; None for an attention actor. heir: of the term that serves.
+
+    is_new: all serve without it until it has loaded for the first time.
+    """
 
     actor_id: str
     wanted: frozenset[Pair] | None
     term: Term | None = None
     heir: Term | None = None
     has_served: bool = False
-    leaves_s: float | None = None  # it is to leave, since then
+    is_leaving: bool = False
+    is_new: bool = False
     deaths_s: deque[float] = field(default_factory=deque)
     begin_s: float = 0.0  # the next life, not before
     gave_up: str | None = None
     num_deaths: int = 0
+    faults: Counter[str] = field(default_factory=Counter)  # by cause
     gone_since_s: float | None = None
     recovery_s: float | None = None  # of the last death: until the next life served
+    detection_s: float | None = None  # of it: since its last sign of life
 
     @property
     def is_expert(self) -> bool:
@@ -55,10 +65,6 @@ class Member:
     @property
     def is_active(self) -> bool:
         return self.serving is not None
-
-    @property
-    def is_leaving(self) -> bool:
-        return self.leaves_s is not None
 
     @property
     def kind(self) -> str:
@@ -76,13 +82,11 @@ class Member:
         """Whether it is time for a next life."""
         return self.term is None and self.gave_up is None and not self.is_leaving and now_s >= self.begin_s
 
-    def may_go(self, now_s: float) -> bool:
-        """Whether it is to leave, and nobody is told of it any more; an attention actor, after DRAIN_S."""
-        if self.leaves_s is None:
-            return False
-        if self.serving is None:
-            return True
-        return not self.serving.shown if self.is_expert else now_s >= self.leaves_s + DRAIN_S
+    def may_go(self, *, has_successor: bool) -> bool:
+        """Whether it is to leave, and can: an expert actor in no view, an attention actor if others serve."""
+        if not self.is_leaving or self.serving is None:
+            return self.is_leaving
+        return not self.serving.shown if self.is_expert else has_successor
 
     def check_load(self, now_s: float, note: Note, first_read: FirstRead) -> bool:
         """Whether it has just begun to serve."""
@@ -103,10 +107,10 @@ class Member:
             term.life.end()
             self.term = None
             return False
-        self.has_served = True
+        self.has_served, self.is_new = True, False
         if self.gone_since_s is not None:
             self.recovery_s, self.gone_since_s = now_s - self.gone_since_s, None
-        note(f"{self.actor_id} serves (incarnation {self.incarnation})")
+        note(f"{self.actor_id} serves (incarnation {self.incarnation}){_with(term)}")
         return True
 
     def _take_up(self, term: Term, loading: Answer, first_read: FirstRead) -> None:
@@ -150,7 +154,7 @@ class Member:
         if not heir.is_active or (self.serving is not None and not self.serving.shown <= heir.held):
             return None  # until another holds what the view still shows here
         before, self.term, self.heir, self.has_served = self.term, heir, None, True
-        note(f"{self.actor_id} serves in its next life (incarnation {self.incarnation})")
+        note(f"{self.actor_id} serves in its next life (incarnation {self.incarnation}){_with(heir)}")
         return before
 
     def _has_gained_since(self, heir: Term) -> bool:
@@ -166,10 +170,12 @@ class Member:
         An heir, if there is one, is the next life.
         """
         assert self.term is not None, f"{self.actor_id} has no life to end"
+        self.detection_s = self.term.life.silent_s
         self.term.life.end()
         note(f"{self.actor_id} {why} (incarnation {self.incarnation})")
         self.term, self.heir = self.heir, None
         self.num_deaths += 1
+        self.faults[why.partition(":")[0]] += 1
         self.gone_since_s = now_s if self.gone_since_s is None else self.gone_since_s
         self.deaths_s.append(now_s)
         while self.deaths_s[0] < now_s - DEATH_WINDOW_S:
@@ -198,7 +204,9 @@ class Member:
             "metrics_port": loaded.metrics_port if loaded else None,
             "gave_up": self.gave_up,
             "deaths": self.num_deaths,
+            "faults": dict(self.faults),
             "recovery_s": self.recovery_s,
+            "detection_s": self.detection_s,
             "experts": self._experts_per_layer(),
             "bytes_read": loaded.bytes_read if loaded else None,
             "checksum": loaded.checksum if loaded else None,
@@ -211,3 +219,8 @@ class Member:
             return None
         layers = [layer for layer, _ in self.wanted]
         return max((layers.count(layer) for layer in set(layers)), default=0)
+
+
+def _with(term: Term) -> str:
+    """Of an expert actor: who had what it holds."""
+    return f" with {term.loaded.origins}" if term.loaded and term.loaded.origins else ""

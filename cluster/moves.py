@@ -1,14 +1,16 @@
 """Experts on their way from actor to actor, while both serve.
 
-Who is to hold an expert reads it first; the view names another only when all of its new holders have it; the
-old copy is dropped only when nobody computes by a view that shows it. Whatever happens in between, the next
-look goes on from what is held. Knows nothing of why a placement is wanted.
+Who is to hold an expert takes it first, from the files or from who holds it; the view names another only when
+all of its new holders have it; the old copy is dropped only when nobody computes by a view that shows it.
+Whatever happens in between, the next look goes on from what is held. Knows nothing of why a placement is
+wanted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from actors.options import ExpertOrder, Taken
 from cluster.first_read import FirstRead
 from cluster.member import Member, Note
 from cluster.processes import AnswerLost
@@ -25,7 +27,10 @@ def collect(members: Iterable[Member], now_s: float, note: Note, first_read: Fir
         if term is None or term.work is None or not term.work.is_done():
             continue
         try:
-            first_read.learn(term.work.get() or {})  # it has compared them itself
+            taken: Taken | None = term.work.get()  # None: it has dropped some
+            if taken is not None:
+                first_read.learn(taken.digests)  # it has compared them itself
+                note(f"{member.actor_id} has taken {taken.origins}")
             term.held |= term.taking
         except AnswerLost as error:  # if it died, its pulse says so
             term.pause_until_s = now_s + TAKE_PAUSE_S
@@ -53,7 +58,12 @@ def show(members: Sequence[Member]) -> list[tuple[Member, Term, frozenset[Pair]]
     return shown
 
 
-def go_on(members: Iterable[Member], epoch_in_use: int, now_s: float, first_read: FirstRead) -> None:
+def go_on(
+    members: Iterable[Member],
+    epoch_in_use: int,
+    now_s: float,
+    order: Callable[[frozenset[Pair]], ExpertOrder],
+) -> None:
     """Ask for what is still to be taken and may be dropped. epoch_in_use: the oldest one."""
     for member in members:
         term = member.serving
@@ -61,7 +71,7 @@ def go_on(members: Iterable[Member], epoch_in_use: int, now_s: float, first_read
             continue
         missing = member.wanted - term.held
         if missing and now_s >= term.pause_until_s:
-            term.work, term.taking = term.life.ask("take", missing, first_read.digests_of(missing)), missing
+            term.work, term.taking = term.life.ask("take", order(missing)), missing
         elif term.shown_since <= epoch_in_use and (spare := term.held - term.shown - member.wanted):
             term.held -= spare
             term.work = term.life.ask("drop", spare)

@@ -68,7 +68,7 @@ def restart(fleet: Fleet, reason: str) -> str:
 def _change(fleet: Fleet, added: list[Member], leaving: list[Member], reason: str) -> str:
     before = list(fleet.members)
     for member in leaving:
-        member.leaves_s = fleet.now_s
+        member.is_leaving = True
     fleet.members += added
     try:
         if not any(not m.is_leaving for m in fleet.attention):
@@ -78,7 +78,7 @@ def _change(fleet: Fleet, added: list[Member], leaving: list[Member], reason: st
     except ValueError:
         fleet.members = before
         for member in leaving:
-            member.leaves_s = None
+            member.is_leaving = False
         raise
     fleet.remember()
     words = [f"{member.actor_id} comes" for member in added] + [f"{m.actor_id} leaves" for m in leaving]
@@ -112,7 +112,7 @@ def _new_member(fleet: Fleet, kind: str, place: int) -> Member:
     free = (f"{kind}-{number}" for number in count() if f"{kind}-{number}" not in taken)
     for _ in range(place):
         next(free)
-    return Member(next(free), frozenset() if kind == EXPERT else None, has_served=True)
+    return Member(next(free), frozenset() if kind == EXPERT else None, has_served=True, is_new=True)
 
 
 def _number(member: Member) -> int:

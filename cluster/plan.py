@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actors.options import AttentionOptions
+from actors.options import AttentionOptions, WeightsFrom
 from cluster.autoscale import Bounds
 from cluster.member import Member
 from model.config import ModelConfig
@@ -23,7 +23,7 @@ class Plan:
     standbys: processes that wait, warm, to take the place of what dies. rebalance_s: between looks at the
     balance, 0 for never. autoscale: by kind of actor, how many there may be; none: as many as ordered.
     has_seats: a process starts only on a node with a seat for its kind (cluster/hosts.py), so none may wait
-    for any part.
+    for any part. weights_from: who is asked first for experts that others hold.
     """
 
     directory: str
@@ -39,6 +39,7 @@ class Plan:
     autoscale: Mapping[str, Bounds]
     draft_tokens: int
     has_seats: bool
+    weights_from: WeightsFrom
     attention: AttentionOptions
 
 

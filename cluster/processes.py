@@ -97,12 +97,15 @@ class Pulse:
     """A sign of life. has_ended: there is nothing more to come, though the process lives.
 
     epoch: of the view that it computes with; it asks nobody by an older one any more. convicted: (actor id,
-    incarnation) of experts that it caught sending rubbish.
+    incarnation) of experts that it caught sending rubbish. num_sequences: that it has. is_handing_over: of
+    these, some are on their way to others, and get on.
     """
 
     has_ended: bool
     epoch: int
     convicted: tuple[tuple[str, int], ...]
+    num_sequences: int = 0
+    is_handing_over: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,10 +20,10 @@ SEED = 0
 
 def write_checkpoint(directory: Path, preset: str, seed: int) -> ModelConfig:
     """A seeded random checkpoint with a byte-level tokenizer."""
-    from model.tiny import write_tiny  # late, here and below: it takes torch, which nothing else here does
+    # Late, here and below: it takes torch, which nothing else here does.
+    from model.tiny import preset_shape, write_tiny
 
-    directory.mkdir(parents=True, exist_ok=True)
-    vocab_size = write_byte_tokenizer(directory)
+    vocab_size = write_byte_tokenizer(directory, preset_shape(preset).vocabulary)
     return write_tiny(directory, preset=preset, seed=seed, vocab_size=vocab_size)
 
 

@@ -58,6 +58,13 @@ class Cluster:
         """For fault tests: make an expert actor answer rubbish."""
         ray.get(self.controller.spoil.remote(actor_id), timeout=STATUS_TIMEOUT_S)
 
+    def arm(self, actor_id: str, point: str, passes: int) -> None:
+        """For fault tests: who serves ends at the `passes`-th pass of a point; returns when it is armed.
+
+        The points are those of actors/fault_points.py.
+        """
+        ray.get(self.controller.arm.remote(actor_id, point, passes), timeout=STATUS_TIMEOUT_S)
+
     def poison(self, seed: int) -> None:
         """For fault tests: every attention actor that serves dies of sequences of this seed."""
         ray.get(self.controller.poison.remote(seed), timeout=STATUS_TIMEOUT_S)

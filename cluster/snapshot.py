@@ -6,10 +6,12 @@ HTTP or of terminals.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from actors.metrics import Sample
+from cluster.member import CAUSES
 from router.view import View
 
 Snapshot = dict[str, Any]
@@ -59,15 +61,21 @@ def targets(snapshot: Snapshot, own: str) -> list[dict[str, Any]]:
 def controller_samples(snapshot: Snapshot) -> Iterator[Sample]:
     """The metrics of the cluster as a whole."""
     states: dict[tuple[str, str], int] = {}
+    faults = Counter(dict.fromkeys(CAUSES, 0))
     for actor in snapshot["actors"]:
         for state in ("serves", "loads", "leaves", "given up"):
             states.setdefault((actor["kind"], state), 0)
         states[actor["kind"], actor["state"]] += 1
+        faults.update(actor["faults"])
         yield Sample("shoal_deaths_total", actor["deaths"], (actor["actor_id"],))
+        if actor["detection_s"] is not None:
+            yield Sample("shoal_detection_seconds", actor["detection_s"], (actor["actor_id"],))
         if actor["recovery_s"] is not None:
             yield Sample("shoal_recovery_seconds", actor["recovery_s"], (actor["actor_id"],))
     for labels, count in states.items():
         yield Sample("shoal_actors", count, labels)
+    for cause, count in faults.items():
+        yield Sample("shoal_faults_total", count, (cause,))
     yield Sample("shoal_epoch", snapshot["epoch"])
     for stage in ("before", "after"):
         yield Sample("shoal_placement_imbalance", snapshot["balance"][stage], (stage,))

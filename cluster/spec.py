@@ -11,12 +11,12 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from actors.options import MicroBatches
+from actors.options import MicroBatches, WeightsFrom
 from cluster.autoscale import Bounds
 from ingress.limits import ConnectionLimits
 
@@ -41,6 +41,9 @@ class ShoalSpec(BaseModel):
         description="checkpoint directory, or random:LAYERS (on cuda: noise of true width); none: embedded",
     )
     served_model_name: str | None = Field(None, description="name in /v1/models; none: the directory's name")
+    aliases: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
+        [], max_length=64, description="more names that requests may call it by, as deepseek-chat"
+    )
     attention: int = Field(1, ge=1, le=256, description="attention actors")
     experts: int = Field(
         2, ge=0, le=1024, description="expert actors; 0: experts live in the attention actors"
@@ -59,6 +62,10 @@ class ShoalSpec(BaseModel):
     )
     autoscale: dict[Literal["experts", "attention"], str] = Field(
         {}, description="how many actors there may be, as {experts: 2-6}; none: as many as ordered"
+    )
+    weights_from: WeightsFrom = Field(
+        "files",
+        description="who is asked first for experts that another actor holds; peers: where files are slow",
     )
     ingress: int = Field(1, ge=1, le=64, description="ingress replicas")
     device: Literal["cpu", "cuda"] = Field(

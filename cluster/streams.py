@@ -22,21 +22,28 @@ from cluster.history import CUT, StreamEvent
 PAUSE_S = 0.2  # after an answer without an end
 PATIENCE_S = 90.0  # for the next bytes of a stream
 FIRST_BYTE_ID, LAST_BYTE_ID = 16, 271  # of the byte tokenizer; in any other vocabulary tokens as well
-PROMPT_TOKENS = (8, 48)
+SHORT_TOKENS = (8, 48)
+LONG_TOKENS = (200, 260)  # more than three pages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A prompt and how to sample; the same question has the same answer."""
+    """A prompt and how to sample; the same question has the same answer.
+
+    is_salted: each time it is asked, it shares no pages with any other request.
+    """
 
     name: str
     prompt: tuple[int, ...]
     temperature: float
     seed: int
     max_tokens: int
+    is_salted: bool = False
 
-    def body(self, model: str) -> dict[str, Any]:
+    def body(self, model: str, request: str) -> dict[str, Any]:
+        salt = {"cache_salt": request} if self.is_salted else {}
         return {
+            **salt,
             "model": model,
             "prompt": list(self.prompt),
             "max_tokens": self.max_tokens,
@@ -50,18 +57,22 @@ class Question:
 
 
 def make_questions(count: int, *, seed: int, max_tokens: int, vocab_size: int) -> list[Question]:
-    """Questions of random tokens; every third is sampled, the others are greedy."""
+    """Questions of random tokens.
+
+    Of every six, two are sampled, the others greedy; two are pages long, one of them salted.
+    """
     generator = random.Random(seed)
     return [
         Question(
             name=f"q{number}",
             prompt=tuple(
                 generator.randrange(FIRST_BYTE_ID, vocab_size)
-                for _ in range(generator.randint(*PROMPT_TOKENS))
+                for _ in range(generator.randint(*(LONG_TOKENS if number % 3 == 1 else SHORT_TOKENS)))
             ),
             temperature=0.8 if number % 3 == 2 else 0.0,
             seed=number,
             max_tokens=max_tokens,
+            is_salted=number % 6 == 1,
         )
         for number in range(count)
     ]
@@ -117,7 +128,7 @@ def ask(url: str, model: str, question: Question, request: str) -> Iterator[Stre
     yield StreamEvent(kind="sent", request=request, at_s=time.monotonic())
     sequence, finish, num_tokens = itertools.count(), CUT, None
     try:
-        for data in _events(url, question.body(model)):
+        for data in _events(url, question.body(model, request)):
             if "error" in data:
                 error = data["error"]
                 finish = f"error: {error.get('code') or ''} {error.get('message', '')[:200]}"

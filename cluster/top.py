@@ -6,7 +6,7 @@ nor of keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.columns import Columns
@@ -21,6 +21,7 @@ HALF_BLOCK = "\u2580"  # its upper half in the ink's colour, its lower in the pa
 CIVIDIS = ((0, 32, 77), (49, 68, 107), (102, 105, 112), (149, 143, 120), (202, 185, 105), (255, 234, 70))
 LEAST_TOP = 2.0  # load over mean at the hot end of the scale, at least
 EVENTS_SHOWN = 8
+ID_CHARS = 14  # of a request: the end tells them apart
 
 
 def draw(window: Window) -> RenderableType:
@@ -73,6 +74,26 @@ def actor_table(window: Window) -> Table:
             f"{of_kind.get((actor['actor_id'], actor['incarnation']), 0.0):.0f} {unit}/s",
             *(_number(stats.get(name)) for name in ("running", "waiting", "free_pages")),
             *(str(actor["deaths"]), recovery),
+        )
+    return table
+
+
+def request_table(ended: Sequence[Mapping[str, Any]]) -> Table:
+    """One line for every choice that has ended, the newest first."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("request", "tenant"):
+        table.add_column(name, no_wrap=True)
+    for name in ("prompt", "made", "queue", "first", "whole", "experts"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("end", "by"):
+        table.add_column(name)
+    for one in reversed(ended):
+        times = (one["queue_s"], one["first_token_s"], one["whole_s"], one["experts_s"])
+        table.add_row(
+            *(Text(one["id"][-ID_CHARS:]), Text(one["tenant"] or "-")),
+            *(str(one["prompt_tokens"]), str(one["generated_tokens"])),
+            *("-" if seconds is None else f"{seconds:.3f} s" for seconds in times),
+            *(one["finish"], ", then ".join(one["actors"])),
         )
     return table
 

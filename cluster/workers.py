@@ -10,21 +10,24 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from actors.options import ActorOptions, AttentionOptions, Loaded
+from actors.options import ActorOptions, AttentionOptions, ExpertOrder, Loaded, Taken
 from cluster.hosts import HERE
 from cluster.processes import Introduction, Pulse, beside
+from model.config import ModelConfig
 from router.view import Pair, View
 
 T = TypeVar("T")
 
 PULSE_S = 0.5
 POLITE = 10  # niceness
+LONGEST_PAUSE_S = 0.1
 
 
 class Worker:
@@ -48,26 +51,24 @@ class Worker:
         _politely(lambda: importlib.import_module("actors.build"))
         self._is_standby = True
 
-    def load_expert(self, options: ActorOptions, pairs: frozenset[Pair], known: Mapping[Pair, int]) -> Loaded:
-        """Read the experts and start to listen; raises CheckpointError. known: what others read of them."""
+    def load_expert(self, options: ActorOptions, config: ModelConfig, order: ExpertOrder) -> Loaded:
+        """Take the experts and start to listen; raises CheckpointError."""
         from actors.build import build_expert
 
         self._is_standby = False
         _one_thread()
         options = self._bound_here(options)
-        self._server, loaded = build_expert(options, pairs, known, self._note)
+        load = _at_once if options.is_urgent else _politely
+        self._server, loaded = load(lambda: build_expert(options, config, order, self._note))
         self._options, self._loaded = options, loaded
         return loaded
 
     @beside("load")
-    def take(self, pairs: frozenset[Pair], known: Mapping[Pair, int]) -> dict[Pair, int]:
-        """To an expert actor that serves: read more; raises CheckpointError and holds what it has read.
-
-        Returns their digests.
-        """
+    def take(self, order: ExpertOrder) -> Taken:
+        """To an expert actor that serves: take more; raises CheckpointError and holds what it has taken."""
         from actors.build import take_experts
 
-        return _politely(lambda: take_experts(self._server, self._options, pairs, known, self._note))
+        return take_experts(self._server, self._options, order, _with_pauses(self._note))
 
     @beside("load")
     def drop(self, pairs: frozenset[Pair]) -> None:
@@ -87,7 +88,8 @@ class Worker:
         _one_thread()
         options = self._bound_here(options)
         known = None if view is None else View.from_bytes(view)
-        self._server, loaded = build_attention(options, attention, known, checksum, self._note)
+        load = _at_once if options.is_urgent or options.device != "cpu" else _politely
+        self._server, loaded = load(lambda: build_attention(options, attention, known, checksum, self._note))
         self._options, self._loaded = options, loaded
         return loaded
 
@@ -105,7 +107,14 @@ class Worker:
         has_ended = self._ended.wait(PULSE_S)
         if self._loaded is None:
             return Pulse(has_ended=has_ended, epoch=0, convicted=())
-        return Pulse(has_ended=has_ended, epoch=self._server.epoch_in_use, convicted=self._server.convicted)
+        server = self._server
+        return Pulse(
+            has_ended=has_ended,
+            epoch=server.epoch_in_use,
+            convicted=server.convicted,
+            num_sequences=server.num_sequences,
+            is_handing_over=server.is_handing_over,
+        )
 
     @beside("ctl")
     def introduce(self) -> Introduction | None:
@@ -165,6 +174,11 @@ class Worker:
         self._server.spoil()
 
     @beside("ctl")
+    def arm(self, point: str, passes: int) -> None:
+        """For fault tests: it ends at a point of actors/fault_points.py; raises ValueError."""
+        self._server.arm(point, passes)
+
+    @beside("ctl")
     def poison(self, seed: int) -> None:
         """For fault tests, to an attention actor: from now on it dies of sequences of this seed."""
         self._server.poison(seed)
@@ -180,6 +194,26 @@ def _politely(work: Callable[[], T]) -> T:
     """With a low priority: who serves comes first. On a thread of its own: no thread gets its own back."""
     with ThreadPoolExecutor(1, initializer=_step_back) as pool:
         return pool.submit(work).result()
+
+
+def _at_once(work: Callable[[], T]) -> T:
+    return work()
+
+
+def _with_pauses(note: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`note` of a load, and after each piece a pause as long as that took: the process serves meanwhile.
+
+    A low priority would not do there: whoever holds the interpreter keeps the others of its process waiting.
+    """
+    since_s = time.monotonic()
+
+    def paused(progress: Any) -> None:
+        nonlocal since_s
+        note(progress)
+        time.sleep(min(LONGEST_PAUSE_S, time.monotonic() - since_s))
+        since_s = time.monotonic()
+
+    return paused
 
 
 def _step_back() -> None:

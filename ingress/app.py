@@ -1,18 +1,17 @@
 """The OpenAI-compatible HTTP application.
 
-Routes, and nothing else: bodies become orders (ingress/order.py), orders become answers
+Routes, and nothing else: bodies become orders (ingress/desk.py), orders become answers
 (ingress/stream.py). Knows nothing of Ray Serve: it runs under any ASGI server.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib.metadata
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -25,24 +24,24 @@ from ingress.answer import Answer, Heading
 from ingress.body import read_body
 from ingress.chat_answer import ChatAnswer
 from ingress.compiler import GrammarCompiler
+from ingress.desk import OrderDesk
 from ingress.engine_client import Call, EngineClient
 from ingress.errors import Overloaded, install_handlers
 from ingress.generation import Generation
 from ingress.guard import RequestGuard
-from ingress.key_guard import KEY, METER, KeyGuard, given_key
+from ingress.key_guard import METER, KeyGuard, tenant_of
 from ingress.keys import KeyRing
 from ingress.limits import Limits
 from ingress.messages_answer import MessagesAnswer
 from ingress.openapi import document
-from ingress.order import Order, OrderDesk
+from ingress.order import Order
 from ingress.probe import one_token
 from ingress.quota import Grant
 from ingress.responses_answer import ResponsesAnswer
-from ingress.stream import AnswerResponse, Delivery
+from ingress.stream import IGNORED_HEADER, AnswerResponse, Delivery
 from ingress.text_answer import TextAnswer
 from ingress.tokens import Tokenizer
 
-TENANT_CHARS = 32
 PREFIXES = ("/v1", "", "/beta")  # OpenAI's place, DeepSeek's, and DeepSeek's for prefixes and suffixes
 
 T = TypeVar("T")
@@ -54,18 +53,18 @@ def create_app(
     tokenizer: Tokenizer,
     model_name: str,
     context_tokens: int,
-    add_bos: bool = False,
+    aliases: Sequence[str] = (),
     limits: Limits | None = None,
     keys: KeyRing | None = None,
     replicas: int = 1,
     compiler: GrammarCompiler | None = None,
 ) -> FastAPI:
-    """The application; engine and compiler live and end with it. add_bos: as in tokenizer_config.json.
+    """The application; engine and compiler live and end with it. aliases: more names of the model.
 
     keys: None lets everybody in. replicas: how many such applications share the limits of a key.
     """
     desk = OrderDesk(
-        tokenizer=tokenizer, model_name=model_name, context_tokens=context_tokens, add_bos=add_bos
+        tokenizer=tokenizer, model_name=model_name, aliases=aliases, context_tokens=context_tokens
     )
     compiler = compiler or GrammarCompiler(tokenizer.directory)
     door = Door(engine, desk, compiler, limits or Limits(), created=int(time.time()))
@@ -81,8 +80,8 @@ def create_app(
     install_handlers(app)
     if keys is not None:
         app.add_middleware(KeyGuard, ring=keys, replicas=replicas)
-    app.add_middleware(RequestGuard)  # outermost
-    described = document(model_name, _version(), prefixes=PREFIXES, has_keys=keys is not None)
+    app.add_middleware(RequestGuard, answered=engine.metrics.answered)  # outermost
+    described = document(desk.names, _version(), prefixes=PREFIXES, has_keys=keys is not None)
     app.add_route("/openapi.json", lambda _: _json(described))
     for method, path, handler in _routes(door):
         app.add_api_route(path, handler, methods=[method], response_class=Response)
@@ -147,24 +146,27 @@ class Door:
         return self._deliver(request, order, heading, ResponsesAnswer(heading, told))
 
     async def count_tokens(self, request: Request) -> Response:
-        return _json({"input_tokens": await self._read(request, self._desk.count_tokens)})
+        told = await self._read(request, self._desk.count_tokens)
+        return _json({"input_tokens": told.value}, told.ignored_fields)
 
     async def tokenize(self, request: Request) -> Response:
-        ids = await self._read(request, self._desk.tokenize)
-        return _json({"count": len(ids), "max_model_len": self._desk.context_tokens, "tokens": ids})
+        told = await self._read(request, self._desk.tokenize)
+        ids, most = told.value, self._desk.context_tokens
+        return _json({"count": len(ids), "max_model_len": most, "tokens": ids}, told.ignored_fields)
 
     async def detokenize(self, request: Request) -> Response:
-        return _json({"prompt": await self._read(request, self._desk.detokenize)})
+        told = await self._read(request, self._desk.detokenize)
+        return _json({"prompt": told.value}, told.ignored_fields)
 
     async def tokenizer_info(self) -> Response:
         return _json(self._desk.tokenizer_info())
 
     async def models(self) -> Response:
-        return _json({"object": "list", "data": [self._model()]})
+        return _json({"object": "list", "data": [self._model(name) for name in self._desk.names]})
 
     async def model(self, name: str) -> Response:
         self._desk.check_model(name)
-        return _json(self._model())
+        return _json(self._model(name))
 
     async def health(self, generate: bool = False) -> Response:
         """Liveness: this process answers; with generate=1, and the engine makes a token."""
@@ -229,7 +231,7 @@ class Door:
             waits.append(order.deadline_s)
             deadline_s = asyncio.get_running_loop().time() + order.deadline_s
         terms = Terms(
-            tenant=_tenant(request),
+            tenant=tenant_of(request.scope),
             is_batch=order.is_batch,
             max_wait_s=min(waits, default=None),
             cache_salt=order.cache_salt,
@@ -241,9 +243,10 @@ class Door:
         answer_id = f"{kind}-{secrets.token_hex(16)}"
         return Heading(answer_id=answer_id, created=int(time.time()), model=self._desk.model_name)
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self, name: str) -> dict[str, Any]:
         return {
-            "id": self._desk.model_name,
+            "id": name,
+            "root": self._desk.model_name,
             "object": "model",
             "created": self._created,
             "owned_by": "shoal",
@@ -251,22 +254,9 @@ class Door:
         }
 
 
-def _tenant(request: Request) -> str:
-    """The name of the API key, where keys are checked. Else a mark of what came as one, which itself goes no
-    further; all without a key are one tenant.
-
-    The `user` field makes no tenant: it costs nothing to change, so whoever changes it would overtake those
-    who do not.
-    """
-    key = request.scope["state"].get(KEY)
-    if key is not None:
-        return str(key.name)
-    given = given_key(request.headers)
-    return hashlib.sha256(given.encode("latin-1")).hexdigest()[:TENANT_CHARS] if given else ""
-
-
-def _json(value: dict[str, Any]) -> Response:
-    return Response(json.dumps(value), media_type="application/json")
+def _json(value: dict[str, Any], ignored_fields: str = "") -> Response:
+    headers = {IGNORED_HEADER: ignored_fields} if ignored_fields else None
+    return Response(json.dumps(value), media_type="application/json", headers=headers)
 
 
 def _version() -> str:

@@ -39,7 +39,7 @@ GrammarText = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
 
 
 class JsonSchemaFormat(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, hide_input_in_errors=True)
     name: Annotated[str, Field(pattern=FORMAT_NAME)]
     description: str | None = None
     schema_: Annotated[Schema, Field(alias="schema")]
@@ -49,7 +49,7 @@ class JsonSchemaFormat(BaseModel):
 class ResponseFormat(BaseModel):
     """OpenAI's."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, hide_input_in_errors=True)
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 

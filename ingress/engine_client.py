@@ -72,7 +72,7 @@ class EngineClient:
         self._affinity = Affinity()
         self._prefix_cache = prefix_cache
         self._endpoints: tuple[Endpoint, ...] = tuple(endpoints)
-        self._keepers: dict[str, _Keeper] = {}
+        self._keepers: dict[tuple[str, str, int], _Keeper] = {}  # by place
         self._changed = asyncio.Event()
         self._is_started = False
         self._is_closed = False
@@ -100,15 +100,14 @@ class EngineClient:
         self._endpoints = tuple(endpoints)
         if not self._is_started:
             return
-        wanted = {endpoint.actor_id: endpoint for endpoint in endpoints}
-        for actor_id, keeper in list(self._keepers.items()):
-            if actor_id not in wanted or not keeper.serves(wanted[actor_id]):
-                self._keepers.pop(actor_id).stop()
-        for actor_id, endpoint in wanted.items():
-            if actor_id in self._keepers:
-                self._keepers[actor_id].endpoint = endpoint
+        wanted = {endpoint.place: endpoint for endpoint in endpoints}
+        for place in self._keepers.keys() - wanted.keys():
+            self._keepers.pop(place).stop()
+        for place, endpoint in wanted.items():
+            if place in self._keepers:
+                self._keepers[place].endpoint = endpoint
             else:
-                self._keepers[actor_id] = _Keeper(endpoint, self._credentials, self._on_change)
+                self._keepers[place] = _Keeper(endpoint, self._credentials, self._on_change)
         self._on_change()
 
     def _on_change(self) -> None:
@@ -150,14 +149,16 @@ class EngineClient:
         call = call or Call()
         journal = Journal(request_id, prompt_ids, sampling, call.terms)
         self._open_sequences += 1
-        watch = watch or self.metrics.watch(len(prompt_ids), call.parent)
+        watch = watch or self.metrics.watch(
+            len(prompt_ids), call.parent, sequence_id=request_id, tenant=call.terms.tenant
+        )
         finish = None
         try:
             async with aclosing(self._resumed(journal, call.deadline_s, watch)) as events:
                 async for event in events:
                     if event.finish in REFUSALS:
                         raise _refused(event)
-                    watch.delivered(len(event.token_ids), event.work)
+                    watch.delivered(len(event.token_ids), event.work, event.num_cached)
                     yield event
         except TimeoutError:
             finish = FINISH_DEADLINE
@@ -270,10 +271,6 @@ class _Keeper:
         self._changed = changed
         self._task = asyncio.create_task(self._run(), name=f"link to {endpoint.actor_id}")
         self._task.add_done_callback(_report_fault)
-
-    def serves(self, endpoint: Endpoint) -> bool:
-        """Whether `endpoint` is the place that this keeper connects to."""
-        return (self.endpoint.host, self.endpoint.port) == (endpoint.host, endpoint.port)
 
     def stop(self) -> asyncio.Task[None]:
         self.link = None

@@ -123,9 +123,9 @@ class Generation:
         output = Output(choice, self._tokenizer, self._order.output)
         sequence_id = f"{self._answer_id}-{choice}"
         prompt_ids, sampling = self._order.prompt_of(choice), self._order.samplings[choice]
-        call, watch = (
-            replace(self._call, terms=terms),
-            self._engine.metrics.watch(len(prompt_ids), self._call.parent),
+        call = replace(self._call, terms=terms)
+        watch = self._engine.metrics.watch(
+            len(prompt_ids), call.parent, sequence_id=sequence_id, tenant=terms.tenant
         )
         async with aclosing(self._engine.generate(sequence_id, prompt_ids, sampling, call, watch)) as events:
             async for event in events:

@@ -1,7 +1,7 @@
 """The outermost layer: a name for every request.
 
-Gives each request an id, shows it in `x-request-id`, and answers in the error shape whatever nobody foresaw.
-Knows nothing of routes.
+Gives each request an id, shows it in `x-request-id`, answers in the error shape whatever nobody foresaw, and
+counts the answers. Knows nothing of routes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from collections.abc import Callable
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingress.errors import error_response, internal_error
+from ingress.key_guard import tenant_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +26,9 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class RequestGuard:
     """ASGI middleware; `scope["state"]["request_id"]` holds the id further in."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, answered: Callable[[int, str | None], None]) -> None:
+        """answered: told of each answer's status, and whose request it was if it was to be computed."""
+        self._app, self._answered = app, answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,6 +42,7 @@ class RequestGuard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                self._answered(message["status"], _asker(scope, message["status"]))
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -48,6 +53,12 @@ class RequestGuard:
             if not started:
                 failed = error_response(internal_error(request_id), path=scope["path"])
                 await failed(scope, receive, send_named)
+
+
+def _asker(scope: Scope, status: int) -> str | None:
+    """Whose request was to be computed; a stranger is no tenant."""
+    is_known = scope["method"] == "POST" and status != HTTPStatus.UNAUTHORIZED
+    return tenant_of(scope) if is_known else None
 
 
 def _request_id(given: str | None) -> str:

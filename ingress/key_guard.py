@@ -8,6 +8,7 @@ The path is the one that was asked for (scope["path"]), never one put together f
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 OPEN = ("/health", "/ready")
 KEY, METER = "api_key", "meter"  # in scope["state"]
+TENANT_CHARS = 32
 
 
 class KeyGuard:
@@ -45,6 +47,7 @@ class KeyGuard:
             await error_response(error, path=scope["path"])(scope, receive, send)
             return
         meter = self._meter(key)
+        scope.setdefault("state", {}).update({KEY: key, METER: meter})
 
         async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -56,7 +59,6 @@ class KeyGuard:
         except RequestError as error:
             await error_response(error, path=scope["path"])(scope, receive, send_counted)
             return
-        scope.setdefault("state", {}).update({KEY: key, METER: meter})
         await self._app(scope, receive, send_counted)
 
     def _key(self, given: str) -> ApiKey:
@@ -83,6 +85,20 @@ def given_key(headers: Headers) -> str:
     """Empty: none. As a bearer, or where clients of Anthropic's API put it."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
+
+
+def tenant_of(scope: Scope) -> str:
+    """The name of the API key, where keys are checked. Else a mark of what came as one, which itself goes no
+    further; all without a key are one tenant.
+
+    The `user` field makes no tenant: it costs nothing to change, so whoever changes it would overtake those
+    who do not.
+    """
+    key = scope["state"].get(KEY)
+    if key is not None:
+        return str(key.name)
+    given = given_key(Headers(scope=scope))
+    return hashlib.sha256(given.encode("latin-1")).hexdigest()[:TENANT_CHARS] if given else ""
 
 
 def _is_open(scope: Scope) -> bool:

@@ -42,6 +42,11 @@ class Endpoint:
     port: int
     draining: bool = False
 
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Of one life: the next one in its seat has the same name."""
+        return self.actor_id, self.host, self.port
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Credentials:
@@ -72,7 +77,7 @@ class AttentionLink:
         self._feeds: dict[str, Feed] = {}
         self._is_lost = False
         self.was_ended = False  # by the other end, as a death ends it; not for its silence, nor by us
-        self._is_left = False
+        self._heirs: set[AttentionLink] = set()  # that the actor was last told
         self._silence = Silence()
         self.wait_s = 0.0  # until all that waits there has begun, as the actor last estimated
 
@@ -148,10 +153,10 @@ class AttentionLink:
             self._writer.write(wire.encode(Cancel(request_id=request_id)))
 
     def hand_over(self, heirs: Sequence[AttentionLink]) -> None:
-        """Have the actor send what is under way here to these, once; returns at once."""
-        if self._is_lost or self._is_left or not heirs:
+        """Have the actor send what is under way here to these, told once of the same; returns at once."""
+        if self._is_lost or not heirs or {*heirs} == self._heirs:
             return
-        self._is_left = True
+        self._heirs = {*heirs}
         places = tuple((h.endpoint.actor_id, h.incarnation, h.endpoint.host, h.endpoint.port) for h in heirs)
         self._writer.write(wire.encode(HandOver(heirs=places)))
 

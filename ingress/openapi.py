@@ -7,6 +7,8 @@ nothing of how anything is served.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic.json_schema import models_json_schema
 
 from ingress.constraints import FORMAT_NAME
@@ -116,6 +118,10 @@ EITHER: Json = {
         for given, other in (("prompt", "messages"), ("messages", "prompt"))
     ]
 }
+EVENT: Json = {
+    **of(data={"type": "string"}, optional={"event": {"type": "string"}}),
+    "description": "with `stream: true`: one event; the data is JSON, or [DONE]",
+}
 COMMON = {"stop": STOPS, "logit_bias": BIASES}
 QUESTION = [{"role": "user", "content": "What is 17 + 25?"}]
 EXAMPLES: dict[str, Json] = {
@@ -129,8 +135,8 @@ EXAMPLES: dict[str, Json] = {
 }
 
 
-def document(model_name: str, version: str, *, prefixes: tuple[str, ...], has_keys: bool) -> Json:
-    """prefixes: under which OpenAI's routes are served."""
+def document(model_names: Sequence[str], version: str, *, prefixes: tuple[str, ...], has_keys: bool) -> Json:
+    """model_names: answers bear the first. prefixes: under which OpenAI's routes are served."""
     posts: list[tuple[str, str, str, str]] = [
         *((f"{prefix}/chat/completions", "ChatRequest", "ChatCompletion", "A chat") for prefix in prefixes),
         *((f"{prefix}/completions", "CompletionRequest", "Completion", "Text") for prefix in prefixes),
@@ -141,13 +147,13 @@ def document(model_name: str, version: str, *, prefixes: tuple[str, ...], has_ke
         posts.append((f"{prefix}/messages/count_tokens", "CountRequest", "TokenCount", "Count its tokens"))
     posts.append(("/tokenize", "TokenizeRequest", "Tokenized", "Text or a chat to token ids"))
     posts.append(("/detokenize", "DetokenizeRequest", "Detokenized", "Token ids to text"))
-    paths: Json = {path: {"post": _post(*rest, model_name=model_name)} for path, *rest in posts}
-    paths |= {path: {"get": get} for path, get in _gets(prefixes, model_name)}
+    paths: Json = {path: {"post": _post(*rest, model_name=model_names[0])} for path, *rest in posts}
+    paths |= {path: {"get": get} for path, get in _gets(prefixes, model_names)}
     found: Json = {
         "openapi": "3.1.0",
         "info": {"title": "Shoal", "version": version, "description": "An endpoint as OpenAI's."},
         "paths": paths,
-        "components": {"schemas": {**_requests(model_name), **ANSWERS}},
+        "components": {"schemas": {**_requests(model_names), **ANSWERS}},
     }
     if has_keys:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -155,7 +161,7 @@ def document(model_name: str, version: str, *, prefixes: tuple[str, ...], has_ke
     return found
 
 
-def _requests(model_name: str) -> Json:
+def _requests(model_names: Sequence[str]) -> Json:
     _, found = models_json_schema(
         [(kind, "validation") for kind in REQUESTS], ref_template="#/components/schemas/{model}"
     )
@@ -165,7 +171,7 @@ def _requests(model_name: str) -> Json:
         fields |= {key: value for key, value in COMMON.items() if key in fields}
         fields |= SAID_MORE.get(name, {})
         if "model" in fields:
-            fields["model"] = {"type": "string", "enum": [model_name]}
+            fields["model"] = {"type": "string", "enum": list(model_names)}
     schemas["TokenizeRequest"] |= EITHER
     return schemas
 
@@ -174,7 +180,7 @@ def _post(request: str, answer: str, summary: str, *, model_name: str) -> Json:
     streams = answer in ("ChatCompletion", "Completion", "Response", "Message")
     content: Json = {"application/json": {"schema": ref(answer)}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": "with `stream: true`"}}
+        content["text/event-stream"] = {"schema": EVENT}
     names_model = request not in ("TokenizeRequest", "DetokenizeRequest")
     example = {**({"model": model_name} if names_model else {}), **EXAMPLES[request]}
     told = {"200": {"description": "the answer", "content": content}}
@@ -189,12 +195,12 @@ def _post(request: str, answer: str, summary: str, *, model_name: str) -> Json:
     }
 
 
-def _gets(prefixes: tuple[str, ...], model_name: str) -> list[tuple[str, Json]]:
+def _gets(prefixes: tuple[str, ...], model_names: Sequence[str]) -> list[tuple[str, Json]]:
     name: Json = {
         "name": "name",
         "in": "path",
         "required": True,
-        "schema": {"type": "string", "enum": [model_name]},
+        "schema": {"type": "string", "enum": list(model_names)},
     }
     generate: Json = {"name": "generate", "in": "query", "schema": {"type": "boolean"}}
     gets = [

@@ -68,7 +68,9 @@ TEXT_CHOICE = of(
     ),
     finish_reason={"enum": ["stop", "length"]},
 )
-MODEL = of(id=STRING, object={"const": "model"}, created=COUNT, owned_by=STRING, max_model_len=COUNT)
+MODEL = of(
+    id=STRING, root=STRING, object={"const": "model"}, created=COUNT, owned_by=STRING, max_model_len=COUNT
+)
 ANSWERS: Json = {
     "Error": of(error=of(message=STRING, type=STRING, param=maybe(STRING), code=maybe(STRING))),
     "MessagesError": {

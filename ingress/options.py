@@ -12,6 +12,7 @@ Errors: InvalidRequest (ingress/errors.py).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -79,6 +80,14 @@ def header_name(name: str) -> str:
     return SHOWN_FIELD.sub("_", name)[-MAX_SHOWN_CHARS:]
 
 
+def _unknown(model: BaseModel) -> Iterator[str]:
+    """The unknown fields of `model`, and of what it holds by their paths."""
+    yield from model.model_extra or {}
+    for field in type(model).model_fields:
+        if isinstance(inner := getattr(model, field), BaseModel):
+            yield from (f"{field}.{name}" for name in _unknown(inner))
+
+
 def _off(value: Any) -> bool:
     """Whether `value` asks for nothing."""
     return value is None or value is False or value in ("", [], {})
@@ -99,7 +108,7 @@ class Body(BaseModel):
     @property
     def ignored_fields(self) -> str:
         """The names of the unknown fields, fit for a header: bounded, plain characters."""
-        names = sorted((self.model_extra or {}).keys() - NOT_SERVED)
+        names = sorted({*_unknown(self)} - NOT_SERVED)
         shown = [header_name(name) for name in names[:MAX_SHOWN_FIELDS]]
         return ", ".join(shown + (["..."] if len(names) > MAX_SHOWN_FIELDS else []))
 

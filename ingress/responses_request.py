@@ -9,6 +9,7 @@ Errors: InvalidRequest (ingress/errors.py).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -21,6 +22,12 @@ from ingress.schema import MAX_MESSAGES
 Json = dict[str, Any]
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 TEXT_PARTS = ("input_text", "output_text", "text")
+RENAMED = (
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+    ("reasoning_effort", "reasoning.effort"),
+)
+IN_TOOL = re.compile(r"^(tools\[\d+\])\.function")
 NOT_SERVED = ("background", "conversation", "previous_response_id", "prompt", "top_logprobs")
 
 
@@ -164,11 +171,15 @@ def _format(told: Any) -> Any:
 
 
 def own_name(param: str | None) -> str | None:
-    """What a field of the chat is called here."""
-    for theirs in ("response_format.json_schema", "response_format"):
-        if param is not None and param.startswith(theirs):
-            return "text.format" + param.removeprefix(theirs)
-    return param
+    """What a field of the chat is called here. Of messages only that: an item need not be one of them."""
+    if param is None:
+        return None
+    if param.startswith("messages"):
+        return "input"
+    for theirs, ours in RENAMED:
+        if param.startswith(theirs):
+            return ours + param.removeprefix(theirs)
+    return IN_TOOL.sub(r"\1", param)
 
 
 def _choice(choice: str | Json | None) -> str | Json | None:

@@ -1,7 +1,7 @@
 """The fields of a request, each bounded.
 
 Pydantic models of /v1/chat/completions, /v1/completions, /tokenize and /detokenize. Knows nothing of token
-ids, of the model served or of its context: ingress/order.py checks against those.
+ids, of the model served or of its context: ingress/desk.py checks against those.
 
 Errors: InvalidRequest (ingress/errors.py).
 """
@@ -111,7 +111,7 @@ class Conversation(Body):
         if len(set(self._thinking_votes())) > 1:
             raise InvalidRequest("thinking is switched both on and off", param="thinking")
         for index, message in enumerate(self.messages or []):
-            if message.get("content") is None and message.get("role") != "assistant":
+            if message.get("content") in (None, []) and not _may_be_silent(message):
                 raise InvalidRequest("content is missing", param=f"messages[{index}].content")
         for index, message in self._bringing_tools():
             check_tools(message["tools"], f"messages[{index}].tools")
@@ -133,6 +133,12 @@ class Conversation(Body):
         votes.append(None if self.thinking is None else self.thinking.type == "enabled")
         votes.append(None if self.reasoning_effort is None else self.reasoning_effort != "none")
         return [vote for vote in votes if vote is not None]
+
+
+def _may_be_silent(message: dict[str, Any]) -> bool:
+    """Whether `message` says something without content."""
+    said = ("tool_calls", "reasoning_content", "reasoning")
+    return message.get("role") == "assistant" and any(message.get(name) for name in said)
 
 
 class ChatRequest(Conversation, Options):

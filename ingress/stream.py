@@ -29,6 +29,7 @@ from ingress.quota import Grant
 
 logger = logging.getLogger(__name__)
 
+IGNORED_HEADER = "x-ignored-fields"
 KEEP_ALIVE = b": keep-alive\n\n"
 STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -116,7 +117,7 @@ async def _stream_deltas(delivery: Delivery, sender: _Sender) -> None:
 
     async with delivery.generation as generation:
         while not generation.is_done:
-            delta = await _next_delta(generation, sender.silence_left_s)
+            delta = await next_delta(generation, sender.silence_left_s)
             if not sender.has_started:
                 await sender.start(STREAM_HEADERS)
                 await send(answer.opening())
@@ -131,12 +132,14 @@ async def _stream_deltas(delivery: Delivery, sender: _Sender) -> None:
     await send(answer.closing(usage))
 
 
-async def _next_delta(generation: Generation, patience_s: float) -> Delta | None:
+async def next_delta(generation: Generation, patience_s: float) -> Delta | None:
     """None: nothing for `patience_s`."""
     try:
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(patience_s) as patience:
             return await generation.next_delta()
     except TimeoutError:
+        if not patience.expired():  # what is up is somebody else's time: a failure like any other
+            raise
         return None
 
 
@@ -190,7 +193,7 @@ class _Sender:
     async def start(self, headers: dict[str, str]) -> None:
         self.has_started = True
         if self._ignored_fields:
-            headers = {**headers, "x-ignored-fields": self._ignored_fields}
+            headers = {**headers, IGNORED_HEADER: self._ignored_fields}
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await self._pass_on({"type": "http.response.start", "status": 200, "headers": raw})
 

@@ -35,11 +35,13 @@ class Tokenizer:
     """One checkpoint's tokenizer.
 
     Ids that the file does not know (a model's vocabulary may be padded) decode to nothing. directory: of the
-    file.
+    file. adds_bos: a text by itself begins with the BOS token, as tokenizer_config.json beside it says.
     """
 
-    def __init__(self, vocabulary: _Vocabulary, plain: tokenizers.Tokenizer, directory: Path) -> None:
-        self.directory = directory
+    def __init__(
+        self, vocabulary: _Vocabulary, plain: tokenizers.Tokenizer, directory: Path, *, adds_bos: bool = False
+    ) -> None:
+        self.directory, self.adds_bos = directory, adds_bos
         self._vocabulary = vocabulary
         self._plain = plain  # knows the ordinary tokens alone, so it cannot emit any other
 
@@ -50,7 +52,8 @@ class Tokenizer:
         try:
             vocabulary = _vocabulary(raw)
             _check_patterns(raw)
-            tokenizer = Tokenizer(vocabulary, _plain_tokenizer(raw, vocabulary.added), path.parent)
+            plain = _plain_tokenizer(raw, vocabulary.added)
+            tokenizer = Tokenizer(vocabulary, plain, path.parent, adds_bos=_adds_bos(path.parent))
             tokenizer._check_byte_level()
             return tokenizer
         except TokenizerError as error:
@@ -169,6 +172,17 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise TokenizerError(f"{path} holds a {type(raw).__name__}: must be a JSON object")
     return raw
+
+
+def _adds_bos(directory: Path) -> bool:
+    """False where nothing is said of it."""
+    path = directory / "tokenizer_config.json"
+    if not path.exists():
+        return False
+    said = _read(path).get("add_bos_token")
+    if said is not None and not isinstance(said, bool):
+        raise TokenizerError(f"add_bos_token of {path} is {said!r}: must be true or false")
+    return bool(said)
 
 
 def _vocabulary(raw: Mapping[str, Any]) -> _Vocabulary:

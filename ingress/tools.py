@@ -33,8 +33,14 @@ def check_tools(tools: Any, where: str = "tools") -> None:
         raise InvalidRequest("tools must be a list", param=where)
     if not 0 < len(tools) <= MAX_TOOLS:
         raise InvalidRequest(f"tools has {len(tools)} entries: 1 to {MAX_TOOLS}", param=where)
+    known: set[str] = set()
     for index, tool in enumerate(tools):
-        _check_tool(tool, f"{where}[{index}]")
+        name = _checked_name(tool, f"{where}[{index}]")
+        if name in known:
+            raise InvalidRequest(
+                f"two functions have the name {name}", param=f"{where}[{index}].function.name"
+            )
+        known.add(name)
 
 
 def check_tool_choice(choice: str | dict[str, Any] | None, tools: list[Any] | None) -> None:
@@ -70,7 +76,8 @@ def check_schema(schema: Any, where: str) -> None:
     raise InvalidRequest(f"a schema has over {MAX_SCHEMA_NODES} parts", param=where)
 
 
-def _check_tool(tool: Any, where: str) -> None:
+def _checked_name(tool: Any, where: str) -> str:
+    """Of the function of a tool that is sound."""
     if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict):
         raise InvalidRequest("a tool must be an object with a function", param=where)
     if tool.get("type") != "function":
@@ -86,6 +93,7 @@ def _check_tool(tool: Any, where: str) -> None:
         if not isinstance(parameters, dict):
             raise InvalidRequest("parameters must be an object", param=f"{where}.function.parameters")
         check_schema(parameters, f"{where}.function.parameters")
+    return name
 
 
 def _check_keywords(node: dict[str, Any], path: str) -> None:

@@ -158,6 +158,8 @@ def _content(message: Mapping[str, Any], where: str) -> str:
 
 def _answer(turn: Turn | None, message: Mapping[str, Any], where: str) -> None:
     """Put a tool message in the place of its call: by id where it names one, else by position."""
+    if message.get("prefix"):
+        raise PromptError("a tool message cannot be continued", f"{where}.prefix")
     if turn is None or not turn.calls:
         raise PromptError("a tool message must follow an assistant message with tool_calls", where)
     call_id = message.get("tool_call_id")

@@ -3,7 +3,8 @@
 The weight is the M operand of the matrix unit and the rows are its N operand, so that few rows still use
 Hopper's FP8 wgmma (with the rows as M it needs 64 of them). Narrow outputs split K over programs; the parts
 are added, in order, by whoever reads them. How K is split depends on the weight alone, so a row's bits do not
-depend on how many rows share the call. Knows nothing of layers.
+depend on how many rows share the call. Launches kernels/few_gluon.py where that is quicker, else the kernel
+below, whose bits are the same. Knows nothing of layers.
 
 Letters: R rows  K inner dimension  N outputs  S splits of K
 """
@@ -18,6 +19,12 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.fp8_rows import GROUP, Fp8Rows, Fp8Weight
+from kernels.hopper import has_gluon, multiprocessors, operand
+
+try:
+    from kernels.few_gluon import few_kernel
+except ImportError:  # a Triton without Gluon
+    few_kernel = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +45,16 @@ CONFIGS: tuple[tuple[int, GemmConfig], ...] = (
     (1 << 30, GemmConfig(block_n=128, block_r=64, num_warps=4, num_stages=4)),
 )
 
+STAGES = {16: 12, 64: 9, 128: 6}  # of the other kernel, by the rows of a tile
+
 
 def config_for(num_rows: int) -> GemmConfig:
     return next(config for most, config in CONFIGS if num_rows <= most)
+
+
+def gluon_is_quicker(num_rows: int) -> bool:
+    """As measured: many small programs of the kernel below are ahead at one row, and level at 32."""
+    return 8 < num_rows <= 16 or num_rows > 32
 
 
 def splits_for(num_outputs: int, inner: int) -> int:
@@ -58,7 +72,8 @@ def fp8_matmul(x: Fp8Rows, weight: Fp8Weight, out: Tensor, *, config: GemmConfig
     """out = x @ weight.T.
 
     out: bf16 [R, N], or fp32 [S, R, N] for the S parts of the sum, S a divisor of K / GROUP. Raises
-    ValueError for other shapes and dtypes.
+    ValueError for other shapes and dtypes. config: of the kernel below, wherever it runs; by default the
+    quickest that the device has is launched.
     """
     x.check("x")
     weight.check("weight")
@@ -71,6 +86,9 @@ def fp8_matmul(x: Fp8Rows, weight: Fp8Weight, out: Tensor, *, config: GemmConfig
         )
     if out.dtype != (torch.float32 if out.dim() == 3 else torch.bfloat16) or inner // GROUP % splits:
         raise ValueError(f"out is {out.dtype} {list(out.shape)}: expected bf16 [R, N] or fp32 [S, R, N]")
+    if config is None and gluon_is_quicker(rows) and has_gluon(x.values_RK.device):
+        _launch_gluon(x, weight, out, splits)
+        return
     chosen = config or config_for(rows)
     grid = (triton.cdiv(rows, chosen.block_r) * (outputs // chosen.block_n), splits)
     _fp8_gemm[grid](
@@ -88,6 +106,27 @@ def fp8_matmul(x: Fp8Rows, weight: Fp8Weight, out: Tensor, *, config: GemmConfig
         BLOCK_R=chosen.block_r,
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
+    )
+
+
+def _launch_gluon(x: Fp8Rows, weight: Fp8Weight, out: Tensor, splits: int) -> None:
+    rows = len(x.values_RK)
+    tile = next((tile for tile in STAGES if rows <= tile), max(STAGES))
+    outputs, inner = weight.values_NK.shape
+    few_kernel[(multiprocessors(out.device),)](
+        operand(x.values_RK, rows=tile),
+        x.scale_GR,
+        x.scale_GR.stride(0),
+        operand(weight.values_NK),
+        weight.scale_NK,
+        out,
+        rows,
+        N=outputs,
+        K=inner,
+        SPLITS=splits,
+        BLOCK_R=tile,
+        STAGES=STAGES[tile],
+        num_warps=4,
     )
 
 

@@ -16,7 +16,7 @@ try:
 except ImportError:  # a Triton without Gluon
     TensorDescriptor = None
 
-OPERAND_TILE = [128, 128]  # of FP8: what one copy brings
+OPERAND_WIDTH = 128  # in FP8, of what one copy brings
 
 
 def has_gluon(device: torch.device) -> bool:
@@ -26,10 +26,10 @@ def has_gluon(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) == (9, 0)
 
 
-def operand(matrix: Tensor) -> Any:
-    """FP8 matrices, one below the other, as the copy engine reads them: zeros beyond the last row."""
+def operand(matrix: Tensor, *, rows: int = 128) -> Any:
+    """FP8 matrices, one below the other, as the copy engine reads them: `rows` at a time, zeros beyond."""
     flat = matrix.view(-1, matrix.shape[-1])
-    return TensorDescriptor.from_tensor(flat, OPERAND_TILE, NVMMASharedLayout(128, 8, 2))
+    return TensorDescriptor.from_tensor(flat, [rows, OPERAND_WIDTH], NVMMASharedLayout(128, 8, 2))
 
 
 def multiprocessors(device: torch.device) -> int:

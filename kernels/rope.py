@@ -15,11 +15,12 @@ def rotate(x_THR: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
     """Rotate the pairs (i, i + R/2) of every head.
 
     x_THR: tokens, heads, rotary dims. cos_T1R, sin_T1R: fp32, both halves filled; the first half of sin is
-    negated (see `angle_tables`), so that the rotation is x * cos + swap_halves(x) * sin. Computed in fp32.
+    negated (see `angle_tables`), so that the rotation is x * cos + swap_halves(x) * sin. Computed in fp32,
+    each operation rounded: addcmul rounds once or twice, by where in a vector an element lies.
     """
     x32_THR = x_THR.float()
     swapped_THR = x32_THR.roll(x_THR.shape[-1] // 2, -1)
-    return torch.addcmul(x32_THR * cos_T1R, swapped_THR, sin_T1R).to(x_THR.dtype)
+    return (x32_THR * cos_T1R).add_(swapped_THR.mul_(sin_T1R)).to(x_THR.dtype)
 
 
 def rotate_reference(x_THR: Tensor, angle_TP: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The tokens of one step, arranged for attention.
 
 A chunk is some consecutive tokens of one sequence: one for decode, many for prefill; both take the same path.
-Rows are padded to a multiple of ROW_MULTIPLE with tokens that write to the null page. Knows nothing of
-weights.
+Rows are padded to a multiple of what their operations want with tokens that write to the null page. Knows
+nothing of weights.
 
 Promise 1 rests here: the shape of a query's reduction depends on that query's own position alone. Queries are
 grouped by padded key count (`padded_keys`), so that a query at position p meets the same shapes in prefill,
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, groupby
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.rows import padded_rows
+from kernels.rows import ROW_MULTIPLE, padded_rows
 from model.cache import PAGE_TOKENS
 
 NULL_PAGE = 0  # never owned by a sequence: padding rows write here
@@ -45,22 +46,34 @@ class Chunk:
     wants_logits: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: what only some need is made when asked for
 class QueryGroup:
     """Queries whose reductions have one shape.
 
     rows: where the queries lie in the step. pages_BP: the pages of the keys, B = Q, or 1 when all queries
-    belong to one sequence; padding repeats the null page. slots_BL: the cache slots of these pages.
-    hidden_QL: true where a key is after its query or padding; bias_Q1L the same as 0 and -inf, None if
+    belong to one sequence; padding repeats the null page. num_keys_Q: up to and with the query itself.
     sparse: each query sees more keys than the indexer keeps.
     """
 
     rows: slice
     pages_BP: Tensor
-    slots_BL: Tensor
-    hidden_QL: Tensor
-    bias_Q1L: Tensor | None
+    num_keys_Q: Tensor
     sparse: bool
+
+    @cached_property
+    def slots_BL(self) -> Tensor:  # noqa: N802 - it stands for a field
+        """The cache slots of these pages."""
+        return torch.from_numpy(_slots_in(self.pages_BP.numpy()))
+
+    @cached_property
+    def hidden_QL(self) -> Tensor:  # noqa: N802 - it stands for a field
+        """True where a key is after its query or padding."""
+        return torch.arange(self.pages_BP.shape[1] * PAGE_TOKENS) >= self.num_keys_Q[:, None]
+
+    @cached_property
+    def bias_Q1L(self) -> Tensor:  # noqa: N802 - it stands for a field
+        """The same as 0 and -inf."""
+        return torch.zeros(self.hidden_QL.shape).masked_fill_(self.hidden_QL, float("-inf"))[:, None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +103,9 @@ def padded_keys(num_keys: int) -> int:
     return -(-num_keys // step) * step
 
 
-def build_batch(chunks: Sequence[Chunk], *, index_topk: int | None) -> Batch:
+def build_batch(
+    chunks: Sequence[Chunk], *, index_topk: int | None, row_multiple: int = ROW_MULTIPLE
+) -> Batch:
     """Arrange chunks as one step. index_topk: how many keys the indexer keeps, None without one."""
     group_keys = [_group_key(i, chunk, index_topk) for i, chunk in enumerate(chunks)]
     order = sorted(range(len(chunks)), key=group_keys.__getitem__)
@@ -114,7 +129,7 @@ def build_batch(chunks: Sequence[Chunk], *, index_topk: int | None) -> Batch:
         else:
             groups.extend(_prefill_groups(chunks[together[0]], first_row, index_topk))
     num_tokens = len(token_ids)
-    padding = padded_rows(num_tokens) - num_tokens
+    padding = -num_tokens % row_multiple
     slots.append(np.arange(padding, dtype=np.int64) + NULL_PAGE * PAGE_TOKENS)
     return Batch(
         token_ids_T=torch.tensor(token_ids + [0] * padding),
@@ -191,17 +206,10 @@ def _prefill_groups(chunk: Chunk, first_row: int, index_topk: int | None) -> lis
 
 
 def _group(rows: slice, pages_BP: Integers, positions_Q: Integers, sparse: bool) -> QueryGroup:
-    slots_BL = _slots_in(pages_BP)
-    hidden_QL = torch.from_numpy(np.arange(slots_BL.shape[1]) > positions_Q[:, None])
-    bias_Q1L = None
-    if not sparse:
-        bias_Q1L = torch.zeros(hidden_QL.shape).masked_fill_(hidden_QL, float("-inf"))[:, None]
     return QueryGroup(
         rows=rows,
         pages_BP=torch.from_numpy(pages_BP),
-        slots_BL=torch.from_numpy(slots_BL),
-        hidden_QL=hidden_QL,
-        bias_Q1L=bias_Q1L,
+        num_keys_Q=torch.from_numpy(positions_Q + 1),
         sparse=sparse,
     )
 

@@ -73,12 +73,6 @@ class LatentCache:
     def _by_page(self, slots_SX: Tensor) -> Tensor:
         return slots_SX.view(self.num_pages, PAGE_TOKENS * slots_SX.shape[1])
 
-    def write(self, layer: int, slots_T: Tensor, latent_TC: Tensor, index_TI: Tensor | None) -> None:
-        """Store the step's tokens; slots_T: int64, distinct."""
-        self.latent_SC[layer].index_copy_(0, slots_T, latent_TC)
-        if index_TI is not None:
-            self.index_SI[layer].index_copy_(0, slots_T, index_TI)
-
 
 def pages_of(slots_SX: Tensor, pages_BP: Tensor) -> Tensor:
     """What these pages hold, [B, P * PAGE_TOKENS, X]: a copy, quicker by whole pages than by slots."""

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.latent_rows import Turns
 from kernels.norm import rms_norm
-from kernels.rows import ROW_MULTIPLE, Weight, matmul_rows, padded_rows
+from kernels.rows import Weight, matmul_rows, row_multiple
 from model.batch import Batch
 from model.config import ModelConfig
 from model.experts import Mlp
 from model.gate import Gate
-from model.mla import Mla, Rotation
+from model.mla import Mla
 from model.rope import rope_tables
 
 
@@ -42,7 +43,7 @@ class HeadWeights:
 
     embedding_VD: Tensor
     norm_D: Tensor
-    head_DV: Tensor
+    head_DV: Weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +76,7 @@ class Decoder:
         self.mtp = mtp
         self.dtype = head.embedding_VD.dtype
         self.index_topk = config.indexer.topk if config.indexer else None
+        self.row_multiple = row_multiple(self.dtype, head.embedding_VD.device)
         self._head = head
         self._cos, self._sin = rope_tables(config.rope, config.qk_rope_head_dim, context_tokens)
 
@@ -87,9 +89,9 @@ class Decoder:
         embedded = self.norm(self.embed(batch), mtp.embedding_norm_D)
         return matmul_rows(torch.cat([embedded, self.norm(hidden_TD, mtp.hidden_norm_D)], -1), mtp.join_ED)
 
-    def rotation(self, batch: Batch) -> Rotation:
+    def turns(self, batch: Batch) -> Turns:
         """The angles of the step's positions."""
-        return Rotation(
+        return Turns(
             cos_T1R=self._cos.index_select(0, batch.positions_T)[:, None],
             sin_T1R=self._sin.index_select(0, batch.positions_T)[:, None],
         )
@@ -102,8 +104,4 @@ class Decoder:
 
     def logits(self, hidden_TD: Tensor, rows: Tensor) -> Tensor:
         """fp32 [len(rows), V] of the chosen rows of what came out of the last norm."""
-        wanted = hidden_TD.index_select(0, rows)
-        padding = padded_rows(wanted.shape[0]) - wanted.shape[0]
-        assert 0 <= padding < ROW_MULTIPLE or wanted.shape[0] == 0, "padding is less than one multiple"
-        padded = torch.cat([wanted, wanted.new_zeros(padding, wanted.shape[1])])
-        return matmul_rows(padded, self._head.head_DV)[: wanted.shape[0]].float()
+        return matmul_rows(hidden_TD.index_select(0, rows), self._head.head_DV).float()

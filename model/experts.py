@@ -9,7 +9,7 @@ Letters: R rows  D hidden  F expert width  S slots of a layer  P (row, slot) pai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.rows import ROW_MULTIPLE, Weight, grouped_matmul_rows, matmul_rows
+from kernels import few_mlps
+from kernels.compiled import IS_COMPILED
+from kernels.few_rows import FEW, Lie
+from kernels.rows import ROW_MULTIPLE, Weight, grouped_matmul_rows, lie_in_few, matmul_rows
 from model.config import ModelConfig
 
 
@@ -27,14 +30,23 @@ class Mlp:
 
     gate_up_DF: Weight
     down_FD: Weight
+    lies: tuple[Lie, Lie] | None = field(init=False, repr=False, compare=False)  # for few rows
+
+    def __post_init__(self) -> None:
+        up, down = lie_in_few(self.gate_up_DF), lie_in_few(self.down_FD)
+        object.__setattr__(self, "lies", None if up is None or down is None else (up, down))
 
     def forward(self, x_RD: Tensor) -> Tensor:
-        """[R, D] in x's dtype; R a multiple of ROW_MULTIPLE."""
+        """[R, D] in x's dtype."""
+        if self.lies is not None and x_RD.shape[0] <= FEW and x_RD.is_contiguous():
+            return few_mlps.mlp(x_RD, *self.lies)
         return matmul_rows(swiglu(matmul_rows(x_RD, self.gate_up_DF)), self.down_FD)
 
 
 def swiglu(gate_up_RF: Tensor) -> Tensor:
     """silu(first half) * second half; the product in fp32, cast once."""
+    if IS_COMPILED and gate_up_RF.is_cpu and gate_up_RF.dtype == torch.float32 and gate_up_RF.is_contiguous():
+        return few_mlps.swiglu(gate_up_RF)
     gate, up = gate_up_RF.chunk(2, dim=-1)
     return (functional.silu(gate.float()) * up.float()).to(gate_up_RF.dtype)
 
@@ -52,10 +64,20 @@ class ExpertShard:
             down_FD=torch.zeros(width, hidden, dtype=dtype),
         )
         self._slots = [[self._empty] * num_slots for _ in config.routed_layers]
+        self._lie_SX = [np.zeros((num_slots, 8), dtype=np.int64) for _ in config.routed_layers]
+        for layer in config.routed_layers:
+            for slot in range(num_slots):
+                self.clear(layer, slot)
 
     def fill(self, layer: int, slot: int, expert: Mlp) -> None:
         """Take an expert's weights into a slot; the slot must not be in any live view."""
-        self._slots[layer - self._first_layer][slot] = expert
+        place = layer - self._first_layer
+        self._lie_SX[place][slot] = 0 if expert.lies is None else np.concatenate(expert.lies)
+        self._slots[place][slot] = expert
+
+    def expert(self, layer: int, slot: int) -> Mlp:
+        """What it was filled with."""
+        return self._slots[layer - self._first_layer][slot]
 
     def clear(self, layer: int, slot: int) -> None:
         """Give a slot's weights up."""
@@ -70,7 +92,12 @@ class ExpertShard:
         """
         order_P = np.argsort(slot_P, kind="stable")
         count_S = np.bincount(slot_P, minlength=self.num_slots)
-        used_G = np.flatnonzero(count_S)
+        used_G, slots = np.flatnonzero(count_S), self._slots[layer - self._first_layer]
+        used = [slots[slot] for slot in used_G.tolist()]  # kept to the end: another thread may fill a slot
+        lie_GX = self._lie_SX[layer - self._first_layer][used_G]
+        if count_S.max() <= FEW and x_RD.stride(1) == 1 and lie_GX.all():
+            end_G = np.concatenate([[0], np.cumsum(count_S[used_G])])
+            return few_mlps.experts(x_RD, row_P, order_P, end_G, lie_GX)
         count_G = count_S[used_G]
         rows_G = -(-count_G // ROW_MULTIPLE) * ROW_MULTIPLE
         place_P = np.empty(len(slot_P), dtype=np.int64)
@@ -81,7 +108,6 @@ class ExpertShard:
         source[place_P] = row_P
         gathered = x_RD.index_select(0, torch.from_numpy(source))
         rows = rows_G.tolist()
-        used = [self._slots[layer - self._first_layer][slot] for slot in used_G.tolist()]
         hidden = swiglu(grouped_matmul_rows(gathered, [mlp.gate_up_DF for mlp in used], rows))
         out = grouped_matmul_rows(hidden, [mlp.down_FD for mlp in used], rows)
         return out.index_select(0, torch.from_numpy(place_P))

@@ -50,7 +50,7 @@ class AwayStep(DecodeStep):
     def _moe(self, index: int, weights: Fp8Moe) -> Weighted:
         room, away, outbox = self._room, self._away, self._away.outbox
         self._route(index, weights)
-        away.post(room.normed, room.experts_RK, index)
+        away.post(room.normed, room.experts_LRK[index], index)
         expert_up(room.normed, weights.gate_up, self._shared, room.between)
         expert_down(room.between, weights.down, self._shared, room.pairs_PD)
         away.wait()

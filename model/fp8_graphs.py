@@ -4,7 +4,7 @@ Everything is captured at start, the largest first, all into one pool of memory:
 that another needs. After that nothing is compiled; but for long chunks, whose kernels take longer than their
 launches, nothing is launched but graphs. Knows nothing of sequences.
 
-Letters: R rows  D hidden  V vocabulary
+Letters: R rows  D hidden  V vocabulary  L MoE layers  E experts
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from kernels.bf16_gemm import bf16_matmul
+from kernels.count_pairs import count_pairs
 from kernels.greedy import greedy
 from model.config import ModelConfig
 from model.device_sampler import sample_from_device
@@ -23,8 +24,8 @@ from model.fp8_cache import Fp8Cache
 from model.fp8_prefill import PrefillStep, Span
 from model.fp8_start import Start, join_few, join_many, start_of_model, start_of_mtp
 from model.fp8_step import DecodeStep, StepInputs
-from model.fp8_walk import WalkTables
-from model.fp8_weights import Fp8Model
+from model.fp8_walk import Walk, WalkTables
+from model.fp8_weights import Fp8Dense, Fp8Model
 from model.row_buffers import RowBuffers, RowSpan
 from model.sampler import Draw, Drawn
 from model.sampling import Sampling
@@ -51,6 +52,11 @@ class Fp8Graphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[tuple[str, int], torch.cuda.CUDAGraph] = {}
         self._many: PrefillStep | None = None
+        device = model.embedding_VD.device
+        self._pairs_LE = torch.zeros(
+            len(config.routed_layers), config.num_experts, dtype=torch.int64, device=device
+        )
+        self._reading = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.late_compilations = 0
 
     @torch.inference_mode()
@@ -67,6 +73,7 @@ class Fp8Graphs:
         self.sample([0], [Draw(sampling=told, position=0, prompt_ids=(), emitted_ids=())])  # compiles
         if self._buffers.most_many and self._many is None:
             self._prepare_many()
+        self._pairs_LE.zero_()  # the rows above were nobody's
         triton.knobs.runtime.jit_post_compile_hook = self._count_compilation
 
     def walk(self, rows: int, *, mtp: bool = False) -> None:
@@ -104,6 +111,7 @@ class Fp8Graphs:
             first_plane=start.first_plane,
             delta=start.delta,
         )
+        self._count(self._many, start, buffers.of("slots", rows, first))
         buffers.hidden_RD[first : first + rows].copy_(hidden_RD)
 
     def draw(self, rows: int) -> None:
@@ -121,6 +129,14 @@ class Fp8Graphs:
     def sample(self, rows: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:
         """A token for each of these rows of logits_RV, finite ones, that asks for more than the likeliest."""
         return sample_from_device(self._buffers.logits_RV, rows, draws)
+
+    def expert_pairs(self) -> Tensor:
+        """int64 [L, E] on the CPU: pairs (token, expert) of all walks since `prepare`.
+
+        From any thread and beside a step, which neither waits nor is waited for: a part of it may be counted.
+        """
+        with torch.cuda.stream(self._reading):
+            return self._pairs_LE.cpu()
 
     def _capture(self, name: str, rows: int, body: Callable[[int], None]) -> None:
         if (name, rows) in self._graphs:
@@ -180,7 +196,15 @@ class Fp8Graphs:
             first_plane=start.first_plane,
             delta=start.delta,
         )
+        self._count(step, start, inputs.slots_R)
         buffers.hidden_RD[:rows].copy_(hidden_RD)
+
+    def _count(self, walk: Walk, start: Start, slots_R: Tensor) -> None:
+        """Add to the pairs what its gates chose for rows with a token."""
+        dense = sum(isinstance(layer.ffn, Fp8Dense) for layer in start.layers)  # they come first
+        place = start.first_plane + dense - self._config.num_dense_layers
+        experts_LRK = walk.chosen()[dense : len(start.layers)]
+        count_pairs(experts_LRK, slots_R, self._pairs_LE[place : place + len(experts_LRK)])
 
     def _draw(self, rows: int) -> None:
         buffers = self._buffers

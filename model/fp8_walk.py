@@ -4,7 +4,7 @@ The order of the kernels and the buffers that stand between them. How rows are m
 and how experts take them is said by model/fp8_step.py for few rows and model/fp8_prefill.py for many. Knows
 nothing of sequences, embedding or head.
 
-Letters: R rows  D hidden  N heads  X columns of a projection  E experts  K experts per row  P pairs
+Letters: R rows  D hidden  N heads  X columns of a projection  E experts  K experts per row  P pairs  L layers
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Delta = Tensor | Weighted | None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Room:
-    """What stands between kernels, for so many rows."""
+    """What stands between kernels, for so many rows. experts_LRK: of every layer, until the next walk."""
 
     normed_RD: Tensor
     normed: Fp8Rows
@@ -42,7 +42,7 @@ class Room:
     values: Fp8Rows
     dense: Fp8Rows
     weights_RK: Tensor
-    experts_RK: Tensor
+    experts_LRK: Tensor
     between: Fp8Rows
     pairs_PD: Tensor
 
@@ -56,7 +56,7 @@ class Room:
             values=_first(self.values, rows),
             dense=_first(self.dense, rows),
             weights_RK=self.weights_RK[:rows],
-            experts_RK=self.experts_RK[:rows],
+            experts_LRK=self.experts_LRK[:, :rows],
             between=_first(self.between, pairs),
             pairs_PD=self.pairs_PD[:pairs],
         )
@@ -108,10 +108,14 @@ class Walk(ABC):
             values=empty_rows(rows, config.num_heads * config.v_head_dim, device),
             dense=empty_rows(rows, config.intermediate_size, device),
             weights_RK=torch.empty(rows, per_row, device=device),
-            experts_RK=torch.empty(rows, per_row, dtype=torch.int32, device=device),
+            experts_LRK=torch.empty(config.num_layers, rows, per_row, dtype=torch.int32, device=device),
             between=empty_rows(pairs, config.moe_intermediate_size, device),
             pairs_PD=torch.empty(pairs, config.hidden_size, dtype=torch.bfloat16, device=device),
         )
+
+    def chosen(self) -> Tensor:
+        """int32 [L, R, K]: what the gates of the last walk chose, by the places of their layers in it."""
+        return self._room.experts_LRK
 
     def _walk(
         self,
@@ -178,7 +182,7 @@ class Walk(ABC):
         room = self._room
         routes = replace(self._routes.first(len(room.normed_RD)), counts=self._counts[index])
         scores_SRE = self._narrow(weights.gate_ED)
-        gate_topk(scores_SRE, weights.bias_E, self._gate, room.weights_RK, room.experts_RK, routes)
+        gate_topk(scores_SRE, weights.bias_E, self._gate, room.weights_RK, room.experts_LRK[index], routes)
         return routes
 
     @abstractmethod

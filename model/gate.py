@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels import gate_rows
+from kernels.compiled import IS_COMPILED
 from kernels.rows import matmul_rows
 from kernels.topk import ranking, topk_lowest
 from model.config import ModelConfig
@@ -28,7 +30,18 @@ class Gate:
     def choose(self, h_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(weights_TK fp32, experts_TK int64); experts ascend, which fixes the order of the combine sum."""
         config = self._config
-        scores_TE = torch.sigmoid(matmul_rows(h_TD.float(), self._weight_DE))
+        logits_TE = matmul_rows(h_TD.float(), self._weight_DE)
+        if IS_COMPILED and logits_TE.is_cpu:
+            return gate_rows.choose(
+                logits_TE,
+                self._bias_E,
+                num_groups=config.num_expert_groups,
+                num_kept=config.num_kept_groups,
+                num_chosen=config.num_experts_per_token,
+                normed=config.norm_topk_prob,
+                scale=config.routed_scaling_factor,
+            )
+        scores_TE = torch.sigmoid(logits_TE)
         choice_TE = scores_TE + self._bias_E
         if config.num_kept_groups < config.num_expert_groups:
             choice_TE = self._keep_groups(choice_TE)

@@ -5,7 +5,8 @@ are put in half-split order once. Reads only what it is asked for: an attention 
 expert. Knows nothing of files; see model/checkpoint.py.
 
 dtype, here and below: of the products' weights. int8 (kernels/int8.py) leaves everything else in fp32, and so
-the embedding, the head, and the two halves of kv_b_proj that attention is absorbed into.
+the embedding, the head, and the two halves of kv_b_proj that attention is absorbed into. An fp32 weight that
+loses nothing by it is kept in 16 bits (kernels/rows.py), which changes no bit of a result.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from kernels.int8 import quantize_weight
 from kernels.rope import interleaved_to_half
-from kernels.rows import Weight, dtype_of_rows
+from kernels.rows import Weight, dtype_of_rows, narrowed
 from model.config import ModelConfig
 from model.decoder import Decoder, HeadWeights, Layer, Mtp
 from model.experts import Mlp
@@ -31,9 +32,6 @@ class Reader(Protocol):
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """Raises CheckpointError that names file and tensor."""
 
-    def digest(self) -> int:
-        """Of what was read since it was last asked for."""
-
 
 def load_decoder(reader: Reader, config: ModelConfig, dtype: torch.dtype, context_tokens: int) -> Decoder:
     """Everything but the routed experts."""
@@ -42,7 +40,7 @@ def load_decoder(reader: Reader, config: ModelConfig, dtype: torch.dtype, contex
     head = HeadWeights(
         embedding_VD=reader.read("model.embed_tokens.weight", rows),
         norm_D=reader.read("model.norm.weight", torch.float32),
-        head_DV=_turned(reader.read("lm_head.weight", rows)),
+        head_DV=narrowed(_turned(reader.read("lm_head.weight", rows))),
     )
     mtp = _load_mtp(reader, config, dtype) if config.num_mtp_layers else None
     return Decoder(config, layers, head, context_tokens, mtp)
@@ -110,8 +108,8 @@ def _load_mla(reader: Reader, config: ModelConfig, prefix: str, dtype: torch.dty
         else None,
         latent_norm_C=reader.read(f"{prefix}.kv_a_layernorm.weight", torch.float32),
         up_KX=_product(torch.cat(up), dtype),
-        absorb_NPC=absorb.contiguous(),
-        expand_NCV=expand.transpose(1, 2).contiguous(),
+        absorb_NPC=narrowed(absorb.contiguous()),
+        expand_NCV=narrowed(expand.transpose(1, 2).contiguous()),
         out_VD=_product(read("o_proj"), dtype),
         indexer=indexer,
     )
@@ -134,7 +132,7 @@ def _load_mlp(reader: Reader, prefix: str, dtype: torch.dtype) -> Mlp:
 
 def _product(weight: Tensor, dtype: torch.dtype) -> Weight:
     """[outputs, inputs] as stored -> as kernels/rows.py wants it."""
-    return quantize_weight(weight) if dtype == torch.int8 else _turned(weight)
+    return quantize_weight(weight) if dtype == torch.int8 else narrowed(_turned(weight))
 
 
 def _turned(weight: Tensor) -> Tensor:

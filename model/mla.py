@@ -18,9 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.norm import layer_norm, rms_norm
-from kernels.rope import rotate
-from kernels.rows import Weight, matmul_rows
+from kernels.attend_rows import attend_pages, attend_slots, can_attend
+from kernels.attention_few import AttentionShape, FewAttention
+from kernels.few_rows import FEW
+from kernels.latent_rows import TokenNorms, Turns, keep_tokens, turn_heads
+from kernels.panel import Panels
+from kernels.rows import Weight, lie_in_few, matmul_heads, matmul_rows
 from model.batch import Batch, QueryGroup
 from model.cache import LatentCache, pages_of
 from model.config import ModelConfig
@@ -51,30 +54,19 @@ class MlaWeights:
     query_norm_K: Tensor | None
     latent_norm_C: Tensor
     up_KX: Weight
-    absorb_NPC: Tensor
-    expand_NCV: Tensor
+    absorb_NPC: Tensor | Panels
+    expand_NCV: Tensor | Panels
     out_VD: Weight
     indexer: IndexerWeights | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rotation:
-    """cos and sin of the step's positions, fp32 [T, 1, R], as kernels.rope.rotate wants them."""
+class Asked:
+    """What the step's tokens ask of the cache, and the two products, of which the indexer has its part."""
 
-    cos_T1R: Tensor
-    sin_T1R: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Projected:
-    """The step's tokens on the way in. latent_TC and index_key_TI go to the cache as they are."""
-
-    query_TNX: Tensor
-    query_rotary_TNR: Tensor
-    latent_TC: Tensor
-    index_query_THI: Tensor | None
-    index_key_TI: Tensor | None
-    head_weights_TH: Tensor
+    query_TNC: Tensor
+    down_TA: Tensor
+    up_TX: Tensor
 
 
 class Mla:
@@ -84,83 +76,112 @@ class Mla:
         self._config = config
         self._layer = layer
         self._weights = weights
-        self._index_heads = config.indexer.num_heads if config.indexer else 0
-        self._index_dims = config.indexer.head_dim if config.indexer else 0
+        indexer = weights.indexer
+        self._norms = TokenNorms(
+            query_K=weights.query_norm_K,
+            latent_C=weights.latent_norm_C,
+            index_weight_I=indexer.key_norm_weight_I if indexer else None,
+            index_bias_I=indexer.key_norm_bias_I if indexer else None,
+            eps=config.rms_norm_eps,
+            index_eps=INDEX_NORM_EPS,
+        )
+        self._few = self._for_few_rows()
 
-    def attend(self, h_TD: Tensor, batch: Batch, rotation: Rotation, cache: LatentCache) -> Tensor:
+    def _for_few_rows(self) -> FewAttention | None:
+        """None where few rows cannot do without the BLAS."""
+        config, weights = self._config, self._weights
+        products = (weights.down_DA, weights.up_KX, weights.absorb_NPC, weights.expand_NCV, weights.out_VD)
+        lies = [lie for weight in products if (lie := lie_in_few(weight)) is not None]
+        if len(lies) < len(products):
+            return None
+        shape = AttentionShape(
+            hidden=config.hidden_size,
+            rank=config.q_lora_rank or 0,
+            latent=config.kv_lora_rank,
+            rotary=config.qk_rope_head_dim,
+            nope=config.qk_nope_head_dim,
+            value=config.v_head_dim,
+            heads=config.num_heads,
+            index_dims=config.indexer.head_dim if config.indexer else 0,
+            index_heads=config.indexer.num_heads if config.indexer else 0,
+        )
+        return FewAttention(shape, self._norms, *lies)
+
+    def attend(self, h_TD: Tensor, batch: Batch, turns: Turns, cache: LatentCache) -> Tensor:
         """Write the step's tokens to the cache and return what they gather from it, [T, D] in h's dtype."""
         config, weights = self._config, self._weights
-        given = self._project(h_TD, rotation)
-        cache.write(self._layer, batch.slots_T, given.latent_TC, given.index_key_TI)
-
-        query_NTP = given.query_TNX[..., : config.qk_nope_head_dim].transpose(0, 1)
-        carried_TNC = torch.bmm(query_NTP, weights.absorb_NPC).transpose(0, 1)
-        query_TNC = torch.cat([carried_TNC, given.query_rotary_TNR], -1)
-        gathered_TNC = query_TNC.new_zeros(query_TNC.shape[0], config.num_heads, config.kv_lora_rank)
+        few = self._few if h_TD.shape[0] <= FEW else None
+        asked = (
+            self._ask(h_TD, batch, turns, cache)
+            if few is None
+            else self._ask_few(few, h_TD, batch, turns, cache)
+        )
+        gathered_TNC = h_TD.new_empty(h_TD.shape[0], config.num_heads, config.kv_lora_rank)
+        if batch.num_tokens < h_TD.shape[0]:
+            gathered_TNC[batch.num_tokens :] = 0.0  # rows of padding ask nothing
         for group in batch.groups:
-            gathered_TNC[group.rows] = self._gather(query_TNC, given, group, cache)
-        values_NTV = torch.bmm(gathered_TNC.transpose(0, 1), weights.expand_NCV)
-        return matmul_rows(values_NTV.transpose(0, 1).reshape(h_TD.shape[0], -1), weights.out_VD)
+            self._gather(asked, group, cache, gathered_TNC[group.rows])
+        if few is not None:
+            return few.answer(gathered_TNC)
+        values_TNV = h_TD.new_empty(len(h_TD), config.num_heads, config.v_head_dim)
+        matmul_heads(gathered_TNC, weights.expand_NCV, values_TNV)
+        return matmul_rows(values_TNV.flatten(1), weights.out_VD)
 
-    def _project(self, h_TD: Tensor, rotation: Rotation) -> _Projected:
-        """Down to the latents, up to the queries, and every rotary part turned in one go."""
+    def _ask(self, h_TD: Tensor, batch: Batch, turns: Turns, cache: LatentCache) -> Asked:
+        """Down to the latents, which stay in the cache, and up to the queries."""
         config, weights = self._config, self._weights
-        num_rows, heads = h_TD.shape[0], config.num_heads
-        rotary, query_rank = config.qk_rope_head_dim, config.q_lora_rank or 0
-        widths = [query_rank, config.kv_lora_rank, rotary, self._index_dims, self._index_heads]
-        query_in, latent, key_rotary, index_key, head_weights_TH = torch.split(
-            matmul_rows(h_TD, weights.down_DA), widths, dim=-1
-        )
-        if weights.query_norm_K is None:
-            query_in = h_TD
-        else:
-            query_in = rms_norm(query_in, weights.query_norm_K, config.rms_norm_eps)
-        up_TX = matmul_rows(query_in, weights.up_KX)
-        query_TNX = up_TX[:, : heads * config.qk_head_dim].view(num_rows, heads, -1)
-        latent = rms_norm(latent, weights.latent_norm_C, config.rms_norm_eps)
-        turning = [query_TNX[..., config.qk_nope_head_dim :], key_rotary[:, None]]
-        if weights.indexer is None:
-            turned = rotate(torch.cat(turning, 1), rotation.cos_T1R, rotation.sin_T1R)
-            index_query, new_index_key = None, None
-        else:
-            norm = weights.indexer
-            index_key = layer_norm(index_key, norm.key_norm_weight_I, norm.key_norm_bias_I, INDEX_NORM_EPS)
-            index_query = up_TX[:, heads * config.qk_head_dim :].view(num_rows, self._index_heads, -1)
-            turning += [index_query[..., :rotary], index_key[:, None, :rotary]]
-            turned = rotate(torch.cat(turning, 1), rotation.cos_T1R, rotation.sin_T1R)
-            index_query = torch.cat([turned[:, heads + 1 : -1], index_query[..., rotary:]], -1)
-            new_index_key = torch.cat([turned[:, -1], index_key[:, rotary:]], -1)
-        return _Projected(
-            query_TNX=query_TNX,
-            query_rotary_TNR=turned[:, :heads],
-            latent_TC=torch.cat([latent, turned[:, heads]], -1),
-            index_query_THI=index_query,
-            index_key_TI=new_index_key,
-            head_weights_TH=head_weights_TH,
+        heads, latent, rotary = config.num_heads, config.kv_lora_rank, config.qk_rope_head_dim
+        latent_SC, index_SI = cache.latent_SC[self._layer], cache.index_SI[self._layer]
+        down_TA = matmul_rows(h_TD, weights.down_DA)
+        query_TK = keep_tokens(down_TA, self._norms, turns, batch.slots_T, latent_SC, index_SI)
+        up_TX = matmul_rows(h_TD if query_TK is None else query_TK, weights.up_KX)
+        own_TNX = up_TX[:, : heads * config.qk_head_dim].view(len(h_TD), heads, -1)
+        query_TNC = h_TD.new_empty(len(h_TD), heads, latent + rotary)
+        matmul_heads(own_TNX[..., : config.qk_nope_head_dim], weights.absorb_NPC, query_TNC[..., :latent])
+        turn_heads(own_TNX[..., config.qk_nope_head_dim :], turns, query_TNC[..., latent:])
+        if (indexer := config.indexer) is not None:
+            index_query_TX = up_TX[:, heads * config.qk_head_dim :]
+            index_query_THI = index_query_TX.view(len(h_TD), indexer.num_heads, indexer.head_dim)
+            turn_heads(index_query_THI[..., :rotary], turns, index_query_THI[..., :rotary])
+        return Asked(query_TNC=query_TNC, down_TA=down_TA, up_TX=up_TX)
+
+    def _ask_few(
+        self, few: FewAttention, h_TD: Tensor, batch: Batch, turns: Turns, cache: LatentCache
+    ) -> Asked:
+        latent_SC, index_SI = cache.latent_SC[self._layer], cache.index_SI[self._layer]
+        query_TNC, down_TA, up_TX = few.ask(h_TD, turns, batch.slots_T, latent_SC, index_SI)
+        return Asked(query_TNC=query_TNC, down_TA=down_TA, up_TX=up_TX)
+
+    def choose(self, asked: Asked, group: QueryGroup, cache: LatentCache) -> Tensor:
+        """The indexer's slots of one group's queries, [Q, J]."""
+        indexer = self._config.indexer
+        assert indexer is not None, "sparse without indexer"
+        query_QX = asked.up_TX[group.rows, self._config.num_heads * self._config.qk_head_dim :]
+        return choose_slots(
+            query_QX.view(query_QX.shape[0], indexer.num_heads, indexer.head_dim),
+            asked.down_TA[group.rows, asked.down_TA.shape[1] - indexer.num_heads :],
+            cache.index_SI[self._layer],
+            group,
+            indexer.topk,
         )
 
-    def _gather(self, query_TNC: Tensor, given: _Projected, group: QueryGroup, cache: LatentCache) -> Tensor:
-        """Softmax-weighted latents of one group's queries, [Q, N, C]."""
-        config, latent_SC = self._config, cache.latent_SC[self._layer]
-        if group.sparse:
-            assert given.index_query_THI is not None and config.indexer is not None, "sparse without indexer"
-            slots_QJ = choose_slots(
-                given.index_query_THI[group.rows],
-                given.head_weights_TH[group.rows],
-                cache.index_SI[self._layer],
-                group,
-                config.indexer.topk,
-            )
-            keys_BLC = latent_SC.index_select(0, slots_QJ.view(-1)).view(*slots_QJ.shape, -1)
+    def _gather(self, asked: Asked, group: QueryGroup, cache: LatentCache, out_QNC: Tensor) -> None:
+        """Softmax-weighted latents of one group's queries."""
+        latent_SC, query_QNC = cache.latent_SC[self._layer], asked.query_TNC[group.rows]
+        scale = self._config.softmax_scale
+        if can_attend(query_QNC) and group.sparse:
+            attend_slots(query_QNC, latent_SC, self.choose(asked, group, cache), out_QNC, scale=scale)
+        elif can_attend(query_QNC):
+            attend_pages(query_QNC, latent_SC, group.pages_BP, group.num_keys_Q, out_QNC, scale=scale)
         else:
-            keys_BLC = pages_of(latent_SC, group.pages_BP)
-        return attend_keys(
-            query_TNC[group.rows],
-            keys_BLC,
-            group.bias_Q1L,
-            scale=config.softmax_scale,
-            value_dims=config.kv_lora_rank,
-        )
+            bias_Q1L = None if group.sparse else group.bias_Q1L
+            if group.sparse:
+                slots_QJ = self.choose(asked, group, cache)
+                keys_BLC = latent_SC.index_select(0, slots_QJ.view(-1)).view(*slots_QJ.shape, -1)
+            else:
+                keys_BLC = pages_of(latent_SC, group.pages_BP)
+            values = out_QNC.shape[2]
+            out_QNC.copy_(attend_keys(query_QNC, keys_BLC, bias_Q1L, scale=scale, value_dims=values))
 
 
 def attend_keys(

@@ -80,7 +80,6 @@ class WeightReader:
         self._started_s = clock()
         self._crcs: dict[str, int] = {}
         self._counting = threading.Lock()
-        self._digest = 0
         self.bytes_read = 0
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
@@ -114,11 +113,6 @@ class WeightReader:
         lines = sorted(f"{name}:{crc:08x}\n" for name, crc in self._crcs.items())
         return hashlib.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
 
-    def digest(self) -> int:
-        """Of what was read since it was last asked for, in the order of reading."""
-        digest, self._digest = self._digest, 0
-        return digest
-
     def stored(self, name: str) -> StoredTensor:
         """Where it lies and what it is."""
         return self._catalogue.tensor(name)
@@ -142,7 +136,6 @@ class WeightReader:
                 if not left:
                     break
         self._crcs[name] = crc
-        self._digest = zlib.crc32(f"{name}:{crc:08x}".encode(), self._digest)
 
     def _fill(self, buffer: memoryview, file: io.FileIO, tensor: StoredTensor, crc: int) -> int:
         """Fill `buffer` from `file`; returns the CRC32 so far."""

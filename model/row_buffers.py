@@ -157,10 +157,14 @@ class RowBuffers:
         Waits for the device, also where count is 0.
         """
         self._drawn_3R.copy_(self.drawn_3R, non_blocking=True)
-        if self._stream is not None:
-            self._stream.synchronize()
+        self.wait()
         tokens_R, logprobs_R, finite_R = self._drawn_3R[:, :count]
         return tokens_R.tolist(), logprobs_R.view(torch.float32).tolist(), finite_R.tolist()
+
+    def wait(self) -> None:
+        """Until the device has done all that was launched."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
 
 def _aligned(count: int) -> int:

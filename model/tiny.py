@@ -45,6 +45,7 @@ class TinyShape:
     index_topk: int
     context: int
     yarn_factor: int = 4
+    vocabulary: int = 0  # tokens beyond those of the byte tokenizer make it so large
 
     @property
     def original_context(self) -> int:
@@ -52,7 +53,10 @@ class TinyShape:
 
 
 def presets() -> dict[str, TinyShape]:
-    """By name: "test" 0.6M parameters, "laptop" 6.5M, "bench" 85M."""
+    """By name: "test" 0.6M parameters, "laptop" 6.5M, "bench" 85M.
+
+    "peers" has 86M, heads as released and many small experts: what other engines were measured with.
+    """
     return {
         "test": TinyShape(
             hidden=64,
@@ -105,7 +109,33 @@ def presets() -> dict[str, TinyShape]:
             index_topk=256,
             context=8192,
         ),
+        "peers": TinyShape(
+            hidden=512,
+            layers=6,
+            experts=64,
+            moe_intermediate=128,
+            dense_intermediate=1024,
+            heads=8,
+            q_lora=256,
+            kv_lora=512,
+            nope=128,
+            rope=64,
+            value=128,
+            index_heads=16,
+            index_dim=64,
+            index_topk=256,
+            context=16384,
+            vocabulary=4096,
+        ),
     }
+
+
+def preset_shape(name: str) -> TinyShape:
+    """Raises ValueError that tells the names."""
+    shape = presets().get(name)
+    if shape is None:
+        raise ValueError(f"preset is {name!r}: expected one of {', '.join(presets())}")
+    return shape
 
 
 def write_tiny(
@@ -126,9 +156,7 @@ def write_tiny(
 
     `progress` is told (bytes written, bytes in all).
     """
-    shape = presets().get(preset) if isinstance(preset, str) else preset
-    if shape is None:
-        raise ValueError(f"preset is {preset!r}: expected one of {', '.join(presets())}")
+    shape = preset_shape(preset) if isinstance(preset, str) else preset
     raw = config_json(shape, vocab_size=vocab_size, indexer=indexer, fp8=fp8, dtype=dtype)
     raw |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
     config = ModelConfig.from_dict(raw)

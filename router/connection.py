@@ -87,7 +87,11 @@ class Connection:
             raise PeerLost(error.strerror or str(error)) from None
 
     def receive(self) -> Iterator[Frame]:
-        """Every whole frame that is here, one at a time: what follows one is read as `admit` says by then."""
+        """Every whole frame that is here, one at a time: what follows one is read as `admit` says by then.
+
+        Who stops listening in the middle gets the rest the next time.
+        """
+        yield from self._frames()
         for _ in range(RECEIVES_PER_TURN):
             # From a stranger nothing is read beyond the frame at hand.
             limited = self._parser.limit_bytes < RECEIVE_BYTES
@@ -101,10 +105,13 @@ class Connection:
             if not data:
                 raise PeerLost("closed by the peer")
             self._parser.feed(data)
-            while (frame := self._parser.next_frame()) is not None:
-                yield frame
+            yield from self._frames()
             if len(data) < wanted:
                 return
+
+    def _frames(self) -> Iterator[Frame]:
+        while (frame := self._parser.next_frame()) is not None:
+            yield frame
 
     def close(self) -> None:
         with self._sending:
@@ -131,9 +138,10 @@ def connect(
     actor: str,
     incarnation: int,
     accepted: Kinds,
+    role: str = "attention",
     timeout_s: float = HANDSHAKE_TIMEOUT_S,
 ) -> Connection:
-    """A proven connection of an attention actor to that life of another; raises PeerLost or WireError."""
+    """A proven connection of one actor to that life of another; raises PeerLost or WireError."""
     host, port = peer.host, peer.port
     deadline_s = time.monotonic() + timeout_s
     try:
@@ -146,7 +154,7 @@ def connect(
         opening = _await_frame(sock, parser, deadline_s).message
         if not isinstance(opening, Challenge):
             raise WireError("the listener did not open with a challenge")
-        hello = answer(opening, token=token, role="attention", actor=actor, incarnation=incarnation)
+        hello = answer(opening, token=token, role=role, actor=actor, incarnation=incarnation)
         sock.sendall(encode(hello))
         verdict = _await_frame(sock, parser, deadline_s).message
         if not isinstance(verdict, Welcome):

@@ -11,13 +11,13 @@ Letters: T tokens  K experts per token  D hidden  P = T * K pairs
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 
 import numpy as np
 from torch import Tensor
 
+from kernels.sum_rows import is_finite
 from router.heartbeat import SILENCE_S
 from router.load import Edge, ExchangeCounters, ExpertLoad
 from router.roster import Roster
@@ -63,7 +63,7 @@ class Exchange:
         answer_timeout_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._transport = transport
+        self.transport = transport
         self._next_view = next_view
         self._should_stop = should_stop
         self._answer_timeout_s = answer_timeout_s
@@ -102,7 +102,7 @@ class Exchange:
         """While idle: adopt the newest view, take what no step waits for so that it does not pile up."""
         if (view := self._newer_view()) is not None:
             self._adopt(view)
-        for event in self._transport.poll(0.0):
+        for event in self.transport.poll(0.0):
             if isinstance(event, Lost):
                 self._count_out(event)
 
@@ -131,12 +131,12 @@ class Exchange:
         return ticket.summed(weights_TK)
 
     def _adopt(self, view: View) -> None:
-        if not len(self.load.pairs_LE):  # a view without actors has no layers
+        if not len(self.load.pairs()):  # a view without actors has no layers
             self.load = ExpertLoad(view.num_layers, view.num_experts)
         for actor in view.actors:
             self.edges.setdefault(actor.actor_id, Edge())
         self._roster.adopt(view)
-        self._transport.set_view(view)
+        self.transport.set_view(view)
 
     def _newer_view(self) -> View | None:
         view = self._next_view()
@@ -145,7 +145,7 @@ class Exchange:
     def _send(self, ticket: Ticket, pairs: Pairs) -> None:
         """Dispatch the given pairs; those whose expert nobody holds are parked."""
         actor_of_pair = self._roster.assign(ticket.layer, ticket.expert_P[pairs])
-        for actor in np.flatnonzero(np.bincount(actor_of_pair - NO_ACTOR)) + NO_ACTOR:
+        for actor in sorted(set(actor_of_pair.tolist())):
             own = pairs[actor_of_pair == actor]
             if actor == NO_ACTOR:
                 if not len(ticket.parked_P):
@@ -163,7 +163,7 @@ class Exchange:
             actor_id = self.view.actors[actor].actor_id
             parcel = ticket.send(key, actor_id, own, self._clock())
             self.edges[actor_id].note_sent(len(own), parcel.rows_RD.nbytes)
-            self._transport.post(actor_id, parcel)
+            self.transport.post(actor_id, parcel)
 
     def _receive(self, ticket: Ticket) -> None:
         """Take what arrives, for whichever ticket; on a loss, send the rows that are still missing elsewhere.
@@ -172,7 +172,7 @@ class Exchange:
         """
         start_s = self._clock()
         patience_s = PARKED_POLL_S if len(ticket.parked_P) else max(0.0, ticket.deadline_s - start_s)
-        events = self._transport.poll(min(patience_s, LISTEN_S))
+        events = self.transport.poll(min(patience_s, LISTEN_S))
         for event in events:
             self._take(event)
         if self._should_stop():
@@ -229,8 +229,7 @@ class Exchange:
             reason = f"{tuple(rows_PD.shape)} {rows_PD.dtype} came for {len(pairs)} pairs"
             self._refused(ticket, Refused(actor=event.actor, key=event.key, reason=reason))
             return
-        is_finite = math.isfinite(float(rows_PD.sum()))
-        if not is_finite and (doubted := ticket.doubted(pairs, rows_PD)):
+        if not is_finite(rows_PD) and (doubted := ticket.doubted(pairs, rows_PD)):
             self._doubt(ticket, event, doubted)
             return
         self.edges[event.actor].note_answer(self._clock() - ticket.sent_s[event.key], rows_PD.nbytes)
@@ -258,7 +257,7 @@ class Exchange:
         self._count_out(event)
         for ticket in self._open:
             for key, pairs in ticket.owed_by(event.actor):
-                self._transport.cancel(key)
+                self.transport.cancel(key)
                 del ticket.waiting[key]
                 self._retry(ticket, pairs)
 
@@ -296,7 +295,7 @@ class Exchange:
             still_open = list(ticket.waiting.items())
             ticket.forget_doubts()
             for key, (_, pairs) in still_open:  # the new view may have dropped those connections: ask again
-                self._transport.cancel(key)
+                self.transport.cancel(key)
                 del ticket.waiting[key]
                 self._retry(ticket, pairs)
             parked, ticket.parked_P = ticket.parked_P, np.empty(0, dtype=np.int64)

@@ -33,7 +33,7 @@ class Challenge:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hello:
-    """role: "attention", "ingress" or "controller"; incarnation: distinguishes lives of one actor id."""
+    """role: "attention", "expert", "ingress" or "controller"; incarnation: tells lives of one id apart."""
 
     KIND: ClassVar[str] = "hello"
     protocol: int

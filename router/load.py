@@ -25,18 +25,30 @@ ANSWER_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0
 
 
 class ExpertLoad:
-    """Pairs since birth and over the last WINDOW_S; written by the step loop, read by other threads."""
+    """Pairs since birth and over the last WINDOW_S; written by the step loop, read by other threads.
+
+    read: of pairs that a device counts itself, what it has counted; then nobody calls `count`.
+    """
 
     def __init__(
-        self, num_layers: int, num_experts: int, clock: Callable[[], float] = time.monotonic
+        self,
+        num_layers: int,
+        num_experts: int,
+        clock: Callable[[], float] = time.monotonic,
+        read: Callable[[], Counts] | None = None,
     ) -> None:
-        self.pairs_LE: Counts = np.zeros((num_layers, num_experts), dtype=np.int64)
+        self._counted_LE: Counts = np.zeros((num_layers, num_experts), dtype=np.int64)
+        self._read = read or (lambda: self._counted_LE)
         self._clock = clock
-        self._slices: deque[tuple[float, Counts]] = deque([(clock(), self.pairs_LE.copy())])
+        self._slices: deque[tuple[float, Counts]] = deque([(clock(), self.pairs().copy())])
+
+    def pairs(self) -> Counts:
+        """[L, E] since birth."""
+        return self._read()
 
     def count(self, place: int, expert_P: NDArray[np.int32]) -> None:
         """One layer's pairs of a step; place: the layer's number among the MoE layers."""
-        self.pairs_LE[place] += np.bincount(expert_P, minlength=self.pairs_LE.shape[1])
+        self._counted_LE[place] += np.bincount(expert_P, minlength=self._counted_LE.shape[1])
 
     def mark(self) -> None:
         """Called once a step: moves the window on when its time has come."""
@@ -45,7 +57,7 @@ class ExpertLoad:
             return
         if now_s > self._slices[-1][0] + WINDOW_S:  # nothing happened for so long: what was before is over
             self._slices.clear()
-        self._slices.append((now_s, self.pairs_LE.copy()))
+        self._slices.append((now_s, self.pairs().copy()))
         while len(self._slices) > 1 and self._slices[1][0] <= now_s - WINDOW_S:
             self._slices.popleft()
 
@@ -54,9 +66,9 @@ class ExpertLoad:
         start_s = self._clock() - WINDOW_S
         slices = tuple(self._slices)  # at once: the step loop may move it on
         if slices[-1][0] < start_s:
-            return np.zeros_like(self.pairs_LE)
+            return np.zeros_like(self.pairs())
         past = [before_LE for at_s, before_LE in slices if at_s <= start_s]
-        return self.pairs_LE - (past[-1] if past else slices[0][1])
+        return self.pairs() - (past[-1] if past else slices[0][1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ Errors: PeerLost (router/transport.py).
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,12 +18,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import Backend, PrefixStore, Store
+from torch._C._distributed_c10d import Backend, PrefixStore, Store, TCPStore
 
 from router.transport import PeerLost
 
 JOIN_S = 30.0
 ASKER, EXPERT = 0, 1  # the two ranks
+
+
+def meeting_store(host: str, *, wait_s: float = JOIN_S) -> TCPStore:
+    """Where both ends of a pair find each other: at a free port of this one address.
+
+    torch's own socket would listen at every address of the machine, and asks nobody who he is.
+    """
+    listener = socket.create_server((host, 0))
+    port = listener.getsockname()[1]
+    return TCPStore(
+        host,
+        port,
+        None,
+        True,
+        timedelta(seconds=wait_s),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
 
 
 class Pair:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.sum_rows import weighted_sums
 from router.assign import Ints
 from router.heartbeat import Silence
 from router.transport import DispatchKey, Parcel
@@ -100,9 +101,7 @@ class Ticket:
 
     def summed(self, weights_TK: Tensor) -> Tensor:
         """Each token's rows in the order of K, weighted, in fp32; [T, D] in the rows' dtype."""
-        returned_TKD = self.returned_PD.view(self.num_tokens, -1, self.returned_PD.shape[1])
-        summed_T1D = torch.bmm(weights_TK[:, None], returned_TKD.float())
-        return summed_T1D[:, 0].to(self.rows_TD.dtype)
+        return weighted_sums(self.returned_PD, weights_TK)
 
     def doubted(self, pairs: Pairs, rows_PD: Tensor) -> list[int]:
         """Pairs whose row is not finite, though what was sent was and nobody else has said so."""

@@ -83,6 +83,11 @@ class View:
         gone = np.argwhere(self.replicas[:, :, 0] == NO_ACTOR)
         return [(int(layer) + self.first_layer, int(expert)) for layer, expert in gone]
 
+    def pairs_of(self, actor: int) -> frozenset[Pair]:
+        """All that actors[actor] holds."""
+        layers = enumerate(self.held[actor], self.first_layer)
+        return frozenset((layer, expert) for layer, experts in layers for expert in experts)
+
     def _replica_table(self) -> NDArray[np.int32]:
         """[L, E, R] indices into `actors`, ascending, NO_ACTOR after the last."""
         holders = np.zeros((self.num_layers, self.num_experts, max(1, len(self.actors))), dtype=bool)

@@ -35,6 +35,7 @@ class ReferenceRows:
 
     def prepare(self, rows: Iterable[int], draws: Iterable[int]) -> None:
         self._prepared = set(rows), set(draws)
+        self._counted_LE = self._exchange.load.pairs().copy()  # others have the same exchange
 
     def walk(self, rows: int, *, mtp: bool = False) -> None:
         live, chunks = self._chunks(rows)
@@ -76,6 +77,9 @@ class ReferenceRows:
 
     def sample(self, rows: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:
         return sample(self._buffers.logits_RV[list(rows)], draws)
+
+    def expert_pairs(self) -> torch.Tensor:
+        return torch.from_numpy(self._exchange.load.pairs() - self._counted_LE)
 
     def _chunks(self, rows: int) -> tuple[list[int], list[Chunk]]:
         assert rows in self._prepared[0], "only what was prepared at start"

@@ -16,7 +16,9 @@ import torch
 
 from actors.build import local_exchange
 from actors.engine import Engine
-from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
+from actors.expert import ExpertServer
+from actors.expert_sources import Files, load_experts
+from actors.held import HeldExperts, in_every_layer
 from actors.matchers import matcher_of
 from actors.messages import ANY_TERMS, Terms
 from actors.options import MicroBatches
@@ -65,7 +67,7 @@ def experts_of(
 ) -> HeldExperts:
     config = checkpoint.config_to_serve(draft_tokens)
     held = HeldExperts(config, dtype)
-    load_experts(checkpoint.reader(), held, in_every_layer(config, experts), dtype)
+    load_experts(held, [Files(checkpoint.reader, dtype)], in_every_layer(config, experts))
     return held
 
 

@@ -19,11 +19,17 @@ from pathlib import Path
 from typing import Any
 
 MAX_SHARED_BYTES = 227 * 1024  # what one block of an sm_90 can have
-# An operand of kernels/hopper.py, among the types of a build.
-OPERAND = (
-    "tensordesc<fp8e4nv[128, 128],NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2, "
-    "transposed=False, fp4_padded=False, cga_layout=[])>"
-)
+
+
+def operand_of(rows: int) -> str:
+    """An operand of kernels/hopper.py that comes `rows` at a time, among the types of a build."""
+    return (
+        f"tensordesc<fp8e4nv[{rows}, 128],NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, "
+        "rank=2, transposed=False, fp4_padded=False, cga_layout=[])>"
+    )
+
+
+OPERAND = operand_of(128)
 _WGMMA = re.compile(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)\.f32\.(\w+)\.\w+")
 _PRODUCT = re.compile(r"\b[HQ]GMMA\.")
 _WAIT = re.compile(r"\bWARPGROUP\.DEPBAR\b")

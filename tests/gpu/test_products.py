@@ -18,7 +18,7 @@ from kernels.expert_gemm import (
     tile_rows_for,
 )
 from kernels.expert_mlp import expert_mlp
-from kernels.fp8_gemm import CONFIGS, GemmConfig, fp8_matmul, fp8_matmul_reference, splits_for
+from kernels.fp8_gemm import CONFIGS, GemmConfig, config_for, fp8_matmul, fp8_matmul_reference, splits_for
 from kernels.fp8_gemm_many import CONFIG as TRITON
 from kernels.fp8_gemm_many import fp8_matmul_many
 from kernels.fp8_rows import Fp8Rows, Fp8Weight, empty_rows
@@ -45,7 +45,7 @@ def test_fp8_product_is_that_of_the_numbers_it_stands_for(
 
 
 @pytest.mark.skipif(not ON_DEVICE, reason="needs a CUDA device: true widths")
-@pytest.mark.parametrize("rows", [1, 3, 16, 17, 64, 100, 128, 256, 1000])
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 33, 64, 100, 128, 129, 256, 1000])
 @pytest.mark.parametrize(
     ("outputs", "inner"), [(2304, 7168), (32768, 1536), (7168, 16384), (7168, 18432)], ids=str
 )
@@ -54,6 +54,14 @@ def test_fp8_product_at_true_widths(device: torch.device, rows: int, outputs: in
     out = torch.full((splits_for(outputs, inner), rows, outputs), NAN, device=device)
     fp8_matmul(x, weight, out)
     assert relative_error(out.sum(0), fp8_matmul_reference(x, weight)) < 2e-3
+    other = torch.full_like(out, NAN)
+    fp8_matmul(x, weight, other, config=config_for(rows))
+    assert torch.equal(other, out), "the two kernels differ in bits"
+    whole = torch.full((rows, outputs), NAN, dtype=torch.bfloat16, device=device)
+    fp8_matmul(x, weight, whole)
+    other = torch.full_like(whole, NAN)
+    fp8_matmul(x, weight, other, config=config_for(rows))
+    assert torch.equal(other, whole), "the two kernels differ in bits"
     for few in {1, rows // 2} - {0}:
         own = Fp8Rows(x.values_RK[:few].contiguous(), x.scale_GR[:, :few])
         alone = torch.full((out.shape[0], few, outputs), NAN, device=device)

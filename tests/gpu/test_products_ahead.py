@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from kernels import absorb_many, bf16_gemm, expert_gemm_many, expert_mlp, fp8_gemm_many
+from kernels import absorb_many, bf16_gemm, expert_gemm_many, expert_mlp, fp8_gemm, fp8_gemm_many
 from kernels.expert_gemm import DOWN_CONFIGS, UP_CONFIGS
 from kernels.fp8_gemm import CONFIGS
-from tests.gpu.ahead import OPERAND, Build, resources
+from tests.gpu.ahead import OPERAND, Build, operand_of, resources
 
 FP8, FP32, INT = "*fp8e4nv", "*fp32", "i32"
 GEMM = {
@@ -67,6 +67,30 @@ def test_products_of_many_rows_that_copies_run_beside() -> None:
     ]
     for found in resources(builds):
         found.check(wgmma="m64n128k32 e4m3")
+
+
+@pytest.mark.ahead
+def test_products_of_few_rows_that_copies_run_beside() -> None:
+    def build(tile_rows: int, out: str, outputs: int, inner: int, splits: int) -> Build:
+        return Build(
+            module="kernels.few_gluon",
+            kernel="few_kernel",
+            types={
+                "x_desc": operand_of(tile_rows), "x_scale_ptr": FP32, "x_scale_stride": INT,
+                "w_desc": OPERAND, "w_scale_ptr": FP32, "out_ptr": out, "rows": INT,
+            },
+            constants={
+                "N": outputs, "K": inner, "SPLITS": splits, "BLOCK_R": tile_rows,
+                "STAGES": fp8_gemm.STAGES[tile_rows],
+            },
+            num_warps=4,
+        )  # fmt: skip
+
+    tiles = [*fp8_gemm.STAGES, *fp8_gemm.STAGES]
+    builds = [build(tile_rows, FP32, 7168, 16384, 4) for tile_rows in fp8_gemm.STAGES]
+    builds += [build(tile_rows, "*bf16", 32768, 1536, 1) for tile_rows in fp8_gemm.STAGES]
+    for tile_rows, found in zip(tiles, resources(builds), strict=True):
+        found.check(wgmma=f"m64n{tile_rows}k32 e4m3")
 
 
 @pytest.mark.ahead

@@ -20,13 +20,14 @@ START_S = 60.0
 
 
 class Page:
-    """One page; what it complained about is in `complaints`."""
+    """One page; what it complained about is in `complaints`, the addresses that it asked in `asked`."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._number = 0
         self.complaints: list[str] = []
-        for domain in ("Runtime", "Page", "Log"):
+        self.asked: list[str] = []
+        for domain in ("Runtime", "Page", "Log", "Network"):
             self._ask(f"{domain}.enable")
 
     def open(self, url: str) -> None:
@@ -38,9 +39,23 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def picture(self, file: Path, wide: int = 1280, high: int = 1100) -> None:
+    def press(self, key: str, text: str = "") -> None:
+        """As a keyboard does; text: what the key writes."""
+        for kind in ("keyDown", "keyUp"):
+            told = {"type": kind, "key": key, "code": key, "text": text if kind == "keyDown" else ""}
+            codes = {"Tab": 9, "Enter": 13, "ArrowRight": 39, "ArrowDown": 40}
+            self._ask("Input.dispatchKeyEvent", **told, windowsVirtualKeyCode=codes.get(key, 0))
+
+    def prefer(self, scheme: str) -> None:
+        """light or dark."""
+        self._ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def resize(self, wide: int, high: int) -> None:
         size = {"width": wide, "height": high, "deviceScaleFactor": 1, "mobile": False}
         self._ask("Emulation.setDeviceMetricsOverride", **size)
+
+    def picture(self, file: Path, wide: int = 1280, high: int = 1100) -> None:
+        self.resize(wide, high)
         time.sleep(1.5)
         file.write_bytes(base64.b64decode(self._ask("Page.captureScreenshot")["data"]))
 
@@ -49,6 +64,8 @@ class Page:
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while True:
             told = json.loads(self._socket.recv(timeout=60))
+            if told.get("method") == "Network.requestWillBeSent":
+                self.asked.append(told["params"]["request"]["url"])
             if told.get("method") in (
                 "Runtime.exceptionThrown",
                 "Log.entryAdded",
@@ -71,7 +88,7 @@ def browser(directory: Path, port: int) -> Iterator[Page]:
     command = [binary, *flags, f"--remote-debugging-port={port}", "about:blank"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        with connect(_socket_of(port), max_size=None) as socket:
+        with connect(_socket_of(port), max_size=None, ping_interval=None) as socket:
             yield Page(socket)
     finally:
         process.terminate()

@@ -13,9 +13,10 @@ from cluster.history import check, tokens_of
 from cluster.streams import Streams, ask, make_questions
 from tests.ray.conftest import Served
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-LIMIT_S = 120.0
+LIMIT_S = 240.0  # a restart of everything under streams takes 30 to 150 s on two cores
+TRIES = 3
 MODEL, STREAMS, TOKENS = "tiny-v32", 4, 48
 
 
@@ -44,16 +45,25 @@ def order(cluster: Served, what: str, **arguments: object) -> list[str]:
 def watched(cluster: Served) -> Iterator[Streams]:
     """Streams are under way; every event of them is checked. Their prompts are pages long."""
     short = make_questions(STREAMS, seed=1, max_tokens=TOKENS, vocab_size=272)
-    questions = [replace(question, prompt=question.prompt * 8) for question in short]
+    questions = [replace(question, prompt=(question.prompt * 8)[:320]) for question in short]
     expected = {q.name: tokens_of(ask(cluster.url, MODEL, q, q.name)) for q in questions}
     assert {len(tokens) for tokens in expected.values()} == {TOKENS}
     with Streams(cluster.url, MODEL, questions, STREAMS) as streams:
         yield streams
         before = streams.num_tokens
-        until(lambda: streams.num_tokens > before + TOKENS, lambda: "the streams stand still")
+        # more than is left of those under way: requests that were sent after the order are among them
+        until(lambda: streams.num_tokens > before + STREAMS * TOKENS, lambda: "the streams stand still")
     answers = {request: expected[question.name] for request, question in streams.asked.items()}
     assert check(streams.history, answers) == []
     assert len(answers) > STREAMS
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(cluster: Served) -> Iterator[None]:
+    """Whatever becomes of a test: others share this cluster."""
+    yield
+    order(cluster, "scale", attention=2)  # attention-0 again, if it was drained
+    order(cluster, "scale", attention=1, experts=2)
 
 
 def workers(cluster: Served) -> int:
@@ -82,22 +92,34 @@ def test_actors_come_and_go_under_streams(cluster: Served) -> None:
     )
 
 
+def pages_in(cluster: Served, name: str) -> float:
+    """That this attention actor has taken over in this life."""
+    [heir] = [actor for actor in cluster.admin("/snapshot")["actors"] if actor["actor_id"] == name]
+    return float((heir["stats"] or {}).get("handed_pages_in", 0))
+
+
 def test_the_streams_of_an_attention_actor_that_is_drained_go_on_with_their_pages(cluster: Served) -> None:
-    def pages_in() -> float:
-        [heir] = [a for a in cluster.admin("/snapshot")["actors"] if a["actor_id"] == "attention-1"]
-        return (heir["stats"] or {}).get("handed_pages_in", 0)
-
+    three = ["attention-1", "expert-0", "expert-1"]
     with watched(cluster):
-        order(cluster, "scale", attention=2)
-        assert order(cluster, "drain", name="attention-0") == ["attention-1", "expert-0", "expert-1"]
-        until(lambda: pages_in() > 0, lambda: cluster.admin("/snapshot")["actors"])
-        order(cluster, "scale", attention=2)
-        assert order(cluster, "scale", attention=1) == ["attention-0", "expert-0", "expert-1"]
+        for _ in range(
+            TRIES
+        ):  # it may have nothing just then, or too little time: who has no pages computes them
+            order(cluster, "scale", attention=2)
+            assert order(cluster, "drain", name="attention-0") == three
+            if pages_in(cluster, "attention-1") > 0:
+                break
+        else:
+            pytest.fail(f"no page was handed over: {cluster.admin('/snapshot')['actors']}")
 
 
-def test_every_process_is_replaced_under_streams(cluster: Served) -> None:
-    old = {actor["pid"] for actor in cluster.admin("/snapshot")["actors"]}
+def test_every_process_is_replaced_under_streams_which_go_on_with_their_pages(cluster: Served) -> None:
     with watched(cluster):
-        order(cluster, "restart")
-        assert not old & {actor["pid"] for actor in cluster.admin("/snapshot")["actors"]}
+        for _ in range(TRIES):
+            old = {actor["pid"] for actor in cluster.admin("/snapshot")["actors"]}
+            order(cluster, "restart")
+            assert not old & {actor["pid"] for actor in cluster.admin("/snapshot")["actors"]}
+            if pages_in(cluster, "attention-0") > 0:
+                break
+        else:
+            pytest.fail(f"no page was handed over: {cluster.admin('/snapshot')['actors']}")
     assert cluster.admin("/snapshot")["ready"]

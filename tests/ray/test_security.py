@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import grpc
 import psutil
 import pytest
 
@@ -145,15 +146,74 @@ def ingress_metrics(cluster: Served) -> str:
     return text
 
 
-def test_nothing_listens_beyond_loopback(guarded: Served) -> None:
-    """docs/security.md says so of every process of the cluster, the driver included."""
-    processes = [psutil.Process(guarded.process.pid), *guarded.descendants()]
-    places = {
+def listening(cluster: Served) -> set[tuple[str, str, int]]:
+    """Every process of the cluster that listens, the driver included, and where."""
+    return {
         (process.name(), one.laddr.ip, one.laddr.port)
-        for process in processes
+        for process in [psutil.Process(cluster.process.pid), *cluster.descendants()]
         for one in process.net_connections(kind="inet")
         if one.status == psutil.CONN_LISTEN
     }
+
+
+def told_by(port: int, method: str, path: str) -> int | None:
+    """The status of what a stranger asks there; None: no HTTP, or metrics, which answer whatever is asked."""
+    asked = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=3) as connection:
+            connection.sendall(asked.encode())
+            answer = b""
+            while b"\r\n\r\n" not in answer and (more := connection.recv(65536)):  # a head may come in pieces
+                answer += more
+    except OSError:
+        return None
+    found = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
+    is_metrics = b"text/plain; version=" in answer
+    return int(found[1]) if found and not is_metrics else None
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("GET", path) for path in ("/api/version", "/api/jobs/", "/api/serve/applications/", "/nodes")),
+        *(("POST", path) for path in ("/api/jobs/", "/api/job_agent/jobs/")),
+        *(("DELETE", path) for path in ("/api/jobs/x", "/api/serve/applications/", "/api/job_agent/jobs/x")),
+        ("PUT", "/api/serve/applications/"),
+    ],
+)
+def test_78_no_port_of_the_cluster_does_what_rays_dashboard_would(
+    guarded: Served, method: str, path: str
+) -> None:
+    told = {(name, port): told_by(port, method, path) for name, _, port in listening(guarded)}
+    assert any(told.values()), "the proxy, at least, speaks HTTP"
+    assert {place: status for place, status in told.items() if status is not None and status < 400} == {}
+
+
+def told_by_gcs(port: int, token: str | None) -> grpc.StatusCode:
+    """What becomes of asking it for the nodes of the cluster."""
+    metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")(
+                b"", timeout=20, metadata=metadata
+            )
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+def test_78_rays_head_tells_nobody_anything_without_the_token(guarded: Served) -> None:
+    [gcs] = [process for process in guarded.descendants() if process.name() == "gcs_server"]
+    token = Path(gcs.environ()["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+    ports = [port for name, _, port in listening(guarded) if name == "gcs_server"]
+    [port] = [port for port in ports if told_by_gcs(port, token) is grpc.StatusCode.OK]
+    for other in (None, "0" * len(token)):
+        assert told_by_gcs(port, other) is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_nothing_listens_beyond_loopback(guarded: Served) -> None:
+    """docs/security.md says so."""
+    places = listening(guarded)
     assert len(places) >= 6, "the proxy, the admin listener, actors and Ray's own"
     assert urlsplit(guarded.url).port in {port for _, _, port in places}
     assert {place for place in places if not place[1].removeprefix("::ffff:").startswith("127.")} == set()

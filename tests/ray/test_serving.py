@@ -180,25 +180,39 @@ def test_sigkill_of_the_attention_actor_mid_stream_changes_no_token(cluster: Ser
     assert complete(cluster.url, prompt_ids)["token_ids"] == expected
 
 
-def test_without_a_model_the_embedded_one_answers_over_sockets_as_alone() -> None:
+def test_actors_are_as_urgent_as_who_started_them(cluster: Served) -> None:
+    names = ("expert-0", "expert-1", "attention-0")
+    own = psutil.Process(cluster.process.pid).nice()
+    assert {psutil.Process(cluster.pid_of(name)).nice() for name in names} == {own}
+
+
+def test_without_a_model_the_embedded_one_answers_as_alone_and_control_c_ends_it_all() -> None:
     prompt_ids = prompt(150)  # past its index_topk
     with served(embedded_directory()) as running:
         assert running.ready["model"] == "shoal-demo"
         got = complete(running.url, prompt_ids, model="shoal-demo")
         question = {"model": "shoal-demo", "messages": [{"role": "user", "content": "What are you?"}]}
         chat = httpx.post(f"{running.url}/v1/chat/completions", json=question, timeout=60)
+        ends_with_all_of_it(running, signal.SIGINT)
     assert got["token_ids"] == oracle(running.checkpoint, prompt_ids)
     assert chat.status_code == 200, chat.text
     assert chat.json()["usage"]["completion_tokens"] > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_no_process_behind(checkpoint: Path, number: int) -> None:
+def test_experts_in_the_attention_actor_give_the_same_and_sigterm_leaves_no_process_behind(
+    checkpoint: Path,
+) -> None:
+    prompt_ids = prompt(60, seed=5)
     with served(checkpoint, "--experts", "0") as running:
-        family = running.descendants()
-        assert len(family) > 5
-        running.process.send_signal(number)
-        assert running.process.wait(60) == 0
+        assert complete(running.url, prompt_ids)["token_ids"] == oracle(checkpoint, prompt_ids)
+        ends_with_all_of_it(running, signal.SIGTERM)
+
+
+def ends_with_all_of_it(running: Served, number: signal.Signals) -> None:
+    family = running.descendants()
+    assert len(family) > 5
+    running.process.send_signal(number)
+    assert running.process.wait(60) == 0
     deadline_s = time.monotonic() + 10
     while time.monotonic() < deadline_s and any(p.is_running() for p in family):
         time.sleep(0.1)

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
 import time
-import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cluster.alerts import ALERTS
-from cluster.boards import BOARDS, MARKS
 from tests.ray.browser import browser
 from tests.ray.conftest import Served, free_port
 from tests.ray.test_serving import complete, prompt
 
-pytestmark = pytest.mark.ray
-PATIENCE_S = 60.0
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+PATIENCE_S = 180.0  # of a machine that others use as well
 OWN = {
     "attention": "shoal_steps_total",
     "expert": "shoal_expert_rows_total",
@@ -67,7 +62,7 @@ def test_every_process_tells_its_metrics_and_a_replaced_one_too(cluster: Served)
         if role != "controller":
             assert re.search(rf"^{OWN[role]} [0-9.e+]+$", get(f"http://{address}/metrics"), re.M), role
     deaths = deaths_of(cluster, "expert-1")
-    assert cluster.admin("/actors/expert-1/kill", method="POST") == {"killed": "expert-1"}
+    assert cluster.admin("/actors/expert-1/kill", method="POST")["killed"] == "expert-1"
     assert complete(cluster.url, prompt(40, seed=1))["finish_reason"] == "length"
 
     def is_replaced() -> bool:
@@ -78,6 +73,7 @@ def test_every_process_tells_its_metrics_and_a_replaced_one_too(cluster: Served)
     seen = cluster.admin("/snapshot")
     [killed] = [actor for actor in seen["actors"] if actor["actor_id"] == "expert-1"]
     assert killed["deaths"] == deaths + 1 and killed["recovery_s"] > 0
+    assert 0 < killed["detection_s"] < 5
     assert any("expert-1" in event["text"] for event in seen["events"])
     [pairs] = [actor["expert_pairs"] for actor in seen["actors"] if actor["kind"] == "attention"]
     assert min(map(sum, pairs)) > 0
@@ -110,6 +106,21 @@ def test_the_page_draws_load_holders_and_steps_in_a_real_browser(cluster: Served
         assert page.run("journey.length") > 0, "one request at a time: its tokens' experts are told"
         page.run("play(true)")
         assert int(page.run("at('heat').dataset.lit")) > 0
+        page.run("play(false)")
+        page.run("at('prompt').value = 'Shoal'; tryIt(); 0")
+        eventually("a stream of the page's own", lambda: "pieces" in text("tried"))
+        for _ in ("kill", "really?"):
+            page.run("document.querySelector('#plugs [data-actor=expert-0]').click()")
+        eventually("it is noticed and mended", lambda: "serves again after" in text("killed"))
+        figures = os.environ.get("SHOAL_FIGURES")  # where the README's picture is to be
+        page.run("scrollTo(0, 0)")
+        page.picture(Path(figures or tmp_path) / "live.png", high=1240)
+        eventually("the same text again", lambda: "the same text" in text("tried"))
+        assert "expert-0" in text("events") and text("requests").count("cmpl-") == 0
+        eventually("the requests are told", lambda: "attention-0" in text("requests"))
+        assert {url.split("/")[2] for url in page.asked if url.startswith("http")} == {
+            admin["url"].split("/")[2]
+        }
         assert page.complaints == []
 
 
@@ -128,55 +139,3 @@ def test_the_command_writes_a_timeline_of_a_live_cluster(cluster: Served, tmp_pa
         e["args"]["step"] for e in events if e["name"] == "rows away" and actors[e["pid"]] == "attention-0"
     }
     assert steps == {1, 2, 3}
-
-
-@contextmanager
-def prometheus(cluster: Served, directory: Path) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
-    """A real one that scrapes the cluster; yields what answers a query."""
-    binary = shutil.which("prometheus")
-    if binary is None:
-        pytest.skip("prometheus is not installed (Debian package prometheus)")
-    admin, port = cluster.ready["admin"], free_port()
-    credentials = f"{{type: Bearer, credentials: {admin['key']}}}"
-    config = directory / "prometheus.yml"
-    discovery = f"url: '{admin['url']}/targets', refresh_interval: 1s, authorization: {credentials}"
-    config.write_text(
-        "global: {scrape_interval: 1s}\n"
-        "scrape_configs:\n"
-        "  - job_name: shoal\n"
-        f"    authorization: {credentials}\n"
-        f"    http_sd_configs: [{{{discovery}}}]\n"
-    )
-    places = [f"--config.file={config}", f"--storage.tsdb.path={directory}/data"]
-    listen = [*places, f"--web.listen-address=127.0.0.1:{port}"]
-    process = subprocess.Popen([binary, *listen], stderr=subprocess.DEVNULL)
-
-    def query(expression: str) -> list[dict[str, Any]]:
-        address = f"http://127.0.0.1:{port}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
-        try:
-            result: list[dict[str, Any]] = json.loads(get(address))["data"]["result"]
-        except OSError:
-            return []  # it has not begun to listen
-        return result
-
-    try:
-        yield query
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def test_a_real_prometheus_scrapes_all_of_it(cluster: Served, tmp_path: Path) -> None:
-    with prometheus(cluster, tmp_path) as query:
-        eventually("all are up", lambda: len(query("up == 1")) == 5)
-        complete(cluster.url, prompt(60, seed=2))
-        eventually("the experts' load is told", lambda: len(query("shoal_expert_imbalance >= 1")) > 0)
-        assert query("sum(shoal_actors{state='serves'})")[0]["value"][1] == "3"
-        complete(cluster.url, prompt(200))  # found in the prefix cache
-        expressions = [q.expression for board in BOARDS for panel in board.panels for q in panel.queries]
-        expressions += [mark.expression for mark in MARKS]
-        # An alert holds where something is wrong: what it compares must be there.
-        expressions += [re.split(" [=<>]+ ", alert.expression)[0] for alert in ALERTS.alerts]
-        for expression in expressions:
-            eventually(expression, lambda expression=expression: bool(query(expression)))
-        assert query("vllm:prompt_tokens_total")[0]["value"][1] != "0"

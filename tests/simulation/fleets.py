@@ -78,6 +78,7 @@ def plan(
         autoscale=autoscale or {},
         draft_tokens=0,
         has_seats=has_seats,
+        weights_from="files",
         attention=OPTIONS,
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.options import ActorOptions, Loaded
+from actors.options import ActorOptions, ExpertOrder, Loaded, Taken
 from cluster.processes import Answer, ProcessDied, WorkFailed
 from cluster.workers import Worker
 from router.view import Pair, View
@@ -62,11 +62,13 @@ class FakeServer:
     """Of either kind. epoch: of the newest view that has come; in_use: of that which it computes with."""
 
     convicted = ()
+    is_handing_over = False
+    fatal_seed: int | None = None
 
-    def __init__(self, machine: Machine, number: int, pairs: frozenset[Pair], view: View | None) -> None:
+    def __init__(self, machine: Machine, number: int, digests: Digests, view: View | None) -> None:
         self._machine, self._number = machine, number
-        self.pairs, self.view, self.in_use = pairs, view, view
-        self.digests = machine.digests_of(pairs)  # as they were when it read them
+        self.pairs, self.view, self.in_use = frozenset(digests), view, view
+        self.digests = dict(digests)  # as they were when it took them
 
     def stats(self) -> dict[str, float]:
         machine = self._machine
@@ -83,12 +85,19 @@ class FakeServer:
         return self._machine.load_LE * self._machine.now_s
 
     @property
+    def num_sequences(self) -> int:
+        return self._machine.running
+
+    @property
     def epoch(self) -> int:
         return self.view.epoch if self.view else 0
 
     @property
     def epoch_in_use(self) -> int:
         return self.in_use.epoch if self.in_use else 0
+
+    def poison(self, seed: int) -> None:
+        self.fatal_seed = seed
 
     def set_view(self, view: View) -> None:
         assert self.view is not None, "an expert actor is told a view"
@@ -115,15 +124,15 @@ class FakeWorker(Worker):
     def warm(self) -> None:
         self._is_standby = True
 
-    def load_expert(self, options: ActorOptions, pairs: frozenset[Pair], known: Digests) -> Loaded:
-        self._machine.check_read(pairs, known)
-        return self._load(options, FakeServer(self._machine, self._number, pairs, None))
+    def load_expert(self, options: ActorOptions, config: Any, order: ExpertOrder) -> Loaded:
+        digests = self._machine.take(order, self._number)
+        return self._load(options, FakeServer(self._machine, self._number, digests, None))
 
     def load_attention(self, options: ActorOptions, _: Any, view: bytes | None, checksum: str) -> Loaded:
         assert view is not None
         assert checksum in ("", CHECKSUM)
         known = self._machine.check_view(view)
-        return self._load(options, FakeServer(self._machine, self._number, frozenset(), known))
+        return self._load(options, FakeServer(self._machine, self._number, {}, known))
 
     def _load(self, options: ActorOptions, server: FakeServer) -> Loaded:
         assert options.incarnation == self._number
@@ -142,13 +151,13 @@ class FakeWorker(Worker):
         )
         return self._loaded
 
-    def take(self, pairs: frozenset[Pair], known: Digests) -> Digests:
+    def take(self, order: ExpertOrder) -> Taken:
         self._machine.fail_if_due()
-        self._machine.check_read(pairs, known)
+        digests = self._machine.take(order, self._number)
         assert self.server is not None
-        self.server.pairs |= pairs
-        self.server.digests |= self._machine.digests_of(pairs)
-        return self._machine.digests_of(pairs)
+        self.server.pairs |= order.pairs
+        self.server.digests |= digests
+        return Taken(digests=digests, origins="")
 
     def run(self) -> None:
         self._is_running = True
@@ -319,11 +328,26 @@ class Machine:
     def digests_of(self, pairs: Iterable[Pair]) -> Digests:
         return {pair: hash((pair, pair in self.damaged)) for pair in pairs}
 
-    def check_read(self, pairs: frozenset[Pair], known: Digests) -> None:
-        """As the worker does: what is read must be what was read before."""
-        found = self.digests_of(pairs)
-        if any(known.get(pair, digest) != digest for pair, digest in found.items()):
-            raise WorkFailed("is not what was read of it before")
+    def take(self, order: ExpertOrder, number: int) -> Digests:
+        """As the worker does: what is taken must be what was read before, out of files or from a peer."""
+        view = View.from_bytes(order.view) if order.view else None
+        found = dict(self.digests_of(order.pairs))
+        for pair in found:
+            if order.known.get(pair, found[pair]) == found[pair]:
+                continue
+            if not any(self._peer_has(life, pair, order) for life in holders(view, pair) if life != number):
+                raise WorkFailed("is not what was read of it before")
+            found[pair] = order.known[pair]
+        return found
+
+    def _peer_has(self, life: int, pair: Pair, order: ExpertOrder) -> bool:
+        """Whether it lives; if it does, it must serve what the newest view said that it holds."""
+        peer = self.processes[life]
+        if not peer.is_alive or peer.is_hung:
+            return False
+        server = peer.worker.server
+        assert server is not None and peer.worker.serves, f"life {life} is asked before it serves"
+        return pair in server.pairs and server.digests[pair] == order.known[pair]
 
     def check_drop(self, number: int, pairs: frozenset[Pair]) -> None:
         """Nobody may compute by a view that shows what is dropped."""
@@ -334,11 +358,11 @@ class Machine:
                 assert not shown & pairs, f"life {number} drops what epoch {view.epoch} shows"
 
 
+def holders(view: View | None, pair: Pair) -> list[int]:
+    """Lives that the view says hold it."""
+    return [life for life, pairs in shown_by(view).items() if pair in pairs] if view else []
+
+
 def shown_by(view: View) -> dict[int, frozenset[Pair]]:
     """By life, what the view says that it holds."""
-    return {
-        actor.incarnation: frozenset(
-            (view.first_layer + place, expert) for place, layer in enumerate(held) for expert in layer
-        )
-        for actor, held in zip(view.actors, view.held, strict=True)
-    }
+    return {actor.incarnation: view.pairs_of(place) for place, actor in enumerate(view.actors)}

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
 
-from cluster import controller, life, workers
+from cluster import controller, farewell, life, workers
 from cluster.controller import Controller
 from cluster.fleet import Fleet
 from cluster.hosts import seat_for
@@ -25,8 +26,11 @@ from tests.simulation.fleets import (
     DAMAGE,
     DOUBLE,
     DRAIN,
+    HANG,
     KILL,
     KINDS,
+    LAYERS,
+    NUM_EXPERTS,
     ORDERS,
     RESTART,
     SCALE_EXPERTS,
@@ -41,6 +45,7 @@ from tests.simulation.fleets import (
 from tests.simulation.machine import Machine
 
 PLANS = [plan(), plan(attention=1, experts=3, copies=2)]
+EVERY_PAIR = frozenset(product(LAYERS, range(NUM_EXPERTS)))
 SHARE = settings(max_examples=settings().max_examples // 5)
 
 
@@ -104,6 +109,20 @@ def test_who_has_loaded_but_was_never_told_to_run_is_replaced():
     assert silent, "they have loaded, and nobody looked since"
     story.until_well()
     assert not {process.number for process in story.machine.alive} & set(silent)
+
+
+def test_who_takes_the_place_of_one_that_a_request_has_ended_dies_of_it_too():
+    story = Story(PLANS[0])
+    story.until_well()
+    story.fleet.poison(7)
+    story.run(1.0)
+    story.machine.processes[story.fleet.attention[0].incarnation].die()
+    story.run(1.0)
+    story.until_well()
+    obey(story.fleet, "restart", {})
+    story.run(20.0)
+    story.until_well()
+    assert [server.fatal_seed for server in story.machine.attention] == [7, 7]
 
 
 def test_a_replacement_that_cannot_be_read_at_once_is_tried_again():
@@ -237,6 +256,41 @@ def test_who_came_last_leaves_first_and_names_are_given_again():
     check_end(story)
 
 
+def is_urgent(story: Story, actor_id: str) -> bool:
+    [member] = [member for member in story.fleet.members if member.actor_id == actor_id]
+    return bool(story.machine.processes[member.incarnation].worker._options.is_urgent)
+
+
+def test_who_is_new_comes_politely_one_after_another_and_who_is_missed_at_once():
+    story = Story(PLANS[0])
+    story.until_well()
+    assert is_urgent(story, "expert-0"), "nobody serves before all do"
+    obey(story.fleet, "scale", {"experts": 4, "attention": 3})
+    while any(member.is_new for member in story.fleet.members):
+        story.look()
+        assert sum(member.is_new and member.term is not None for member in story.fleet.members) <= 1
+    story.until_well()
+    assert not is_urgent(story, "expert-3") and not is_urgent(story, "attention-2")
+    story.machine.processes[story.fleet.experts[3].incarnation].die()
+    story.run(1.0)
+    story.until_well()
+    assert is_urgent(story, "expert-3")
+    story.befall(Fault(story.machine.now_s, RESTART))
+    story.run(20.0)
+    story.until_well()
+    assert not is_urgent(story, "expert-3"), "the one before serves until the next one does"
+
+
+def test_all_who_are_new_wait_for_seats_together():
+    story = Story(plan(has_seats=True), machine_type=TwoPods)
+    story.until_well()
+    obey(story.fleet, "scale", {"experts": 4})
+    story.run(1.0)
+    assert sum(not process.is_seated for process in story.machine.alive) == 2, "a demand for two nodes"
+    story.machine.seats[seat_for("expert")] = 4
+    story.until_well()
+
+
 def test_an_attention_actor_that_leaves_serves_until_another_does(monkeypatch: pytest.MonkeyPatch):
     story = Story(PLANS[0])
     story.until_well()
@@ -252,6 +306,32 @@ def test_an_attention_actor_that_leaves_serves_until_another_does(monkeypatch: p
         assert len(serving) < 100_000, "it never leaves"
     assert all(serving)
     assert [member.actor_id for member in story.fleet.attention] == ["attention-1"]
+
+
+def test_at_a_restart_the_life_before_serves_on_beside_the_next_until_it_is_drained():
+    story = Story(PLANS[0], machine_type=NeverPauses)
+    story.until_well()
+    story.machine.running = 1
+    obey(story.fleet, "restart", {})
+    while not any(gone.is_draining for gone in story.fleet.farewells):
+        story.look()
+    [gone] = story.fleet.farewells
+    [member] = [member for member in story.fleet.attention if member.actor_id == gone.actor_id]
+    assert member.incarnation > gone.life.number
+    front = Controller(PLANS[0], CONFIG, b"", story.machine, story.machine, clock=lambda: story.machine.now_s)
+    front._fleet = story.fleet
+    front._is_in_hand.set()
+    listed = [(port, is_drained) for name, _, port, is_drained in front.endpoints() if name == gone.actor_id]
+    assert listed == [(member.incarnation, False), (gone.life.number, True)], "ingresses are told both"
+    obey(story.fleet, "scale", {"experts": 3})
+    story.run(farewell.QUIET_S - 0.5)
+    assert gone.is_draining, "its sequence may yet go"
+    server = story.machine.processes[gone.life.number].worker.server
+    assert server is not None and server.in_use == story.fleet.view, "it computes by the newest view"
+    story.machine.running = 0
+    story.until_well()
+    story.run(1.0)
+    check_end(story)
 
 
 def test_an_heir_waits_until_another_holds_what_its_seat_is_to_lose():
@@ -297,19 +377,58 @@ def test_who_leaves_is_asked_until_all_know_though_the_controller_ends_in_betwee
 
 
 @pytest.mark.parametrize("order", [KILL, SCALE_EXPERTS])
-def test_experts_that_are_not_what_was_read_before_are_refused_until_the_files_are_back(order: str):
+def test_experts_whose_files_are_damaged_are_taken_from_who_holds_them(order: str):
     story = Story(PLANS[1])
     story.until_well()
-    story.machine.damaged = frozenset({(1, 0)})
+    story.machine.damaged = EVERY_PAIR
     if order == KILL:
         story.befall(Fault(0.0, CRASH, 0))
-        story.run(2.0)  # the next controller knows it from those that live
+        story.run(2.0)  # the next controller knows what was read from those that live
         story.machine.processes[story.fleet.experts[0].incarnation].die()
     else:
         obey(story.fleet, "scale", {"experts": 2})
+    story.run(3.0)
+    story.until_well()
+    story.run(1.0)
+    check_end(story)
+    assert not any("is not what was read" in text for _, text in story.fleet.events)
+
+
+def test_what_leaves_is_taken_from_the_one_that_leaves_though_it_is_the_only_copy():
+    story = Story(plan(experts=3))
+    story.until_well()
+    story.machine.damaged = EVERY_PAIR
+    obey(story.fleet, "scale", {"experts": 2})
+    story.run(3.0)
+    story.until_well()
+    story.run(1.0)
+    check_end(story)
+
+
+def test_a_next_life_takes_its_experts_from_the_one_before():
+    story = Story(PLANS[0])
+    story.until_well()
+    story.machine.damaged = EVERY_PAIR
+    obey(story.fleet, "restart", {})
+    story.run(20.0)
+    story.until_well()
+    story.run(1.0)
+    check_end(story)
+
+
+@pytest.mark.parametrize("kind", [KILL, HANG])
+def test_experts_that_nobody_holds_any_more_are_refused_until_the_files_are_back(kind: str):
+    story = Story(PLANS[0])
+    story.until_well()
+    story.machine.damaged = EVERY_PAIR
+    process = story.machine.processes[story.fleet.experts[0].incarnation]
+    if kind == KILL:
+        process.die()
+    else:
+        process.is_hung = True
     story.run(20.0)
     assert any("is not what was read of it before" in text for _, text in story.fleet.events)
-    assert not story.fleet.is_settled and not story.fleet.view.missing(), "the others serve on"
+    assert not story.fleet.is_settled and story.fleet.view.missing()
     story.machine.damaged = frozenset()
     story.until_well()
     story.run(1.0)

@@ -21,12 +21,26 @@ from cluster.admin import AdminServer
 from cluster.cli import app
 from cluster.rates import counter_rates, expert_rates
 from cluster.snapshot import Unavailable, held_masks
-from cluster.top import draw
+from cluster.top import draw, request_table
 from router.view import ActorId, ExpertActor, make_view
 
 KEY = "a key for tests"
+REQUEST = {
+    "id": "cmpl-0123456789abcdef-0",
+    "tenant": "ann",
+    "prompt_tokens": 64,
+    "generated_tokens": 9,
+    "finish": "length",
+    "actors": ["attention-0", "attention-1"],
+    "queue_s": None,
+    "first_token_s": 0.25,
+    "experts_s": 0.5,
+    "whole_s": 1.5,
+    "ingress": "ingress-ab",
+}
 ROUTES = (
     *(("GET", "/snapshot"), ("GET", "/targets"), ("GET", "/metrics"), ("POST", "/trace")),
+    ("POST", "/try"),
     *(("POST", "/actors/expert-0/kill"), ("POST", "/orders/scale")),
 )
 
@@ -42,7 +56,9 @@ def actor(name: str, kind: str, **stats: float) -> dict[str, Any]:
         "metrics_port": 7001,
         "experts": 4,
         "deaths": 1,
+        "faults": {"died": 1},
         "recovery_s": 0.25,
+        "detection_s": 0.125,
         "stats": stats,
         "expert_pairs": None,
     }
@@ -67,6 +83,7 @@ def snapshot(at_s: float, pairs: list[list[int]], decoded: float = 0.0) -> dict[
         ],
         "ingresses": [("ingress-ab", "127.0.0.1", 7002)],
         "experts": {"first_layer": 1, "held": {"expert-0": ["3"]}},
+        "requests": [REQUEST],
         "events": [{"at_s": at_s - 2.0, "text": "expert-0 died"}],
     }
 
@@ -268,6 +285,17 @@ def test_top_finds_the_cluster_of_this_machine_and_nobody_else_reads_its_key(
     assert wrong.exit_code == 1 and "--key" in wrong.stderr
 
 
+def test_requests_are_listed_with_who_had_them_and_for_how_long(admin: AdminServer) -> None:
+    place = ["--url", admin.url, "--key", KEY]
+    told = CliRunner().invoke(app, ["requests", "--json", *place])
+    assert json.loads(told.stdout) == [REQUEST]
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(request_table([REQUEST]))
+    shown = console.export_text()
+    assert "6789abcdef-0" in shown and "ann" in shown and "attention-0, then attention-1" in shown
+    assert "0.250 s" in shown and "1.500 s" in shown
+
+
 def test_a_beacon_of_a_dead_process_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with beacon.lit("http://127.0.0.1:1", "k"):
@@ -297,5 +325,9 @@ def test_the_commands_order_and_wait_until_all_is_so(admin: AdminServer) -> None
     done = CliRunner().invoke(app, ["scale", "experts=3", "attention=2", *place])
     assert done.exit_code == 0, done.output
     assert "scale {'experts': 3, 'attention': 2}" in done.output and "done in" in done.output
+    told = json.loads(CliRunner().invoke(app, ["scale", "experts=3", "--json", *place]).stdout)
+    assert (told["order"], told["done"], told["settled"]) == ("scale", "scale {'experts': 3}", True)
+    ordered = CliRunner().invoke(app, ["scale", "experts=3", "--json", "--no-wait", *place])
+    assert json.loads(ordered.stdout)["settled"] is False
     for wrong in (["scale", "experts", *place], ["drain", "expert-9", *place]):
         assert CliRunner().invoke(app, wrong).exit_code == 1

@@ -149,6 +149,27 @@ def test_a_413_does_not_wait_for_the_body(served: Served):
     assert chunked.startswith(b"HTTP/1.1 413")
 
 
+def test_an_alias_is_as_good_as_the_name_which_every_answer_bears(served: Served):
+    engine = EngineClient([], token=TOKEN, identity="door-4")
+    app = create_app(
+        engine=engine,
+        tokenizer=served.tokenizer,
+        model_name=MODEL,
+        aliases=("deepseek-chat", "org/other"),
+        context_tokens=4096,
+    )
+    with http_server(served.background, app) as url, httpx.Client(base_url=url, **PLAIN) as http:
+        listed = http.get("/v1/models").json()
+        validate(listed, "ListModelsResponse")
+        assert [model["id"] for model in listed["data"]] == [MODEL, "deepseek-chat", "org/other"]
+        assert {model["root"] for model in listed["data"]} == {MODEL}
+        assert http.get("/v1/models/org/other").json()["id"] == "org/other"
+        error = check_error(http.post("/v1/completions", json={**TEXT, "model": "gpt"}), 404)
+        assert "'deepseek-chat', 'org/other'" in error["message"]
+        described = http.get("/openapi.json").json()["components"]["schemas"]["ChatRequest"]
+        assert described["properties"]["model"]["enum"] == [MODEL, "deepseek-chat", "org/other"]
+
+
 def test_a_body_that_does_not_come_is_a_408(served: Served):
     engine = EngineClient([], token=TOKEN, identity="door-3")
     limits = Limits(body_read_s=0.05)
@@ -241,6 +262,13 @@ def test_ignored_fields_are_named(served: Served):
     body["stream"] = True
     assert served.post("/v1/chat/completions", body).headers["x-ignored-fields"] == "store, user"
     assert "x-ignored-fields" not in served.post("/v1/chat/completions", CHAT).headers
+    for path, sound in (
+        ("/tokenize", {"prompt": "a"}),
+        ("/detokenize", {"tokens": [20]}),
+        ("/v1/messages/count_tokens", CHAT),
+    ):
+        answer = served.post(path, {**sound, "pretty": True})
+        assert "pretty" in answer.headers["x-ignored-fields"].split(", ")
 
 
 def test_health_ready_version_and_models(served: Served):

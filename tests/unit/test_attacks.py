@@ -11,7 +11,11 @@ import json
 import os
 import random
 import resource
-from collections.abc import Iterator
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +30,29 @@ USER = {"role": "user", "content": "hello"}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "[1]"}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 IMAGES = ("file:///etc/passwd", "http://169.254.169.254/latest/meta-data")
+
+
+@pytest.fixture(scope="module")
+def audit() -> Callable[..., AbstractContextManager[list[str]]]:
+    """Tells which of some events this process has seen meanwhile; a hook cannot be taken away again."""
+    watched: set[str] = set()
+    told: list[str] = []
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in watched:
+            told.append(f"{event} {arguments}")
+
+    @contextmanager
+    def meanwhile(*events: str) -> Iterator[list[str]]:
+        told.clear()
+        watched.update(events)
+        try:
+            yield told
+        finally:
+            watched.clear()
+
+    sys.addaudithook(note)
+    return meanwhile
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -198,6 +225,32 @@ def test_what_only_has_to_be_bounded_is(unhurt: Served, fields: dict[str, Any]):
     answer = unhurt.http.post(CHATS, json={**CHAT, **fields}, timeout=5)
     assert answer.status_code in (200, 400), answer.text[:300]
     assert len(answer.content) < 4096
+
+
+FETCHED: dict[str, dict[str, Any]] = {
+    "file": image(IMAGES[0]),
+    "address": image(IMAGES[1]),
+    "name": image("http://pictures.example/a.png"),
+    "reference": tool({"$ref": "http://pictures.example/schema"}),
+    "meta-schema": tool({"$schema": "http://pictures.example/schema", "type": "object"}),
+}
+
+
+@pytest.mark.parametrize("fields", FETCHED.values(), ids=FETCHED.keys())
+def test_40_nothing_is_fetched_for_a_request(unhurt: Served, audit: Any, fields: dict[str, Any]):
+    """As Python itself tells it: no connection but the client's own, no name looked up, no file of theirs."""
+    unhurt.answer(CHATS, CHAT)  # its connection is open now
+    with audit("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "open") as told:
+        unhurt.http.post(CHATS, json={**CHAT, **fields})
+        seen = [one for one in told if not one.startswith("open") or "passwd" in one]
+    assert seen == []
+
+
+def test_40_the_audit_sees_what_it_looks_for(audit: Any):
+    with audit("socket.connect", "open") as told, socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname()).close()
+        Path("/etc/passwd").open("rb").close()
+        assert any(one.startswith("socket.connect") for one in told) and any("passwd" in one for one in told)
 
 
 def test_44_another_model_is_a_404(unhurt: Served):

@@ -113,14 +113,13 @@ def test_a_query_sees_its_own_sequence_up_to_itself_and_nothing_else(chunks, top
         num_keys = group.pages_BP.shape[1] * PAGE_TOKENS
         slots_QL = group.slots_BL.expand(len(rows), -1)
         assert group.hidden_QL.shape == slots_QL.shape == (len(rows), num_keys)
-        if group.bias_Q1L is not None:
-            assert torch.equal(group.bias_Q1L[:, 0] == float("-inf"), group.hidden_QL)
-            assert (group.bias_Q1L[:, 0][~group.hidden_QL] == 0).all()
-        assert (group.bias_Q1L is None) == group.sparse
+        assert torch.equal(group.bias_Q1L[:, 0] == float("-inf"), group.hidden_QL)
+        assert (group.bias_Q1L[:, 0][~group.hidden_QL] == 0).all()
         for query, row in enumerate(rows):
             chunk, position = of_token[int(batch.token_ids_T[row])]
             visible = slots_QL[query][~group.hidden_QL[query]].tolist()
             assert visible == [slot(chunk, p) for p in range(position + 1)]
+            assert group.num_keys_Q[query] == position + 1
             # The shape of the reduction is a matter of the position alone.
             assert num_keys == padded_keys(position + 1)
             assert group.sparse == (topk is not None and position + 1 > topk)

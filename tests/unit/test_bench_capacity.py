@@ -19,6 +19,7 @@ from bench.arrivals import UNFINISHED, ask_all, ask_shoal
 from bench.capacity_report import BEGIN, END, Report, System, as_json, show, write
 from bench.contenders import NAMES, SERVE, missing
 from bench.features import Comparison
+from bench.llama_process import LLAMA, PYTHON
 from bench.mix import NEW_TOKENS, PROMPT_TOKENS, SHARED_TOKENS, make_mix
 from bench.outcome import Limits, Outcome, Trial
 from bench.overlap import MEASURED_CALLS, Point, asleep, late
@@ -215,6 +216,7 @@ def test_the_table_and_the_json_say_the_same():
 
 def test_who_is_missing_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert set(missing(NAMES)) == {SERVE, "llama-cpp-python", "vllm (cpu)"}
+    monkeypatch.delenv(PYTHON, raising=False)
+    assert set(missing(NAMES)) == {SERVE, LLAMA, "vllm (cpu)"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
     assert all("not asked" in reason for reason in missing(NAMES).values()), "there, and still not asked"

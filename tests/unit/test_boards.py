@@ -83,6 +83,20 @@ def test_the_command_writes_the_same_files_again(tmp_path: Path) -> None:
     assert failed.exit_code == 1 and "cannot be written" in failed.stderr
 
 
+def test_prometheus_can_read_every_expression(tmp_path: Path) -> None:
+    """Whether there are series for it is asked of a live cluster, in tests/ray/test_prometheus.py."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian package prometheus)")
+    expressions = [query.expression for query in QUERIES] + [mark.expression for mark in MARKS]
+    recorded = [{"record": f"r{number}", "expr": found} for number, found in enumerate(expressions)]
+    file = tmp_path / "rules.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": recorded}]}))
+    done = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(expressions)} rules found" in done.stdout
+
+
 def test_prometheus_takes_the_rules(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:

@@ -707,6 +707,25 @@ def test_a_process_frozen_then_thawed_then_killed_while_it_owes_rows_changes_no_
     assert fleet.exchange.counters.retried_pairs > 0
 
 
+def test_an_expert_that_ends_with_rows_in_hand_or_half_answered_changes_no_token(
+    fleet: Fleet, tiny_v32: Path, undisturbed: list[Generated]
+):
+    everything = range(fleet.config.num_experts)
+    points = ("rows-received", "rows-computed", "answer-sent")
+    with ExitStack() as lives:
+        doomed = [
+            lives.enter_context(expert_process(tiny_v32, "expert-0", [*everything, f"{point}@20"]))
+            for point in points
+        ]
+        other = fleet.start("expert-1", everything)
+        for expert, process in doomed:
+            engine = fleet.engine(view_of(fleet.config, 1, [expert, other], [everything, everything]))
+            assert generate(engine, PROMPTS, GREEDY) == undisturbed
+            assert process.wait(10) == -signal.SIGKILL
+            assert fleet.exchange.counters.lost_actors == 1
+            assert fleet.exchange.counters.retried_pairs > 0
+
+
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_the_loss_of_the_only_holder_parks_the_step_until_its_successor_serves(
     fleet: Fleet, undisturbed: list[Generated], micro_batches: MicroBatches

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.expert import ExpertServer, HeldExperts
+from actors.expert import ExpertServer
+from actors.held import HeldExperts
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from router.connection import Connection, connect

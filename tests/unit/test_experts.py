@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from kernels import few_mlps
+from kernels.compiled import IS_COMPILED
 from kernels.int8 import quantize_weight
 from kernels.rows import ROW_MULTIPLE, dtype_of_rows
 from model.config import ModelConfig
@@ -81,6 +85,30 @@ def test_layers_and_slots_hold_their_own_weights(config: ModelConfig, shard: Exp
             expected = random_mlp(config, 100 * layer + slot, dtype).forward(x_RD)
             slot_P = np.full(4, slot, dtype=np.int32)
             assert torch.equal(shard.forward(layer, x_RD, np.arange(4, dtype=np.int32), slot_P), expected)
+
+
+def test_weights_that_are_replaced_stay_in_memory_while_they_are_computed_with(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+):
+    """Compiled code has their address alone, and lets other threads run."""
+    if not IS_COMPILED:
+        pytest.skip("no numba: nothing goes by address")
+    layer, seen = config.num_dense_layers, list[bool]()
+    shard = ExpertShard(config, NUM_SLOTS, torch.float32)
+    shard.fill(layer, 0, random_mlp(config, 1, torch.float32))
+    weights = weakref.ref(shard.expert(layer, 0).down_FD)
+    multiply = few_mlps.experts
+
+    def replaced_meanwhile(*arguments: Any) -> torch.Tensor:
+        shard.fill(layer, 0, random_mlp(config, 2, torch.float32))
+        seen.append(weights() is not None)
+        return multiply(*arguments)
+
+    monkeypatch.setattr(few_mlps, "experts", replaced_meanwhile)
+    rows_RD = torch.randn(3, config.hidden_size)
+    shard.forward(layer, rows_RD, np.arange(3, dtype=np.int32), np.zeros(3, dtype=np.int32))
+    assert seen == [True]
+    assert weights() is None, "and no longer"
 
 
 def test_a_slot_says_zero_until_it_is_filled(config: ModelConfig):

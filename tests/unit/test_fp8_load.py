@@ -17,6 +17,8 @@ from torch import Tensor
 
 from kernels.fp8 import quantize_blocks
 from kernels.fp8_rows import GROUP, Fp8Weight
+from kernels.int8 import Int8Weight
+from kernels.rows import Weight, whole
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.decoder import Decoder, Layer
@@ -49,6 +51,12 @@ RAGGED = TinyShape(  # no width is a whole number of blocks, but heads' rotary r
     index_topk=16,
     context=4096,
 )
+
+
+def plain(weight: Weight, head: int = 0) -> Tensor:
+    """[K, N] of a model for a CPU."""
+    assert not isinstance(weight, Int8Weight)
+    return whole(weight, head)
 
 
 def fitting() -> st.SearchStrategy[TinyShape]:
@@ -104,20 +112,22 @@ def check_equal(found: Tensor, wanted: Tensor) -> None:
 def check_layer(config: ModelConfig, found: Fp8Layer, wanted: Layer, experts: list[Tensor]) -> None:
     """experts: gate, up and down of each expert that this layer has, the shared one last."""
     indexer, weights, mla = config.indexer, wanted.mla._weights, found.attention
-    assert indexer is not None and weights.indexer is not None and isinstance(weights.down_DA, Tensor)
+    assert indexer is not None and weights.indexer is not None
     rank, heads = config.q_lora_rank or 0, config.num_heads
     widths = [rank, config.latent_dim, indexer.head_dim]
-    wide = torch.split(weights.down_DA.t(), [*widths, indexer.num_heads])
+    wide = torch.split(plain(weights.down_DA).t(), [*widths, indexer.num_heads])
     for got, want in zip(pieces(mla.down, *widths), wide[:3], strict=True):
         check_equal(got, want)
     assert torch.equal(mla.head_weights_HD.float(), wide[3])
-    assert isinstance(weights.up_KX, Tensor) and isinstance(weights.out_VD, Tensor)
     widths = [heads * config.qk_head_dim, indexer.num_heads * indexer.head_dim]
-    for got, want in zip(pieces(mla.up, *widths), torch.split(weights.up_KX.t(), widths), strict=True):
+    for got, want in zip(pieces(mla.up, *widths), torch.split(plain(weights.up_KX).t(), widths), strict=True):
         check_equal(got, want)
-    both = torch.cat([weights.absorb_NPC, weights.expand_NCV.transpose(1, 2)], 1).flatten(0, 1)
+    absorb, expand = (
+        [plain(of, head) for head in range(heads)] for of in (weights.absorb_NPC, weights.expand_NCV)
+    )
+    both = torch.cat([torch.cat([carry, value.t()]) for carry, value in zip(absorb, expand, strict=True)])
     check_equal(next(pieces(mla.kv_b, len(both))), both)
-    check_equal(next(pieces(mla.out, config.hidden_size)), weights.out_VD.t())
+    check_equal(next(pieces(mla.out, config.hidden_size)), plain(weights.out_VD).t())
     assert torch.equal(mla.norms.query_Q, weights.query_norm_K)
     assert torch.equal(mla.norms.latent_C, weights.latent_norm_C)
     assert torch.equal(mla.norms.index_weight_I, weights.indexer.key_norm_weight_I)
@@ -155,9 +165,9 @@ def check_model(directory: Path, config: ModelConfig, found: Fp8Model) -> None:
     wanted: Decoder = load_decoder(reader, config, torch.float32, 64)
     layers = [(found.layers[layer.index], layer) for layer in wanted.layers]
     if wanted.mtp is not None:
-        assert found.mtp is not None and isinstance(wanted.mtp.join_ED, Tensor)
+        assert found.mtp is not None
         layers.append((found.mtp.layer, wanted.mtp.layer))
-        assert torch.equal(found.mtp.join_DE.float(), wanted.mtp.join_ED.t())
+        assert torch.equal(found.mtp.join_DE.float(), plain(wanted.mtp.join_ED).t())
         assert torch.equal(found.mtp.embedding_norm_D, wanted.mtp.embedding_norm_D)
         assert torch.equal(found.mtp.hidden_norm_D, wanted.mtp.hidden_norm_D)
         assert torch.equal(found.mtp.norm_D, wanted.mtp.norm_D)
@@ -169,11 +179,10 @@ def check_model(directory: Path, config: ModelConfig, found: Fp8Model) -> None:
             mlps.append(want.shared)
         halves = []
         for mlp in mlps:
-            assert isinstance(mlp.gate_up_DF, Tensor) and isinstance(mlp.down_FD, Tensor)
-            halves += [*mlp.gate_up_DF.t().chunk(2), mlp.down_FD.t()]
+            halves += [*plain(mlp.gate_up_DF).t().chunk(2), plain(mlp.down_FD).t()]
         check_layer(config, got, want, halves)
     assert torch.equal(found.embedding_VD.float(), wanted._head.embedding_VD)
-    assert torch.equal(found.head_VD.float(), wanted._head.head_DV.t())
+    assert torch.equal(found.head_VD.float(), plain(wanted._head.head_DV).t())
     assert torch.equal(found.last_norm_D, wanted._head.norm_D)
 
 
@@ -233,8 +242,7 @@ def test_a_wide_checkpoint_is_quantised_within_half_a_step_and_says_so(
     linears = [name for name in tensors_of_model(config) if is_fp8_linear(name)]
     assert f"{len(linears)} weights are not stored in FP8: quantised, as {min(linears)}" in caplog.text
     wanted = load_decoder(Checkpoint.open(tmp_path).reader(), config, torch.float32, 64)
-    out = wanted.layers[0].mla._weights.out_VD
-    assert isinstance(out, Tensor)
+    out = plain(wanted.layers[0].mla._weights.out_VD)
     got = found.layers[0].attention.out.float()[:160, : out.shape[0]]
     assert not torch.equal(got, out.t())
     assert ((got - out.t()).abs() <= out.t().abs() / 16 + out.abs().max() / 448).all()

@@ -11,11 +11,12 @@ import pytest
 
 from actors.messages import TokenEvent
 from ingress.compiler import GrammarCompiler
+from ingress.desk import OrderDesk
 from ingress.engine_client import Call
 from ingress.errors import Overloaded
 from ingress.generation import Generation
 from ingress.metrics import RequestMetrics
-from ingress.order import OrderDesk
+from ingress.stream import next_delta
 from ingress.tokens import Tokenizer
 
 BODY = {"model": "m", "prompt": "hello", "max_tokens": 6, "temperature": 0}
@@ -40,7 +41,7 @@ class Leaving:
 def test_a_choice_that_has_spoken_and_can_go_on_nowhere_fails_and_repeats_nothing(
     tokenizer: Tokenizer,
 ) -> None:
-    desk = OrderDesk(tokenizer=tokenizer, model_name="m", context_tokens=4096, add_bos=False)
+    desk = OrderDesk(tokenizer=tokenizer, model_name="m", context_tokens=4096)
     order = desk.completion(json.dumps(BODY).encode())
     engine = Leaving()
 
@@ -56,3 +57,29 @@ def test_a_choice_that_has_spoken_and_can_go_on_nowhere_fails_and_repeats_nothin
 
     asyncio.run(scenario())
     assert engine.num_asked == 1
+
+
+class Impatient(Leaving):
+    """An engine whose own time is up, whatever the client's is."""
+
+    async def generate(self, name: str, *_: Any) -> AsyncGenerator[TokenEvent, None]:
+        yield TokenEvent(request_id=name, first=0, token_ids=(97,))
+        raise TimeoutError("of a socket")
+
+
+def test_a_time_that_is_up_elsewhere_is_a_failure_and_no_silence(tokenizer: Tokenizer) -> None:
+    """Taken for a client that waits, it would keep a stream open for ever."""
+    desk = OrderDesk(tokenizer=tokenizer, model_name="m", context_tokens=4096)
+    order = desk.completion(json.dumps(BODY).encode())
+
+    async def scenario() -> None:
+        generation = Generation(
+            Impatient(), order, tokenizer, "cmpl-1", Call(), GrammarCompiler(tokenizer.directory)
+        )  # type: ignore[arg-type]
+        async with generation:
+            assert await next_delta(generation, 60.0) is not None
+            with pytest.raises(TimeoutError, match="of a socket"):
+                await next_delta(generation, 60.0)
+            assert await next_delta(generation, 0.01) is None
+
+    asyncio.run(scenario())

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -189,6 +190,31 @@ def test_text_logprobs_and_usage_are_those_of_an_undisturbed_run(
         asyncio.run(scenario(old, heir))
 
 
+def test_the_next_life_in_the_same_seat_takes_over_what_the_one_before_has(
+    pair: tuple[Engine, Engine], long: tuple[list[int], list[float]]
+) -> None:
+    async def scenario(old: Actor, heir: Actor) -> None:
+        assert old.endpoint.actor_id == heir.endpoint.actor_id
+        door = Door(old.endpoint)
+        await connected(door, 1)
+        work = asyncio.create_task(door.ask("r", LONG, GREEDY, salt="restart"))
+        await door.until_said("r", SAID)
+        assert old.server.num_sequences == 1 and not old.server.is_handing_over
+        door.engine.update([heir.endpoint, leaving(old.endpoint)])
+        assert (await work)[:2] == long
+        counters = old.server._handovers.counters
+        assert (counters.sequences, counters.failed) == (1, 0)
+        assert counters.pages_out >= (len(LONG) + SAID) // PAGE_TOKENS
+        await until(lambda: not old.server.is_handing_over, "nothing is left to move")
+        assert old.server.num_sequences == 0
+        door.engine.update([heir.endpoint])
+        assert [keeper.endpoint for keeper in door.engine._keepers.values()] == [heir.endpoint]
+        await door.engine.close()
+
+    with serving(pair[0], "a") as old, serving(pair[1], "a") as heir:
+        asyncio.run(scenario(old, heir))
+
+
 def test_who_moves_before_its_first_token_is_told_what_it_found_at_first(
     pair: tuple[Engine, Engine], long: tuple[list[int], list[float]]
 ) -> None:
@@ -248,12 +274,15 @@ def test_an_heir_that_dies_meanwhile_costs_nothing(
         await connected(door, 1)
         work = asyncio.create_task(door.ask("r", LONG, GREEDY, salt="four"))
         await door.until_said("r", 20)
-        await until(lambda: door.engine._keepers["heir"].link is not None, "the link to the heir")
+        await until(lambda: door.engine._keepers[heir.place].link is not None, "the link to the heir")
         process.send_signal(signal.SIGSTOP)  # the kernel takes what is sent to it
         handover = old.server._handovers._out
         door.engine.update([leaving(old.endpoint), heir])
         await until(lambda: bool(handover._under_way), "the hand-over")
+        await until(lambda: old.server.is_handing_over, "it says so")
+        assert not handover.is_under_way(time.monotonic() + 60.0), "a few pages are not worth that long"
         process.kill()
+        await until(lambda: not old.server.is_handing_over, "with nobody to go to it does not wait")
         assert (await work)[:2] == long
         assert old.server._handovers.counters.failed == 1
         await door.engine.close()

@@ -25,6 +25,7 @@ from cluster.environment import HEAD, SETTINGS
 from cluster.hosts import seat_for
 from cluster.spec import ShoalSpec
 from tests.pods import K8S, MANIFEST, OVERLAYS, Container, Pod, environment_of, of_kind, pods_of, rendered
+from tests.prometheus_operator import KINDS
 from tests.unit.app_server import Served
 from tests.unit.test_admin import KEY, Still
 
@@ -127,6 +128,42 @@ def test_the_prometheus_operator_knows_every_field(kind: str, plural: str, versi
     validator = validator_of("monitoring.coreos.com", plural, version)
     for manifest in of_kind(manifests_of("multi-node"), kind):
         assert not [f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(manifest)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fields_for_the_prometheus_operator_are_of_those_that_are_known_to_be_its_own(kind: str) -> None:
+    """Also where its definitions are not at hand: less than them, by what its reference says of these."""
+    validator = jsonschema.Draft202012Validator(KINDS[kind])
+    [manifest] = of_kind(manifests_of("multi-node"), kind)
+    assert not [f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(manifest)]
+    text = yaml.safe_dump(manifest)
+    for field in ("podMetricsEndpoints", "refreshInterval", "credentials", "expr", "relabelings"):
+        if f"{field}:" in text:
+            assert not validator.is_valid(yaml.safe_load(text.replace(f"{field}:", f"{field}s:"))), field
+
+
+SELECTORS = {
+    "Service": ("selector",),
+    "NetworkPolicy": ("podSelector", "matchLabels"),
+    "PodDisruptionBudget": ("selector", "matchLabels"),
+    "PodMonitor": ("selector", "matchLabels"),
+}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_whatever_selects_pods_selects_some(overlay: str) -> None:
+    """One that selects none is a mistake that nobody is told of."""
+    labels = [pod.labels for pod in pods(overlay)]
+    for manifest in manifests_of(overlay):
+        if manifest["kind"] in ("StatefulSet", "Job"):
+            labels.append(manifest["spec"]["template"]["metadata"]["labels"])
+    for manifest in manifests_of(overlay):
+        if manifest["kind"] in SELECTORS:
+            selected = manifest["spec"]
+            for key in SELECTORS[manifest["kind"]]:
+                selected = selected.get(key, {})
+            found = any(selected.items() <= own.items() for own in labels)
+            assert found, (manifest["kind"], manifest["metadata"]["name"])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.request
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from actors.counters import HandoverCounters
 from actors.exposition import MetricsServer
-from actors.metrics import BY_NAME, HOTTEST, METRICS
-from actors.samples import exchange_samples, handover_samples
+from actors.metrics import BY_NAME, HOTTEST, METRICS, Buckets, Sample
+from actors.samples import handover_samples
 from cluster.snapshot import controller_samples
 from ingress.metrics import RequestMetrics
+from ingress.tenants import MOST, OTHERS
 from model.sampling import Sampling
 from router.exchange import Exchange
 from router.load import SLICE_S, WINDOW_S, Balance, ExpertLoad, balances, hottest
@@ -94,8 +96,17 @@ def test_an_ingress_and_a_controller_tell_every_metric_of_their_roles() -> None:
     watch.delivered(1)
     watch.delivered(2)
     watch.end("stop")
+    metrics.answered(200, "somebody")
     assert {s.name for s in metrics.samples()} == {m.name for m in METRICS if "ingress" in m.roles}
-    actor = {"kind": "expert", "state": "serves", "actor_id": "expert-0", "deaths": 1, "recovery_s": 0.5}
+    actor = {
+        "kind": "expert",
+        "state": "serves",
+        "actor_id": "expert-0",
+        "deaths": 1,
+        "recovery_s": 0.5,
+        "detection_s": 0.1,
+    }
+    actor["faults"] = {"hangs": 1}
     balance = {"before": 1.5, "after": 1.1, "slots_written": 7}
     seen = {"actors": [actor], "epoch": 3, "balance": balance, "decisions": []}
     told = {sample.name for sample in controller_samples(seen)}
@@ -117,7 +128,16 @@ def test_a_choice_is_counted_once_however_it_ends() -> None:
     assert sum(metrics.gap_s.buckets.counts) == 0
 
 
-def test_series_of_the_true_model_on_a_large_cluster_stay_below_two_thousand() -> None:
+def series_of(read: Callable[[], Iterable[Sample]]) -> dict[str, int]:
+    """How many series a scrape has, by name."""
+    server = MetricsServer(read, "127.0.0.1")
+    try:
+        return {name: len(found) for name, found in scrape(server.port).items()}
+    finally:
+        server.close()
+
+
+def large_exchange() -> Exchange:
     actors = [
         ExpertActor(actor_id=ActorId(f"expert-{i}"), incarnation=1, host="", port=0) for i in range(ACTORS)
     ]
@@ -126,14 +146,98 @@ def test_series_of_the_true_model_on_a_large_cluster_stay_below_two_thousand() -
     exchange = Exchange(LocalTransport(lambda *_: pytest.fail("nobody is asked")), view)
     for layer in range(LAYERS):
         exchange.load.count(layer, np.arange(EXPERTS, dtype=np.int32))
-    server = MetricsServer(lambda: exchange_samples(exchange), "127.0.0.1")
-    try:
-        series = scrape(server.port)
-    finally:
-        server.close()
-    assert len(series["shoal_expert_imbalance"]) == LAYERS
-    assert len(series["shoal_expert_heat"]) == HOTTEST
-    assert sum(map(len, series.values())) < 2000
+    return exchange
+
+
+def test_series_of_an_attention_actor_of_the_true_model_stay_below_two_thousand(tiny_v32: Path) -> None:
+    """All that it tells: its engine's, with the exchange of a large cluster in the place of its own."""
+    engine, exchange = local_engine(tiny_v32, draft_tokens=1), large_exchange()
+    generate(engine, [list(range(40))], GREEDY)
+    engine._runner.exchange = exchange  # type: ignore[misc]
+    for part in ("plan", "listen", "idle", "tell"):
+        engine.counters.laps.lap(part)
+
+    def read() -> Iterator[Sample]:
+        yield from engine.samples()
+        yield from handover_samples(HandoverCounters(), 1)
+
+    series = series_of(read)
+    assert series["shoal_expert_imbalance"] == LAYERS
+    assert series["shoal_expert_heat"] == HOTTEST
+    assert 1000 < sum(series.values()) < 2000
+
+
+def test_series_of_an_ingress_stay_few_whatever_its_clients_call_themselves() -> None:
+    metrics = RequestMetrics()
+    for number in range(10 * MOST):
+        watch = metrics.watch(7, tenant=f"tenant-{number}")
+        watch.delivered(3)
+        watch.end("stop")
+        metrics.answered(429 if number % 2 else 200, f"tenant-{number}")
+    for status in range(400, 500):
+        metrics.answered(status, None)
+    series = series_of(metrics.samples)
+    assert series["shoal_tenant_requests_total"] == MOST + 1
+    assert sum(series.values()) < 1000
+    values = {(s.name, s.labels): s.value for s in metrics.samples()}
+    assert values["shoal_tenant_requests_total", (OTHERS,)] == 9 * MOST, "nobody is lost"
+    assert values["shoal_tenant_refused_total", (OTHERS,)] == 4.5 * MOST
+    assert values["shoal_tenant_tokens_total", (OTHERS, "generated")] == 27 * MOST
+
+
+def test_series_of_a_controller_of_a_large_cluster_stay_below_two_thousand() -> None:
+    actors = [
+        {
+            "kind": kind,
+            "state": "serves",
+            "actor_id": f"{kind}-{number}",
+            "deaths": 1,
+            "recovery_s": 0.5,
+            "detection_s": 0.1,
+            "faults": {"died": 1},
+        }
+        for kind in ("attention", "expert")
+        for number in range(4 * ACTORS)
+    ]
+    balance = {"before": 1.5, "after": 1.1, "slots_written": 7}
+    seen = {"actors": actors, "epoch": 3, "balance": balance, "decisions": []}
+    assert sum(series_of(lambda: controller_samples(seen)).values()) < 2000
+
+
+def test_a_choice_is_told_by_who_asked_how_long_it_waited_and_what_it_took_per_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = [10.0]
+    monkeypatch.setattr("ingress.metrics.time.monotonic", lambda: now_s[0])
+    metrics = RequestMetrics()
+    watch = metrics.watch(64, sequence_id="cmpl-1-0", tenant="ann")
+    watch.sent("attention-1")
+    now_s[0] = 12.0
+    watch.delivered(1, num_cached=32)
+    now_s[0] = 16.0
+    watch.delivered(8, work={"queue_s": 1.5, "experts_s": 0.25, "steps": 9, "restarts": 0})
+    watch.end("length")
+    values = {(s.name, s.labels): s.value for s in metrics.samples()}
+    assert values["shoal_tenant_tokens_total", ("ann", "cached")] == 32
+    assert values["shoal_tenant_queue_seconds_total", ("ann",)] == 1.5
+    queue, per_token = values["shoal_queue_seconds", ()], values["shoal_token_seconds", ()]
+    assert isinstance(queue, Buckets) and isinstance(per_token, Buckets)
+    assert (queue.sum, sum(queue.counts)) == (1.5, 1)
+    assert (per_token.sum, sum(per_token.counts)) == (4.0 / 8, 1)
+    [took] = metrics.take_recent()
+    assert took.journey() == {
+        "id": "cmpl-1-0",
+        "tenant": "ann",
+        "prompt_tokens": 64,
+        "generated_tokens": 9,
+        "finish": "length",
+        "actors": ["attention-1"],
+        "queue_s": 1.5,
+        "first_token_s": 2.0,
+        "experts_s": 0.25,
+        "whole_s": 6.0,
+    }
+    assert metrics.take_recent() == []
 
 
 def test_what_is_scraped_is_what_was_counted_also_under_vllms_names() -> None:

@@ -13,7 +13,9 @@ import torch
 
 from actors.attention import ViewInbox
 from actors.engine import Engine
-from actors.expert import ExpertServer, HeldExperts, in_every_layer, load_experts
+from actors.expert import ExpertServer
+from actors.expert_sources import Files, load_experts
+from actors.held import HeldExperts, in_every_layer
 from actors.runner import Runner
 from model.checkpoint import Checkpoint
 from model.names import expert_tensors
@@ -77,8 +79,8 @@ def test_experts_taken_shown_and_dropped_in_mid_answer_change_no_bit(tiny_v32: P
         def step_and_move(now_s: float = 0.0):
             number = next(steps)
             if number == 4:
-                servers[1].take(
-                    checkpoint.reader(), in_every_layer(config, moved), servers[1]._held.shard.dtype
+                load_experts(
+                    servers[1].held, [Files(checkpoint.reader, torch.float32)], in_every_layer(config, moved)
                 )
                 kept = range(len(moved), config.num_experts // 2)
                 later = [*moved, *range(config.num_experts // 2, config.num_experts)]
@@ -101,7 +103,7 @@ def test_what_is_dropped_too_early_is_refused_and_never_computed_from_nothing(ti
         config = checkpoint.config_to_serve(0)
         expected = generate(local_engine(tiny_v32), PROMPTS[:1], GREEDY)
         every = in_every_layer(config, range(config.num_experts))
-        servers[1].take(checkpoint.reader(), servers[0].pairs, servers[1]._held.shard.dtype)
+        load_experts(servers[1].held, [Files(checkpoint.reader, torch.float32)], servers[0].pairs)
         servers[0].drop(every)
         both = [range(config.num_experts)] * 2  # the view shows what the first does not hold
         views.put(view_of(config, 2, lives(servers), both))
@@ -149,7 +151,8 @@ def test_an_expert_that_is_not_what_was_read_before_is_refused_and_not_held(tiny
         opened.seek(tensor.offset)
         opened.write(bytes([first ^ 1]))
     held = HeldExperts(config, torch.float32)
-    load_experts(checkpoint.reader(), held, [(layer, 2), (layer, 4)], torch.float32, known)
+    files = Files(checkpoint.reader, torch.float32, known)
+    load_experts(held, [files], [(layer, 2), (layer, 4)])
     with pytest.raises(CheckpointError, match=f"expert 3 of layer {layer} is not what was read of it before"):
-        load_experts(checkpoint.reader(), held, [(layer, 3)], torch.float32, known)
+        load_experts(held, [files], [(layer, 3)])
     assert held.pairs == {(layer, 2), (layer, 4)}

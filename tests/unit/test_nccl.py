@@ -5,13 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from datetime import timedelta
 
+import psutil
 import pytest
 import torch
-from torch._C._distributed_c10d import TCPStore
 
-from router.nccl import ASKER, Pair
+from router.nccl import ASKER, Pair, meeting_store
 from router.transport import PeerLost
 
 CPU = torch.device("cpu")
@@ -29,9 +28,25 @@ while True:
 """
 
 
+def listening() -> set[tuple[str, int]]:
+    return {
+        (one.laddr.ip, one.laddr.port)
+        for one in psutil.Process().net_connections(kind="inet")
+        if one.status == psutil.CONN_LISTEN
+    }
+
+
+def test_79_a_store_is_at_its_one_address_only() -> None:
+    before = listening()
+    store = meeting_store("127.0.0.1")
+    assert listening() - before == {("127.0.0.1", store.port)}
+    store.set("name", "value")
+    assert store.get("name") == b"value"
+
+
 def test_blocks_come_back_until_the_peer_is_killed_then_the_pair_says_so() -> None:
     """gloo: NCCL needs two GPUs, and says nothing by itself; bench/gpu_faults.py has the deaths there."""
-    store = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=60), wait_for_workers=False)
+    store = meeting_store("127.0.0.1", wait_s=60)
     peer = subprocess.Popen([sys.executable, "-c", PEER, str(store.port)])
     try:
         pair = Pair(store, "x", ASKER, CPU, timeout_s=60)

@@ -86,7 +86,7 @@ def test_no_flipped_bit_and_no_lost_byte_is_ever_cached(
     pool, cache = PagePool(NUM_PAGES), cache_of(config, torch.float32)
     intake = Intake(pool, cache, "m", HandoverCounters())
     assert intake.offered("a", Offer(maker="m", keys=KEYS[:2]), 0.0).places == (0, 1)
-    answer = intake.came("a", message, memoryview(payload))
+    answer = intake.came("a", message, memoryview(payload), 0.0)
     assert answer is not None and answer.problem
     assert (pool.num_published, pool.num_free) == (0, NUM_PAGES - 1)
 
@@ -114,10 +114,10 @@ class Senders:
         assert {*wanted.places} | known >= {*range(wanted.num_fit)}
         self.missing[name] = {*wanted.places}
 
-    def send(self, name: str, count: int) -> None:
+    def send(self, name: str, count: int, at_s: float) -> None:
         places = sorted(self.missing.get(name, ()))[:count]
         payload = bytearray(b"".join(self.made.read([place % NUM_PAGES]) for place in places))
-        answer = self.intake.came(name, pages_frame(places, payload), memoryview(payload))
+        answer = self.intake.came(name, pages_frame(places, payload), memoryview(payload), at_s)
         if answer is None or answer.problem is None:
             self.missing[name].difference_update(places)
         assert (answer == Taken()) == (bool(places) and not self.missing.get(name))
@@ -149,7 +149,7 @@ def test_whatever_comes_in_whatever_order_no_page_is_lost_and_none_is_wrong(
         if what == "offer":
             senders.offer(name, count, float(at_s))
         elif what == "send":
-            senders.send(name, count)
+            senders.send(name, count, float(at_s))
         elif what == "leave":
             senders.intake.forget(name)
             senders.missing.pop(name, None)
@@ -163,6 +163,19 @@ def test_whatever_comes_in_whatever_order_no_page_is_lost_and_none_is_wrong(
         senders.intake.forget(name)
     pool.give_back(mine)
     assert pool.num_free == NUM_PAGES - 1
+
+
+def test_a_delivery_may_take_long_as_long_as_it_gets_on(config: ModelConfig) -> None:
+    senders = Senders(config)
+    senders.offer("a", 3, 0.0)
+    for at_s in (0.9 * LONGEST_S, 1.8 * LONGEST_S):
+        senders.intake.expire(at_s)
+        senders.send("a", 1, at_s)
+    senders.intake.expire(2.9 * LONGEST_S)
+    payload = bytearray(senders.made.read([2]))
+    answer = senders.intake.came("a", pages_frame((2,), payload), memoryview(payload), 3 * LONGEST_S)
+    assert answer is not None and "not any more" in str(answer.problem)
+    assert (senders.pool.num_published, senders.pool.num_free) == (2, NUM_PAGES - 1)
 
 
 def test_a_part_of_the_pool_is_not_given_away_and_strangers_pages_are_not_wanted(config: ModelConfig) -> None:

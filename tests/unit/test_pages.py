@@ -59,3 +59,61 @@ def test_pages_hold_their_tokens_exactly():
     for num_tokens in range(400):
         pages = pages_for(num_tokens)
         assert (pages - 1) * PAGE_TOKENS < num_tokens <= pages * PAGE_TOKENS or num_tokens == pages == 0
+
+
+def test_72_a_tenant_that_floods_the_cache_evicts_its_own_pages():
+    pool = PagePool(9)
+
+    def leave(tenant: str, count: int) -> list[bytes]:
+        pages = pool.take(count)
+        names = [f"{tenant} {page} {pool.num_evicted}".encode() for page in pages]
+        for page, name in zip(pages, names, strict=True):
+            pool.publish(page, name, tenant)
+        pool.give_back(pages)
+        return names
+
+    quiet = leave("quiet", 3)
+    flood = [name for _ in range(20) for name in leave("flood", 2)]
+    assert all(pool.find(name) is not None for name in quiet)
+    assert sum(pool.find(name) is not None for name in flood) == 5
+    alone = leave("quiet", 8)
+    assert pool.num_free == 8 and all(pool.find(name) is not None for name in alone), (
+        "nothing is kept from use"
+    )
+
+
+def test_72_pages_that_came_from_elsewhere_count_for_who_reads_them_first():
+    pool = PagePool(5)
+    moved = [pool.adopt(name) for name in (b"0", b"1")]
+    read = pool.share(moved, "flood")
+    pool.give_back(moved)
+    pool.give_back(read)
+    [own] = pool.take(1)
+    pool.publish(own, b"quiet", "quiet")
+    pool.give_back([own])
+    pool.take(2)  # one is free
+    assert pool.find(b"quiet") == own and pool.find(b"0") is not None and pool.find(b"1") is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 4), st.booleans()), max_size=40))
+def test_72_whoever_has_fewer_idle_pages_than_another_loses_none(walk: list[tuple[str, int, bool]]):
+    pool, names = PagePool(12), dict.fromkeys("abc", 0)
+    kept: dict[str, list[bytes]] = {tenant: [] for tenant in "abc"}
+
+    def held(tenant: str) -> int:
+        return sum(pool.find(name) is not None for name in kept[tenant])
+
+    for tenant, count, is_named in walk:
+        before = {one: held(one) for one in "abc"}
+        evicted = pool.num_evicted
+        pages = pool.take(count)
+        for one in "abc":
+            lost = before[one] - held(one)
+            assert lost == 0 or before[one] - lost >= max(held(other) for other in "abc") - 1
+        assert sum(before.values()) - sum(map(held, "abc")) == pool.num_evicted - evicted
+        for page in pages if is_named else ():
+            names[tenant] += 1
+            kept[tenant].append(f"{tenant}{names[tenant]}".encode())
+            pool.publish(page, kept[tenant][-1], tenant)
+        pool.give_back(pages)

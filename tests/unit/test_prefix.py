@@ -120,9 +120,12 @@ def test_whoever_is_sent_back_finds_its_own_pages_again():
         shop.step()
     assert (young.num_computed, young.pages, young.num_published) == (0, [], 0)
     assert shop.prefixes.hit_tokens == 0
-    num_full = (len(young.tokens) - 1) // PAGE_TOKENS
+    num_tokens = len(young.tokens)
+    num_full = (num_tokens - 1) // PAGE_TOKENS
+    assert shop.scheduler.num_again_tokens == 0
     shop.cancel(old)
     shop.step()
+    assert shop.scheduler.num_again_tokens == num_tokens - num_full * PAGE_TOKENS
     assert shop.prefixes.hit_tokens == num_full * PAGE_TOKENS
     shop.run()
     assert young.num_emitted == 200

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ingress.order import OrderDesk
+from ingress.desk import OrderDesk
 from tests.unit.app_server import MODEL, Served, broken_midway, check_error, says, spelled
 
 RESPONSES = "/v1/responses"
@@ -98,7 +98,7 @@ def test_what_the_limit_cut_off_is_incomplete(served: Served):
 
 
 def test_a_conversation_becomes_the_prompt_that_a_chat_would_be(served: Served):
-    desk = OrderDesk(tokenizer=served.tokenizer, model_name=MODEL, context_tokens=8192, add_bos=False)
+    desk = OrderDesk(tokenizer=served.tokenizer, model_name=MODEL, context_tokens=8192)
     thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "WHY"}]}
     calls = [
         {"type": "function_call", "call_id": name, "name": "weather", "arguments": f'{{"city": "{name}"}}'}
@@ -163,11 +163,15 @@ def test_a_conversation_becomes_the_prompt_that_a_chat_would_be(served: Served):
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+        ({"reasoning": {"effort": "extreme"}}, "reasoning.effort"),
+        ({"input": "x" * 9000}, "input"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.name"),
         ({"text": {"format": {**FORMAT, "schema": {"type": 1}}}}, "text.format.schema.type"),
         ({"text": {"format": {**FORMAT, "schema": {"pattern": "(?=a)"}}}}, "text.format.schema"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_what_is_not_served_is_refused(served: Served, fields: dict[str, Any], param: str):
     assert str(check_error(served.post(RESPONSES, {**ASK, **fields}), 400)["param"]).startswith(param)

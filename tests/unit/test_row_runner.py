@@ -17,6 +17,7 @@ from actors.messages import HandOver
 from actors.page_frames import Offer, Wanted
 from actors.row_runner import SHORT_CHUNK, parts_of, size_for, sizes_up_to
 from actors.scheduler import SchedulerLimits
+from actors.trace import COMPUTE, LOOP, Recorder
 from model.batch import Chunk
 from model.decoder import Decoder
 from model.row_buffers import PageTables, RowBuffers, StepRows
@@ -159,6 +160,61 @@ def test_a_row_that_is_not_finite_ends_its_request_alone(tiny_v32: Path, alone: 
     assert told[-1].finish == "error"
 
 
+# What an operator sees
+
+
+@pytest.mark.parametrize("draft_tokens", [0, 2])
+def test_the_load_of_experts_is_the_plain_runners_and_knows_no_padding(
+    tiny_v32: Path, draft_tokens: int
+) -> None:
+    """Drafts go through an MTP layer with experts of its own."""
+    told = []
+    for make in (engine_of, rows_engine):
+        engine = make(local_parts(tiny_v32, draft_tokens=draft_tokens), draft_tokens=draft_tokens)
+        assert not engine.expert_pairs().any()
+        generate(engine, prompts()[:3], GREEDY)
+        told.append(
+            (engine.expert_pairs(), {s.name: s.value for s in engine.samples() if s.labels == ("1",)})
+        )
+    assert engine.stats()["padding_rows"] > 0
+    (plain_LE, plain), (rows_LE, rows) = told
+    assert (plain_LE == rows_LE).all() and plain_LE.any(1).all()
+    assert plain == rows and plain["shoal_expert_pairs_total"] == plain_LE[0].sum()
+
+
+def test_a_recording_of_rows_changes_no_bit_tells_every_part_and_leaves_nothing_behind(
+    tiny_v32: Path,
+) -> None:
+    parts = local_parts(tiny_v32, draft_tokens=1)
+    engine = rows_engine(parts, draft_tokens=1, most_rows=24, prefix_cache=False)
+    expected = generate(engine, prompts(), GREEDY)
+    before = engine._runner._walked, engine.counters.laps
+    recorder = Recorder(1000)
+    engine.record(recorder)
+    assert generate(engine, prompts(), GREEDY) == expected
+    engine.record(None)
+    assert (engine._runner._walked, engine.counters.laps) == before, "the same objects as before"
+    count = len(recorder.spans)
+    computed = {span.name for span in recorder.spans if span.lane == COMPUTE}
+    assert computed >= {"layers", "layers, long chunks", "head and draw", "draft layer"}
+    assert {span.name for span in recorder.spans if span.lane == LOOP} >= {"plan", "forward", "sample"}
+    assert max(span.step for span in recorder.spans) > 5, "steps are numbered"
+    generate(engine, prompts()[:1], GREEDY)
+    assert len(recorder.spans) == count > 0
+
+
+def test_the_experts_of_a_few_rows_are_told_and_are_those_that_were_counted(tiny_v32: Path) -> None:
+    engine = rows_engine(local_parts(tiny_v32))
+    recorder = Recorder(1000)
+    engine.record(recorder)
+    generate(engine, [[40, 41]], GREEDY)
+    first_layer = engine._runner.exchange.view.first_layer
+    for layer, pairs_E in enumerate(engine.expert_pairs(), first_layer):
+        told = [span.experts for span in recorder.spans if span.name == "experts" and span.layer == layer]
+        assert set().union(*told) == set(pairs_E.nonzero()[0].tolist()) != set()
+    engine.record(None)
+
+
 # The pieces
 
 
@@ -240,5 +296,5 @@ def test_pages_that_stay_on_their_gpu_are_neither_lent_nor_taken(parts: tuple[De
     desk.order(peer, HandOver(heirs=(("attention-1", 1, "127.0.0.1", 1),)))
     desk.expire(1.0)
     desk.forget(peer)
-    assert desk.go_on() == {}
+    assert desk.go_on(0.0) == {}
     assert {sample.value for sample in desk.samples()} == {0}

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.rows import ROW_MULTIPLE, ROW_TILE, grouped_matmul_rows, matmul_rows, padded_rows
+from kernels.rows import (
+    ROW_MULTIPLE,
+    ROW_TILE,
+    grouped_matmul_rows,
+    matmul_heads,
+    matmul_rows,
+    narrowed,
+    padded_rows,
+    row_multiple,
+)
 
 INNER = (64, 80, 512, 1024, 1536, 2048, 4096)
 OUTPUTS = (33, 64, 512, 1536)
@@ -25,12 +34,6 @@ def operands(rows: int, inner: int, outputs: int, dtype: torch.dtype) -> tuple[t
     return x_RK.to(dtype), weight_KN.to(dtype)
 
 
-def padded(x_RK: torch.Tensor) -> torch.Tensor:
-    """As callers do: up to the next multiple."""
-    missing = padded_rows(len(x_RK)) - len(x_RK)
-    return torch.cat([x_RK, x_RK.new_zeros(missing, x_RK.shape[1])])
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("outputs", OUTPUTS)
 @pytest.mark.parametrize("inner", INNER)
@@ -40,7 +43,7 @@ def test_a_rows_bits_do_not_depend_on_how_many_share_the_call_or_where_it_lies(i
     few = inner * outputs > CHEAP
     for num_rows in FEW_ROWS if few else NUM_ROWS:
         for start in {0, 300 - num_rows}:
-            part_RN = matmul_rows(padded(x_RK[start : start + num_rows]), weight_KN)[:num_rows]
+            part_RN = matmul_rows(x_RK[start : start + num_rows], weight_KN)
             assert torch.equal(part_RN, whole_RN[start : start + num_rows]), (num_rows, start)
 
 
@@ -93,6 +96,20 @@ def test_rows_are_padded_to_the_next_multiple_and_never_to_none():
         assert max(num_rows, 1) <= padded_to < max(num_rows, 1) + ROW_MULTIPLE
 
 
-def test_rows_that_were_not_padded_are_refused():
-    with pytest.raises(AssertionError, match="pad to a multiple"):
-        matmul_rows(torch.zeros(3, 8), torch.zeros(8, 8))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("inner", "outputs"), [(128, 64), (400, 33), (32, 16)])
+def test_heads_with_weights_of_their_own_do_not_know_how_many_rows_there_are(inner, outputs, dtype):
+    """Rows and heads lie apart, as slices of what is wider."""
+    generator = torch.Generator().manual_seed(inner)
+    wide = torch.randn(72, 3, inner + 8, generator=generator).to(dtype)
+    weight_HKN = torch.randn(3, inner, outputs, generator=generator).bfloat16().to(dtype)
+    whole = wide.new_zeros(72, 3, outputs)
+    matmul_heads(wide[..., 8:], weight_HKN, whole)
+    expected = torch.einsum("rhk,hkn->rhn", wide[..., 8:].double(), weight_HKN.double()).to(dtype)
+    torch.testing.assert_close(whole, expected, rtol=1e-2, atol=1e-2 if dtype != torch.float32 else 1e-4)
+    for num_rows in range(row_multiple(dtype, wide.device), 73, row_multiple(dtype, wide.device)):
+        out = wide.new_zeros(num_rows, 3, outputs + 5)
+        for weights in (weight_HKN, narrowed(weight_HKN)):
+            matmul_heads(wide[72 - num_rows :, :, 8:], weights, out[..., :outputs])
+            assert torch.equal(out[..., :outputs], whole[72 - num_rows :])
+        assert not out[..., outputs:].any()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingress.desk import OrderDesk
 from ingress.errors import ContextTooLong, InvalidRequest, ModelNotFound, RequestError, error_response
-from ingress.order import Order, OrderDesk
+from ingress.order import Order
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from model.sampling import Sampling
@@ -25,7 +28,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> OrderDesk:
     directory: Path = tmp_path_factory.mktemp("tokenizer")
     write_byte_tokenizer(directory)
     tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
-    return OrderDesk(tokenizer=tokenizer, model_name="m", context_tokens=512, add_bos=False)
+    return OrderDesk(tokenizer=tokenizer, model_name="m", context_tokens=512)
+
+
+CALLED = [
+    {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]},
+    {"role": "tool", "content": "x", "tool_call_id": "c"},
+]
 
 
 def chat(desk: OrderDesk, **fields: Any) -> Order:
@@ -117,7 +126,11 @@ CHAT_FAULTS: list[tuple[dict[str, Any], str]] = [
         },
         "messages[0].content[0]",
     ),
+    ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+    ({"messages": [*USER, {"role": "assistant", "content": None}, *USER]}, "messages[1].content"),
+    ({"messages": [*USER, {"role": "assistant", "content": []}, *USER]}, "messages[1].content"),
     ({"messages": [*USER, {"role": "tool", "content": "x", "tool_call_id": "c"}]}, "messages[1]"),
+    ({"messages": [*USER, *CALLED], "continue_final_message": True}, "messages[2].prefix"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"min_tokens": 9, "max_tokens": 99, "max_completion_tokens": 8}, "min_tokens"),
     ({"top_logprobs": 10**6, "logprobs": True}, "top_logprobs"),
@@ -130,6 +143,7 @@ CHAT_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
     ({"continue_final_message": True}, "messages[0].prefix"),
     ({"tools": [TOOL] * 129}, "tools"),
+    ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
     ({"tools": [{"type": "retrieval", "function": {"name": "f"}}]}, "tools[0].type"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
     (tool(type="something"), "tools[0].function.parameters.type"),
@@ -334,7 +348,7 @@ JUNK: list[Any] = [
 
 @pytest.mark.parametrize("kind", SOUND)
 def test_a_sound_body_is_understood(desk: OrderDesk, kind: str):
-    wide = OrderDesk(tokenizer=desk.tokenizer, model_name="m", context_tokens=8192, add_bos=False)
+    wide = OrderDesk(tokenizer=desk.tokenizer, model_name="m", context_tokens=8192)
     assert getattr(wide, kind)(json.dumps(SOUND[kind]).encode())
 
 
@@ -342,7 +356,7 @@ def test_a_sound_body_is_understood(desk: OrderDesk, kind: str):
 @given(st.sampled_from(WAYS), st.sampled_from(JUNK))
 def test_whatever_one_part_of_a_body_is_it_is_understood_or_refused(desk: OrderDesk, place, junk):
     kind, way = place
-    wide = OrderDesk(tokenizer=desk.tokenizer, model_name="m", context_tokens=8192, add_bos=False)
+    wide = OrderDesk(tokenizer=desk.tokenizer, model_name="m", context_tokens=8192)
     try:
         getattr(wide, kind)(json.dumps(replaced(SOUND[kind], way, junk)).encode())
     except RequestError as refused:
@@ -377,6 +391,14 @@ def test_what_a_client_wrote_comes_back_bounded_and_printable(desk: OrderDesk):
 def test_a_last_duplicate_key_wins_and_nul_is_text(desk: OrderDesk):
     order = desk.completion(b'{"model":"m","prompt":"x","prompt":"\\u0000"}')
     assert order.prompts == ([16],)
+
+
+def test_a_model_may_be_asked_for_by_more_names(desk: OrderDesk):
+    called = replace(desk, aliases=("deepseek-chat", "m"))
+    assert called.names == ("m", "deepseek-chat")
+    assert complete(called, model="deepseek-chat", seed=1) == complete(desk, seed=1)
+    with pytest.raises(ModelNotFound, match="served: 'm', 'deepseek-chat'"):
+        complete(called, model="deepseek")
 
 
 def test_another_model_is_not_found(desk: OrderDesk):
@@ -513,7 +535,7 @@ def test_tools_reach_the_prompt_unless_none_may_be_called(desk: OrderDesk):
 
 
 def chat_tools(desk: OrderDesk, choice: str) -> list[int]:
-    wide = OrderDesk(tokenizer=desk.tokenizer, model_name="m", context_tokens=100_000, add_bos=False)
+    wide = OrderDesk(tokenizer=desk.tokenizer, model_name="m", context_tokens=100_000)
     tools = [{"type": "function", "function": {"name": "lookup", "parameters": deep(5)}}]
     return chat(wide, tools=tools, tool_choice=choice).prompts[0]
 
@@ -530,12 +552,17 @@ def chat_tools(desk: OrderDesk, choice: str) -> list[int]:
     ],
 )
 def test_sound_parameter_schemas_pass(desk: OrderDesk, parameters: dict[str, Any]):
-    wide = OrderDesk(tokenizer=desk.tokenizer, model_name="m", context_tokens=100_000, add_bos=False)
+    wide = OrderDesk(tokenizer=desk.tokenizer, model_name="m", context_tokens=100_000)
     assert chat(wide, **tool(**parameters)).prompts
 
 
 def test_unknown_fields_are_named_in_a_bounded_header(desk: OrderDesk):
     assert chat(desk, user="u", logit_bias={}).ignored_fields == "user"
+    inside = chat(
+        desk, response_format={**format_of(kind="x"), "name": "n"}, stream=True, stream_options={"a": 1}
+    )
+    names = "response_format.json_schema.kind, response_format.name, stream_options.a"
+    assert inside.ignored_fields == names
     named = chat(desk, **{f"field{n}\r\nx: {n}" + "y" * 999: 1 for n in range(2000)}).ignored_fields
     assert len(named) < 1200
     assert "\r" not in named
@@ -543,12 +570,16 @@ def test_unknown_fields_are_named_in_a_bounded_header(desk: OrderDesk):
     assert named.endswith("...")
 
 
-def test_text_of_completions_begins_with_bos_where_the_tokenizer_says_so(desk: OrderDesk):
-    adding = OrderDesk(tokenizer=desk.tokenizer, model_name="m", context_tokens=512, add_bos=True)
+def test_text_of_completions_begins_with_bos_where_its_config_says_so(desk: OrderDesk, tmp_path: Path):
+    directory = tmp_path / "tokenizer"
+    shutil.copytree(desk.tokenizer.directory, directory)
+    config = directory / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"add_bos_token": false', '"add_bos_token": true'))
+    adding = replace(desk, tokenizer=Tokenizer.from_file(directory / "tokenizer.json"))
     assert complete(adding, prompt="a").prompts == ([0, 113],)
     assert complete(adding, prompt=[113]).prompts == ([113],)
-    assert adding.tokenize(b'{"prompt":"a"}') == [0, 113]
-    assert adding.tokenize(b'{"prompt":"a","add_special_tokens":false}') == [113]
+    assert adding.tokenize(b'{"prompt":"a"}').value == [0, 113]
+    assert adding.tokenize(b'{"prompt":"a","add_special_tokens":false}').value == [113]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from ingress.engine_client import EngineClient
 from ingress.limits import Limits
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
+from model.cache import PAGE_TOKENS
 from tests.unit.loopback_engine import TOKEN, Background, LoopbackEngine, hashed, http_server
 
 MODEL = "loopback"
@@ -69,6 +70,15 @@ def test_every_event_is_journalled_though_actors_are_lost(served: Served):
     assert check(streams.history, expected) == []
     assert {event.request for event in streams.history} == set(streams.asked)
     assert all(actor.drop_after is None for actor in served.actors), "nobody was lost"
+
+
+def test_some_questions_are_pages_long_and_half_of_those_share_no_page_with_any_request():
+    questions = make_questions(9, seed=3, max_tokens=4, vocab_size=272)
+    long = [question for question in questions if len(question.prompt) > 3 * PAGE_TOKENS]
+    assert [question.name for question in long] == ["q1", "q4", "q7"]
+    salts = {q.name: {q.body(MODEL, name).get("cache_salt") for name in ("a", "b")} for q in questions}
+    shared = {q.name: {None} for q in questions}
+    assert salts == shared | {"q1": {"a", "b"}, "q7": {"a", "b"}}
 
 
 def test_a_refusal_and_a_connection_that_ends_are_failures_that_say_why(served: Served):

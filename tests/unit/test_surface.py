@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from ingress.desk import OrderDesk
 from ingress.errors import InvalidRequest
-from ingress.order import OrderDesk
 from ingress.tokenizer_file import write_byte_tokenizer
 from ingress.tokens import Tokenizer
 from tests.unit.app_server import CHAT, MODEL, TEXT, Served, check_error, says, spelled, streamed, validate
@@ -140,9 +140,7 @@ def test_what_a_vocabulary_lacks_is_refused_by_the_field_that_needs_it(tmp_path:
     file = tmp_path / "tokenizer.json"
     for name in ("fim▁hole", "DSML"):
         file.write_text(file.read_text(encoding="utf-8").replace(name, name[::-1]), encoding="utf-8")
-    desk = OrderDesk(
-        tokenizer=Tokenizer.from_file(file), model_name=MODEL, context_tokens=8192, add_bos=False
-    )
+    desk = OrderDesk(tokenizer=Tokenizer.from_file(file), model_name=MODEL, context_tokens=8192)
     with pytest.raises(InvalidRequest) as refused:
         desk.completion(json.dumps({**TEXT, "suffix": "x"}).encode())
     assert refused.value.param == "suffix"

@@ -18,12 +18,15 @@ def digests(directory):
 
 
 def config_of(preset, indexer=True):
-    raw = config_json(presets()[preset], vocab_size=272, indexer=indexer, fp8=False, dtype=torch.bfloat16)
+    shape = presets()[preset]
+    vocabulary = max(272, shape.vocabulary)
+    raw = config_json(shape, vocab_size=vocabulary, indexer=indexer, fp8=False, dtype=torch.bfloat16)
     return ModelConfig.from_dict(raw)
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions"), [("test", (0.5, 1)), ("laptop", (5, 8)), ("bench", (82, 88))]
+    ("preset", "millions"),
+    [("test", (0.5, 1)), ("laptop", (5, 8)), ("bench", (82, 88)), ("peers", (85, 87))],
 )
 def test_presets_have_the_promised_size(preset, millions):
     count = num_values(required_tensors(config_of(preset)).values())

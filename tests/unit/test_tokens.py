@@ -353,6 +353,17 @@ def test_a_file_that_cannot_serve_is_refused_with_its_name(directory, tmp_path, 
     assert str(path) in str(caught.value)
 
 
+def test_a_config_that_does_not_say_yes_or_no_to_bos_is_refused_with_its_name(directory, tmp_path):
+    path = altered(directory, tmp_path, lambda raw: None)
+    config = path.parent / "tokenizer_config.json"
+    config.write_text('{"add_bos_token": "yes"}')
+    with pytest.raises(
+        TokenizerError, match=r"add_bos_token of .* is 'yes': must be true or false"
+    ) as caught:
+        Tokenizer.from_file(path)
+    assert str(config) in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("content", "words"), [(None, "is missing"), (b"{", "as JSON"), (b"[]", "holds a list")]
 )

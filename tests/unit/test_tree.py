@@ -48,6 +48,16 @@ def test_nothing_that_is_read_is_run(folder: str):
     assert {file: faults for file, faults in found.items() if faults} == {}
 
 
+def test_79_only_one_place_opens_a_store_of_torch():
+    """There it is bound to one address (test_nccl.py). Benches between two GPUs are no cluster."""
+    words = ("TCPStore", "init_process_group", "init_method")
+    served = [file for folder in FOLDERS if folder != "bench" for file in (ROOT / folder).rglob("*.py")]
+    opening = {
+        str(file.relative_to(ROOT)) for file in served if any(word in file.read_text() for word in words)
+    }
+    assert opening == {"router/nccl.py"}
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -15,10 +15,11 @@ from actors.matchers import Made, MatcherDesk
 from actors.messages import Terms
 from actors.turns import Turns
 from ingress.compiler import MAX_WAITING_IN_LINE, CompileLimits, GrammarCompiler
+from ingress.desk import OrderDesk
 from ingress.engine_client import Call
 from ingress.errors import DeadlineExceeded, Overloaded, RequestError
 from ingress.generation import Generation
-from ingress.order import Order, OrderDesk
+from ingress.order import Order
 from ingress.tokens import Tokenizer
 from model.grammar import Grammars
 from model.sampling import Sampling
@@ -132,7 +133,7 @@ class Slow(GrammarCompiler):
 
 
 def order_of(tokenizer: Tokenizer) -> Order:
-    desk = OrderDesk(tokenizer=tokenizer, model_name="m", context_tokens=4096, add_bos=False)
+    desk = OrderDesk(tokenizer=tokenizer, model_name="m", context_tokens=4096)
     return desk.completion(json.dumps(REGEX).encode())
 
 
