@@ -50,9 +50,9 @@ QUICK = Sizes(
     num_ids=256,  # bytes: small models know no more
     cells=((1, 40, 2), (4, 40, 8)),
     more_cells=((4, 40, 8),),
-    new_tokens=16,
+    new_tokens=128,
     streams=4,
-    long_tokens=160,
+    long_tokens=600,
 )
 
 
@@ -74,7 +74,7 @@ def main() -> None:
             continue
         flags = ["--device", given.device, "--ingress", str(replicas)]
         if given.device == "cpu":
-            flags += ["--experts", "0", "--standbys", "0"]
+            flags += ["--experts", "0", "--standbys", "0", "--draft-tokens", "0"]
         one_server(
             report, given, flags, f"{replicas} ingress: ", QUICK if given.quick else Sizes(), place == 0
         )

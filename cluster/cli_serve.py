@@ -157,13 +157,14 @@ def _serve(spec: ShoalSpec, as_json: bool) -> None:
         from cluster.launch import begin, bring_up, shut_down
         from cluster.ray_node import LaunchError
 
-        with console.status("starting ..."):
-            cluster = begin(spec, preflight)
+        try:
+            with console.status("starting ..."):
+                cluster = begin(spec, preflight)
+        except (LaunchError, ValueError) as error:
+            fail(str(error))
         _on_signals(lambda *_: _interrupt(stop))  # again: starting Ray installs handlers of its own
     except KeyboardInterrupt:
         fail(INTERRUPTED)
-    except (LaunchError, ValueError) as error:
-        fail(str(error))
     admin, is_ready, failure = None, False, None
     try:
         admin = AdminServer(cluster, spec.admin_host, spec.admin_port, admin_key())
