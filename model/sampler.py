@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.sampling import Sampling
 
+MANY, FEW = 16384, 1024  # of so many tokens a cut is looked for among few before all are sorted
 LEAST_TEMPERATURE = 2.0**-100  # still a normal fp32 number; below it division would give 0 / 0
 
 
@@ -151,20 +152,41 @@ def _penalise(logits_V: Tensor, draw: Draw) -> Tensor:
 
 
 def _choose(logits_V: Tensor, sampling: Sampling, noise: float) -> int:
-    """Inverse of the cumulative distribution over what top_k, top_p and min_p leave, likeliest first."""
-    sorted_V, ids_V = torch.sort(logits_V, descending=True, stable=True)
-    if 0 < sampling.top_k < len(sorted_V):
-        sorted_V, ids_V = sorted_V[: sampling.top_k], ids_V[: sampling.top_k]
-    probs_V = torch.softmax(sorted_V, -1)
-    keep = len(probs_V)
-    if sampling.top_p < 1.0:
-        before_V = probs_V.cumsum(-1) - probs_V
-        keep = max(1, int((before_V < sampling.top_p).sum()))
-    if sampling.min_p > 0.0:
-        keep = min(keep, max(1, int((probs_V >= sampling.min_p * probs_V[0]).sum())))
-    cumulative = probs_V[:keep].double().cumsum(-1)
+    """Inverse of the cumulative distribution, in the order of ids, over what top_k, top_p and min_p leave."""
+    ids_V = _left(logits_V, sampling)
+    cumulative = torch.softmax(logits_V[ids_V].double(), -1).cumsum(-1)
     place = int(torch.searchsorted(cumulative, noise * cumulative[-1], right=True))
-    return int(ids_V[min(place, keep - 1)])
+    return int(ids_V[min(place, len(ids_V) - 1)])
+
+
+def _left(logits_V: Tensor, sampling: Sampling) -> Tensor:
+    """Ids, ascending: of the likeliest top_k the likeliest that have top_p, of those the ones above min_p."""
+    width = len(logits_V)
+    count = min(sampling.top_k or width, width)
+    if count == width and sampling.top_p >= 1.0 and sampling.min_p <= 0.0:
+        return torch.arange(width)
+    for size in (FEW, width) if MANY <= width == count else (count,):
+        sorted_N, ids_N = _likeliest(logits_V, min(size, count))
+        probs_N = torch.exp(sorted_N - torch.logsumexp(logits_V if count == width else sorted_N, -1))
+        keep = len(probs_N)
+        if sampling.top_p < 1.0:
+            before_N = probs_N.cumsum(-1) - probs_N
+            keep = max(1, int((before_N < sampling.top_p).sum()))
+        if sampling.min_p > 0.0:
+            keep = min(keep, max(1, int((probs_N >= sampling.min_p * probs_N[0]).sum())))
+        if keep < len(ids_N):
+            break  # those that were not looked at are less likely than one that is cut
+    return ids_N[:keep].sort().values
+
+
+def _likeliest(logits_V: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(logits, ids) of so many, the likeliest first, of equals the lowest id."""
+    if count == len(logits_V):
+        sorted_V, ids_V = torch.sort(logits_V, descending=True, stable=True)
+        return sorted_V, ids_V
+    ids_N = (logits_V >= torch.topk(logits_V, count).values[-1]).nonzero().squeeze(-1)
+    sorted_N, order_N = torch.sort(logits_V[ids_N], descending=True, stable=True)
+    return sorted_N[:count], ids_N[order_N[:count]]
 
 
 def _top(logprobs_V: Tensor, count: int) -> tuple[tuple[int, float], ...]:

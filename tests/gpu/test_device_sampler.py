@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-import kernels.choose_sorted
+import kernels.choose_token
 from model.device_sampler import sample_from_device
 from model.sampler import Draw, sample
 from model.sampling import Sampling
@@ -41,7 +41,7 @@ def draws() -> list[Draw]:
 
 
 def test_sampled_tokens_are_the_samplers(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.choose_sorted, "BLOCK", 256)  # so that a row takes several
+    monkeypatch.setattr(kernels.choose_token, "BLOCK", 256)  # so that a row takes several
     asked = draws()
     logits_BV = torch.randn(len(asked) + 2, WIDTH, device=device) * 2
     logits_BV[3, 40:] = logits_BV[3, 39]  # ties

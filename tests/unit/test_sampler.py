@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,22 @@ def test_sampled_tokens_follow_the_softmax_at_that_temperature(temperature: floa
 def test_top_k_top_p_and_min_p_leave_what_they_should(cut: dict[str, float]):
     row = logits(seed=2)
     assert_distributed(frequencies(row, **cut), by_hand(row, **cut))
+
+
+@pytest.mark.parametrize("few", [1, 8, 63])
+@pytest.mark.parametrize("values", [None, 3])
+@pytest.mark.parametrize(
+    "cut", [{"top_p": 0.9}, {"top_p": 0.3, "min_p": 0.2}, {"min_p": 0.01}, {"top_k": 20}]
+)
+def test_a_cut_found_among_few_is_the_cut_among_all(
+    few: int, values: int | None, cut: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    rows = logits(30, seed=4) if values is None else logits(30, seed=4).abs().mul(values).floor()
+    draws = [draw(position, seed=9, **cut) for position in range(30)]
+    among_all = sample(rows, draws)
+    monkeypatch.setattr("model.sampler.MANY", 1)
+    monkeypatch.setattr("model.sampler.FEW", few)
+    assert sample(rows, draws) == among_all
 
 
 def test_ties_at_the_cut_of_top_k_go_to_the_lowest_ids():
