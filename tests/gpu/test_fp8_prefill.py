@@ -8,10 +8,19 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from model import fp8_prefill
 from model.cache import PAGE_TOKENS
 from model.config import ModelConfig
 from model.fp8_cache import Fp8Cache
-from model.fp8_prefill import MOST_LOGITS, MOST_QUERIES, PrefillStep, Span, check_spans, query_blocks
+from model.fp8_prefill import (
+    MOST_LOGITS,
+    MOST_QUERIES,
+    PrefillStep,
+    Span,
+    check_spans,
+    query_blocks,
+    rows_by_heads,
+)
 from model.fp8_random import RandomLayers
 from model.fp8_step import DecodeStep, StepInputs
 from model.fp8_walk import WalkTables
@@ -37,6 +46,20 @@ def test_blocks_of_queries_are_all_tokens_once_and_bounded() -> None:
             assert first < end <= first + MOST_QUERIES
             assert last <= 2048 or (end - first) * (-(-last // PAGE_TOKENS) * PAGE_TOKENS) <= MOST_LOGITS
             assert last <= 2048 or own.first_position + first >= 2048, "who sees all needs no logits"
+
+
+def test_those_who_attend_by_heads_see_all_and_are_many_enough() -> None:
+    wanted = {
+        (1, 0): 1, (90, 0): 90, (2048, 0): 2048, (4096, 0): 2048, (1000, 1048): 1000, (8192, 1000): 1048,
+        (300, 1748): 300, (250, 1800): 0, (5000, 1900): 0, (1, 2047): 0, (10, 2048): 0, (4096, 8192): 0,
+    }  # fmt: skip
+    found = {of: rows_by_heads(span(*of)) for of in wanted}
+    assert found == wanted
+    for (num_rows, first_position), dense in wanted.items():
+        assert dense <= num_rows and (not dense or first_position + dense <= 2048)
+        if dense < num_rows:
+            blocks = query_blocks(span(num_rows, first_position), dense)
+            assert blocks[0][0] == dense and blocks[-1][1] == num_rows, "the others attend in latent space"
 
 
 def test_spans_that_do_not_fit_are_refused_with_words() -> None:
@@ -157,6 +180,29 @@ def test_prefill_gives_the_bits_of_decode(
     assert all(torch.isfinite(residual).all() for residual in few[: len(prompts)])
     for one, other in zip(few, many, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("chunk", [4096, 1000])
+def test_attending_by_heads_is_near_latent_space_in_every_row(
+    config: ModelConfig,
+    layers: list[Fp8Layer],
+    prompts: list[Tensor],
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One layer without experts, whose choices would differ: where attention ends, FP8 rounds otherwise."""
+    by_heads = prefilled(config, layers[:1], prompts, chunk, exact=False)
+    monkeypatch.setattr(fp8_prefill, "rows_by_heads", lambda _span: 0)
+    in_latent_space = prefilled(config, layers[:1], prompts, chunk, exact=False)
+    for one, other, prompt in zip(by_heads, in_latent_space, prompts, strict=False):
+        added, expected = one.float() - prompt.float(), other.float() - prompt.float()
+        error_T = (added - expected).norm(dim=-1) / expected.norm(dim=-1)
+        assert float(error_T.max()) < 0.1, f"{error_T.max()} at row {int(error_T.argmax())} of {len(one)}"
+        assert not torch.equal(one[:90], other[:90]), "both went the same way"
+    for one, other in zip(by_heads[len(prompts) :], in_latent_space[len(prompts) :], strict=True):
+        assert torch.equal(one, other), "the first layer's cache knows no attention"
 
 
 @pytest.mark.gpu
