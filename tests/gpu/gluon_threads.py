@@ -27,7 +27,7 @@ from kernels import ring
 from kernels.fp8 import power_of_two_scale
 
 PATIENCE_S = 20.0  # for a barrier, before it is taken for a deadlock
-LONGEST_COPY_S = 2e-4
+QUICK_S, SLOW_S, SLOW_SHARE = 2e-4, 5e-3, 0.05  # of copies, which overtake each other
 _own = threading.local()  # of a part: products that were begun
 
 
@@ -101,13 +101,18 @@ class _Barrier:
         assert passed, f"nobody ends phase {self._phase}: waited for parity {parity}"
 
 
-class _Barriers(list[_Barrier]):
-    def index(self, at: Any) -> _Barrier:  # type: ignore[override]
-        return self[at]
+class _Barriers:
+    """An allocation of some; that of one is also named without an index."""
+
+    def __init__(self, count: int) -> None:
+        self.each = [_Barrier() for _ in range(count)]
+
+    def index(self, at: int) -> _Barrier:
+        return self.each[at]
 
 
 class _Mbarrier:
-    """The module of that name; an allocation of one barrier stands for it."""
+    """The module of that name."""
 
     class MBarrierLayout:
         pass
@@ -131,7 +136,7 @@ class _Mbarrier:
 
 
 def _only(barrier: Any) -> _Barrier:
-    return barrier[0] if isinstance(barrier, _Barriers) else barrier  # type: ignore[no-any-return]
+    return barrier.each[0] if isinstance(barrier, _Barriers) else barrier
 
 
 class _Memory:
@@ -180,7 +185,7 @@ class _Product:
         a = self._a.values if isinstance(self._a, _Memory) else self._a
         assert a.dtype == self._b.values.dtype, "operands of two types"
         product = a.float() @ self._b.values.float()
-        sums = self._sums.values if isinstance(self._sums, _Product) else self._sums
+        sums: Any = self._sums.values if isinstance(self._sums, _Product) else self._sums
         self.values = product + sums if self._use_acc else product
 
 
@@ -192,7 +197,7 @@ def _begin(a: Any, b: _Memory, sums: Any, *, use_acc: bool = True, is_async: boo
 
 
 def _wait(outstanding: int, *, deps: list[_Product]) -> Any:
-    time.sleep(random.random() * LONGEST_COPY_S)
+    time.sleep(QUICK_S)
     while len(_own.begun) > outstanding:
         _own.begun.pop(0).make()
     made = [product.values for product in deps]
@@ -201,16 +206,19 @@ def _wait(outstanding: int, *, deps: list[_Product]) -> Any:
 
 
 def _copy(descriptor: Any, at: Sequence[Any], barrier: Any, memory: _Memory) -> None:
-    """What lies beyond the matrix is zero."""
+    """Under way until the barrier is told. What lies beyond the matrix is zero."""
     (row, column), (rows, columns) = (int(number) for number in at), descriptor.block_shape
     matrix = descriptor.base
     assert list(memory.values.shape) == [rows, columns] and memory.values.dtype == matrix.dtype
     assert column + columns <= matrix.shape[1], "columns beyond the matrix"
-    time.sleep(random.random() * LONGEST_COPY_S)
-    inside = matrix[row : row + rows, column : column + columns]
-    memory.values.zero_()
-    memory.values[: len(inside)] = inside
-    _only(barrier).advance(0, -memory.values.numel() * memory.values.element_size())
+
+    def arrive() -> None:
+        inside = matrix[row : row + rows, column : column + columns]
+        memory.values.zero_()
+        memory.values[: len(inside)] = inside
+        _only(barrier).advance(0, -memory.values.numel() * memory.values.element_size())
+
+    threading.Timer(SLOW_S if random.random() < SLOW_SHARE else QUICK_S, arrive).start()
 
 
 def _store(at: _Pointer, values: Tensor, *, mask: Tensor) -> None:
@@ -235,7 +243,7 @@ def _begin_part() -> None:
 
 def _allocate(dtype: torch.dtype, shape: Sequence[int], layout: Any) -> Any:
     if isinstance(layout, _Mbarrier.MBarrierLayout):
-        return _Barriers(_Barrier() for _ in range(shape[0]))
+        return _Barriers(shape[0])
     return _Memory(torch.full(tuple(shape), float("nan"), dtype=dtype))
 
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton", reason="needs Triton")
+pytest.importorskip("triton.experimental.gluon", reason="needs Triton with Gluon")
 
 from kernels import dense_mla as dense
 from kernels.absorb import absorb_query_reference, absorb_value, absorb_value_reference
 from kernels.absorb_many import absorb_query_many
 from kernels.dense_mla import DenseMlaConfig, dense_mla, dense_mla_reference, turn_queries
+from kernels.dense_mla_gluon import dense_mla_kernel
 from kernels.fp8_gemm_many import fp8_matmul_many
 from kernels.fp8_rows import Fp8Rows, empty_rows
 from kernels.sparse_mla_prefill import sparse_mla_prefill, sparse_mla_prefill_reference
@@ -88,7 +89,7 @@ def referred(given: Inputs, first_position: int) -> Tensor:
 
 def check_near(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
     """Every head of every row, by norms; says which are not."""
-    found_RNV, expected_RNV = (values.double().unflatten(1, (-1, 128)) for values in (found, expected))
+    found_RNV, expected_RNV = (values.double().view(len(values), -1, 128) for values in (found, expected))
     error_RN = ((found_RNV - expected_RNV).norm(dim=-1) / expected_RNV.norm(dim=-1)).nan_to_num(nan=9.0)
     wrong = (error_RN > tolerance).nonzero()
     rows, heads = (sorted(set(wrong[:, axis].tolist())) for axis in (0, 1))
@@ -135,8 +136,9 @@ def test_the_reference_is_what_latent_space_gives(first_position: int) -> None:
     latents, rotary_SR = unpage_rows_reference(cache, pages_P, num_keys)
     latent_SC = latents.float().double()
     made_SM = latent_SC @ kv_b.float().double().t()
-    turn = {"first_position": first_position, "scale": SCALE}
-    ours_RV = dense_mla_reference(up_RX, made_SM, rotary_SR, cos_TP, sin_TP, **turn)
+    ours_RV = dense_mla_reference(
+        up_RX, made_SM, rotary_SR, cos_TP, sin_TP, first_position=first_position, scale=SCALE
+    )
 
     query_RNC = up_RX.double().view(rows, heads, 192)
     absorbed_RNC = absorb_query_reference(query_RNC[..., :128], kv_b)
@@ -187,17 +189,16 @@ def test_what_does_not_fit_is_refused_with_words() -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize(
     ("rows", "first_position"),
-    [(1, 0), (1, 128), (64, 64), (65, 63), (40, 88), (129, 0), (300, 0), (257, 130)],
+    [(1, 0), (1, 128), (64, 64), (65, 63), (40, 88), (70, 190), (300, 0), (257, 130)],
 )
 def test_on_threads_it_is_the_reference(
     rows: int, first_position: int, config: DenseMlaConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every tile, mask, phase and turn of the kernel, at few heads and programs."""
-    pytest.importorskip("triton.experimental.gluon", reason="needs Gluon")
     torch.manual_seed(rows)
     given = inputs(rows, first_position, 32, "cpu")
     monkeypatch.setattr(dense, "multiprocessors", lambda _device: 5)
-    with interpreting(), on_threads(dense.dense_mla_kernel) as kernel:
+    with interpreting(), on_threads(dense_mla_kernel) as kernel:
         monkeypatch.setattr(dense, "dense_mla_kernel", kernel)
         found = attend(given, first_position, config)
     check_near(found, referred(given, first_position))
@@ -233,7 +234,8 @@ def test_every_configuration_fits_an_sm_90() -> None:
 @pytest.mark.parametrize(
     ("rows", "first_position"),
     [
-        (1, 0), (1, 127), (1, 2047), (17, 700), (63, 65), (64, 64), (65, 63), (128, 0), (129, 0), (200, 1848),
+        (1, 0), (1, 127), (1, 2047), (17, 700), (63, 65), (64, 64), (65, 63), (128, 0), (129, 0), (70, 190),
+        (200, 1848),
         (385, 1), (640, 1000), (1000, 0), (1000, 1048), (1919, 129), (2048, 0),
     ],
 )  # fmt: skip
@@ -262,8 +264,7 @@ def test_by_heads_is_what_latent_space_gives(rows: int, first_position: int) -> 
     made_SM = torch.full((num_keys, HEADS * 256), NAN, dtype=torch.bfloat16, device=cuda)
     fp8_matmul_many(latents, kv_b, made_SM)
     by_heads = empty_rows(rows, HEADS * 128, cuda)
-    at = {"first_position": first_position, "scale": SCALE}
-    dense_mla(up_RX, made_SM, rotary_SR, cos_TP, sin_TP, by_heads, **at)
+    dense_mla(up_RX, made_SM, rotary_SR, cos_TP, sin_TP, by_heads, first_position=first_position, scale=SCALE)
 
     query_RNC = torch.empty(rows, HEADS, 576, dtype=torch.float16, device=cuda)
     positions_R = torch.arange(first_position, num_keys, dtype=torch.int32, device=cuda)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from kernels.fp8_rows import Fp8Weight
 from model import fp8_prefill
 from model.cache import PAGE_TOKENS
 from model.config import ModelConfig
@@ -24,7 +27,7 @@ from model.fp8_prefill import (
 from model.fp8_random import RandomLayers
 from model.fp8_step import DecodeStep, StepInputs
 from model.fp8_walk import WalkTables
-from model.fp8_weights import Fp8Layer
+from model.fp8_weights import Fp8Dense, Fp8Layer
 from model.true_width import true_width
 
 LENGTHS = (2200, 700, 90)  # one sees more than it may choose, one less, one more than a page
@@ -99,6 +102,14 @@ def pages_of(sequence: int) -> Tensor:
 @pytest.fixture(scope="module")
 def few(config: ModelConfig, layers: list[Fp8Layer], prompts: list[Tensor]) -> list[Tensor]:
     return decoded(config, layers, prompts)
+
+
+def attention_of(layer: Fp8Layer) -> Fp8Layer:
+    """The layer with an MLP that adds nothing."""
+    assert isinstance(layer.ffn, Fp8Dense)
+    down = layer.ffn.down
+    nothing = torch.zeros_like(down.values_NK.view(torch.uint8)).view(down.values_NK.dtype)
+    return replace(layer, ffn=replace(layer.ffn, down=Fp8Weight(nothing, down.scale_NK)))
 
 
 @torch.inference_mode()
@@ -192,14 +203,19 @@ def test_attending_by_heads_is_near_latent_space_in_every_row(
     chunk: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One layer without experts, whose choices would differ: where attention ends, FP8 rounds otherwise."""
-    by_heads = prefilled(config, layers[:1], prompts, chunk, exact=False)
+    """Attention alone, 2 to 3 % apart by FP8; one head of 128 that is wrong would make 12 %."""
+    low = [prompt * 2**-8 for prompt in prompts]  # so that the residual rounds off little of what is added
+    by_heads = prefilled(config, [attention_of(layers[0])], low, chunk, exact=False)
     monkeypatch.setattr(fp8_prefill, "rows_by_heads", lambda _span: 0)
-    in_latent_space = prefilled(config, layers[:1], prompts, chunk, exact=False)
-    for one, other, prompt in zip(by_heads, in_latent_space, prompts, strict=False):
+    in_latent_space = prefilled(config, [attention_of(layers[0])], low, chunk, exact=False)
+    for one, other, prompt in zip(by_heads, in_latent_space, low, strict=False):
         added, expected = one.float() - prompt.float(), other.float() - prompt.float()
         error_T = (added - expected).norm(dim=-1) / expected.norm(dim=-1)
-        assert float(error_T.max()) < 0.1, f"{error_T.max()} at row {int(error_T.argmax())} of {len(one)}"
+        wrong = (error_T.nan_to_num(nan=9.0) > 0.08).nonzero().flatten().tolist()
+        assert not wrong, (
+            f"{len(wrong)} of {len(one)} rows beyond, from {wrong[0]} to {wrong[-1]}; the worst "
+            f"{float(error_T.max()):.3g}, the mean {float(error_T.mean()):.3g}"
+        )
         assert not torch.equal(one[:90], other[:90]), "both went the same way"
     for one, other in zip(by_heads[len(prompts) :], in_latent_space[len(prompts) :], strict=True):
         assert torch.equal(one, other), "the first layer's cache knows no attention"
