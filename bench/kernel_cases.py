@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels import dense_mla as dense
 from kernels import index_logits as logits
 from kernels import select_topk as topk
 from kernels import sparse_mla as mla
 from kernels import sparse_mla_prefill as prefill
+from kernels.fp8_rows import GROUP, Fp8Rows, empty_rows
 
 SCALE = 192**-0.5
 HEADS = 128
+FP8_ERROR = 4e-2  # of a result that was rounded to FP8, by norms
 MEASURED = "as packaged in vllm 0.23.0, on an H200 with CUDA graphs"
 
 
@@ -155,6 +158,52 @@ def sparse_mla_prefill_cases() -> Iterator[Case]:
             bytes=num_queries * HEADS * (576 + 512) * 2 + num_keys * 576 * 2,
             flops=2 * num_queries * HEADS * mla.MAX_SLOTS * (576 + 512),
             peer=Peer(name="FlashMLA", time_us=peer_us),
+        )
+
+
+def dense_mla_cases() -> Iterator[Case]:
+    for num_queries, first_position in ((2048, 0), (1024, 0), (1024, 1024)):
+        num_keys = first_position + num_queries
+
+        def make(num_queries: int = num_queries, num_keys: int = num_keys) -> tuple[Any, ...]:
+            angles_TP = torch.rand(num_keys, mla.ROTARY_DIMS // 2, device="cuda")
+            return (
+                torch.randn(num_queries, HEADS * (dense.QUERY_DIMS + 64), device="cuda").bfloat16(),
+                torch.randn(num_keys, HEADS * 2 * GROUP, device="cuda").bfloat16(),
+                torch.randn(num_keys, mla.ROTARY_DIMS, device="cuda").half(),
+                angles_TP.cos(),
+                angles_TP.sin(),
+                empty_rows(num_queries, HEADS * GROUP, torch.device("cuda")),
+            )
+
+        def run(inputs: Any, config: dense.DenseMlaConfig, first_position: int = first_position) -> Tensor:
+            out: Fp8Rows = inputs[-1]
+            dense.dense_mla(*inputs, first_position=first_position, scale=SCALE, config=config)
+            return out.values_RK
+
+        def error(inputs: Any, got: Tensor, num_keys: int = num_keys) -> float:
+            up_RX, *others, out = inputs
+            expected = dense.dense_mla_reference(
+                up_RX[-4:], *others, first_position=num_keys - 4, scale=SCALE
+            )
+            found = out.float()[-4:].double()
+            return float((found - expected).norm() / expected.norm()) / FP8_ERROR
+
+        seen = num_queries * (first_position + (num_queries + 1) / 2)
+        yield Case(
+            op="dense_mla",
+            name=f"T={num_queries} from {first_position}",
+            make=make,
+            variants={
+                f"{'beside' if beside else 'behind'}, {'in turns' if turns else 'as they come'}": partial(
+                    run, config=dense.DenseMlaConfig(beside=beside, turns=turns)
+                )
+                for beside in (True, False)
+                for turns in (True, False)
+            },
+            error=error,
+            bytes=HEADS * (num_queries * (dense.QUERY_DIMS * 2 + GROUP) + num_keys * 4 * GROUP),
+            flops=2 * seen * HEADS * (dense.QUERY_DIMS + GROUP),
         )
 
 
@@ -302,6 +351,7 @@ def select_topk_cases() -> Iterator[Case]:
 CASES: Mapping[str, Callable[[], Iterator[Case]]] = {
     "sparse_mla": sparse_mla_cases,
     "sparse_mla_prefill": sparse_mla_prefill_cases,
+    "dense_mla": dense_mla_cases,
     "index_logits_decode": index_logits_decode_cases,
     "index_logits_prefill": index_logits_prefill_cases,
     "select_topk": select_topk_cases,

@@ -20,7 +20,7 @@ GROUPS = {
     "experts": ("_expert", "expert_mlp"),
     "dense products": ("_fp8_gemm", "_bf16_gemm"),
     "products of many rows": ("many_kernel",),
-    "sparse attention": ("sparse_mla", "combine"),
+    "attention": ("sparse_mla", "combine", "dense_mla"),
     "indexer and top-2048": ("index_logits", "narrow", "choose", "_index_query"),
 }
 REST = "between products"

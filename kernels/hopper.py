@@ -16,7 +16,7 @@ try:
 except ImportError:  # a Triton without Gluon
     TensorDescriptor = None
 
-OPERAND_WIDTH = 128  # in FP8, of what one copy brings
+OPERAND_WIDTH = 128  # of what one copy brings, unless said otherwise
 
 
 def has_gluon(device: torch.device) -> bool:
@@ -26,10 +26,14 @@ def has_gluon(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) == (9, 0)
 
 
-def operand(matrix: Tensor, *, rows: int = 128) -> Any:
-    """FP8 matrices, one below the other, as the copy engine reads them: `rows` at a time, zeros beyond."""
+def operand(matrix: Tensor, *, rows: int = 128, width: int = OPERAND_WIDTH) -> Any:
+    """Matrices, one below the other, as the copy engine reads them: `rows` at a time, zeros beyond.
+
+    width: columns at a time, of at least 128 bytes.
+    """
     flat = matrix.view(-1, matrix.shape[-1])
-    return TensorDescriptor.from_tensor(flat, [rows, OPERAND_WIDTH], NVMMASharedLayout(128, 8, 2))
+    layout = NVMMASharedLayout(128, 8 * matrix.element_size(), 2)
+    return TensorDescriptor.from_tensor(flat, [rows, width], layout)
 
 
 def multiprocessors(device: torch.device) -> int:

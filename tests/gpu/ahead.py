@@ -21,11 +21,13 @@ from typing import Any
 MAX_SHARED_BYTES = 227 * 1024  # what one block of an sm_90 can have
 
 
-def operand_of(rows: int) -> str:
+def operand_of(rows: int, width: int = 128, dtype: str = "fp8e4nv") -> str:
     """An operand of kernels/hopper.py that comes `rows` at a time, among the types of a build."""
+    bits = {"fp8e4nv": 8, "fp16": 16, "bf16": 16}[dtype]
     return (
-        f"tensordesc<fp8e4nv[{rows}, 128],NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, "
-        "rank=2, transposed=False, fp4_padded=False, cga_layout=[])>"
+        f"tensordesc<{dtype}[{rows}, {width}],NVMMASharedLayout(swizzle_byte_width=128, "
+        f"element_bitwidth={bits}, rank=2, transposed=False, fp4_padded=False, "
+        "cga_layout=[])>"
     )
 
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from kernels.fp8_rows import Fp8Weight
+from model import fp8_prefill
 from model.cache import PAGE_TOKENS
 from model.config import ModelConfig
 from model.fp8_cache import Fp8Cache
-from model.fp8_prefill import MOST_LOGITS, MOST_QUERIES, PrefillStep, Span, check_spans, query_blocks
+from model.fp8_prefill import (
+    MOST_LOGITS,
+    MOST_QUERIES,
+    PrefillStep,
+    Span,
+    check_spans,
+    query_blocks,
+    rows_by_heads,
+)
 from model.fp8_random import RandomLayers
 from model.fp8_step import DecodeStep, StepInputs
 from model.fp8_walk import WalkTables
-from model.fp8_weights import Fp8Layer
+from model.fp8_weights import Fp8Dense, Fp8Layer
 from model.true_width import true_width
 
 LENGTHS = (2200, 700, 90)  # one sees more than it may choose, one less, one more than a page
@@ -37,6 +49,20 @@ def test_blocks_of_queries_are_all_tokens_once_and_bounded() -> None:
             assert first < end <= first + MOST_QUERIES
             assert last <= 2048 or (end - first) * (-(-last // PAGE_TOKENS) * PAGE_TOKENS) <= MOST_LOGITS
             assert last <= 2048 or own.first_position + first >= 2048, "who sees all needs no logits"
+
+
+def test_those_who_attend_by_heads_see_all_and_are_many_enough() -> None:
+    wanted = {
+        (1, 0): 1, (90, 0): 90, (2048, 0): 2048, (4096, 0): 2048, (1000, 1048): 1000, (8192, 1000): 1048,
+        (300, 1748): 300, (250, 1800): 0, (5000, 1900): 0, (1, 2047): 0, (10, 2048): 0, (4096, 8192): 0,
+    }  # fmt: skip
+    found = {of: rows_by_heads(span(*of)) for of in wanted}
+    assert found == wanted
+    for (num_rows, first_position), dense in wanted.items():
+        assert dense <= num_rows and (not dense or first_position + dense <= 2048)
+        if dense < num_rows:
+            blocks = query_blocks(span(num_rows, first_position), dense)
+            assert blocks[0][0] == dense and blocks[-1][1] == num_rows, "the others attend in latent space"
 
 
 def test_spans_that_do_not_fit_are_refused_with_words() -> None:
@@ -76,6 +102,14 @@ def pages_of(sequence: int) -> Tensor:
 @pytest.fixture(scope="module")
 def few(config: ModelConfig, layers: list[Fp8Layer], prompts: list[Tensor]) -> list[Tensor]:
     return decoded(config, layers, prompts)
+
+
+def attention_of(layer: Fp8Layer) -> Fp8Layer:
+    """The layer with an MLP that adds nothing."""
+    assert isinstance(layer.ffn, Fp8Dense)
+    down = layer.ffn.down
+    nothing = torch.zeros_like(down.values_NK.view(torch.uint8)).view(down.values_NK.dtype)
+    return replace(layer, ffn=replace(layer.ffn, down=Fp8Weight(nothing, down.scale_NK)))
 
 
 @torch.inference_mode()
@@ -157,6 +191,34 @@ def test_prefill_gives_the_bits_of_decode(
     assert all(torch.isfinite(residual).all() for residual in few[: len(prompts)])
     for one, other in zip(few, many, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("chunk", [4096, 1000])
+def test_attending_by_heads_is_near_latent_space_in_every_row(
+    config: ModelConfig,
+    layers: list[Fp8Layer],
+    prompts: list[Tensor],
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Attention alone, 2 to 3 % apart by FP8; one head of 128 that is wrong would make 12 %."""
+    low = [prompt * 2**-8 for prompt in prompts]  # so that the residual rounds off little of what is added
+    by_heads = prefilled(config, [attention_of(layers[0])], low, chunk, exact=False)
+    monkeypatch.setattr(fp8_prefill, "rows_by_heads", lambda _span: 0)
+    in_latent_space = prefilled(config, [attention_of(layers[0])], low, chunk, exact=False)
+    for one, other, prompt in zip(by_heads, in_latent_space, low, strict=False):
+        added, expected = one.float() - prompt.float(), other.float() - prompt.float()
+        error_T = (added - expected).norm(dim=-1) / expected.norm(dim=-1)
+        wrong = (error_T.nan_to_num(nan=9.0) > 0.08).nonzero().flatten().tolist()
+        assert not wrong, (
+            f"{len(wrong)} of {len(one)} rows beyond, from {wrong[0]} to {wrong[-1]}; the worst "
+            f"{float(error_T.max()):.3g}, the mean {float(error_T.mean()):.3g}"
+        )
+        assert not torch.equal(one[:90], other[:90]), "both went the same way"
+    for one, other in zip(by_heads[len(prompts) :], in_latent_space[len(prompts) :], strict=True):
+        assert torch.equal(one, other), "the first layer's cache knows no attention"
 
 
 @pytest.mark.gpu

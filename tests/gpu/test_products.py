@@ -192,7 +192,9 @@ def test_many_rows_give_what_few_give(device: torch.device, splits: int, form: G
 
 @pytest.mark.skipif(not ON_DEVICE, reason="needs a CUDA device: true widths")
 @pytest.mark.parametrize("rows", [1, 127, 128, 129, 1000, 5000])
-@pytest.mark.parametrize(("outputs", "inner"), [(384, 7168), (2304, 7168), (32768, 1536), (7168, 16384)])
+@pytest.mark.parametrize(
+    ("outputs", "inner"), [(384, 7168), (2304, 7168), (32768, 1536), (32768, 512), (7168, 16384)]
+)
 def test_many_rows_at_true_widths(device: torch.device, rows: int, outputs: int, inner: int) -> None:
     x, weight = random_rows(rows, inner, device), random_weight((outputs, inner), device)
     few = Fp8Rows(x.values_RK[-64:].contiguous(), x.scale_GR[:, -64:].contiguous())

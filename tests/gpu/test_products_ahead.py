@@ -43,15 +43,18 @@ MLP = {
 
 @pytest.mark.ahead
 def test_products_of_many_rows_that_copies_run_beside() -> None:
-    def build(out: str, outputs: int, splits: int, *, listed: bool, activated: bool = False) -> Build:
+    def build(
+        out: str, outputs: int, splits: int, *, listed: bool, activated: bool = False, inner: int = 7168
+    ) -> Build:
         blocks = fp8_gemm_many.blocks_of_tile(outputs, splits)
         return Build(
             module="kernels.many_gluon",
             kernel="many_kernel",
             types=MANY | {"out_ptr": out},
             constants={
-                "E": 257, "N": outputs, "K": 7168, "SPLITS": splits, "BLOCKS": blocks, "LISTED": listed,
-                "ACTIVATED": activated, "PAIRS": 9, "STAGES": fp8_gemm_many.STAGES[blocks],
+                "E": 257, "N": outputs, "K": inner, "SPLITS": splits, "BLOCKS": blocks, "LISTED": listed,
+                "ACTIVATED": activated, "PAIRS": 9, "TURNS": fp8_gemm_many.takes_turns(inner, splits),
+                "STAGES": fp8_gemm_many.STAGES[blocks],
             },
             num_warps=4,
         )  # fmt: skip
@@ -61,6 +64,7 @@ def test_products_of_many_rows_that_copies_run_beside() -> None:
         build("*bf16", 7168, 1, listed=True),
         build("*bf16", 384, 1, listed=True),
         build("*bf16", 32768, 1, listed=False),
+        build("*bf16", 32768, 1, listed=False, inner=512),
         build(FP32, 7168, 1, listed=False),
         build(FP32, 2304, 7, listed=False),
         build("*bf16", 7168, 4, listed=False),
