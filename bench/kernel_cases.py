@@ -176,9 +176,9 @@ def dense_mla_cases() -> Iterator[Case]:
                 empty_rows(num_queries, HEADS * GROUP, torch.device("cuda")),
             )
 
-        def run(inputs: Any, config: dense.DenseMlaConfig, first_position: int = first_position) -> Tensor:
+        def run(inputs: Any, first_position: int = first_position) -> Tensor:
             out: Fp8Rows = inputs[-1]
-            dense.dense_mla(*inputs, first_position=first_position, scale=SCALE, config=config)
+            dense.dense_mla(*inputs, first_position=first_position, scale=SCALE)
             return out.values_RK
 
         def error(inputs: Any, got: Tensor, num_keys: int = num_keys) -> float:
@@ -194,13 +194,7 @@ def dense_mla_cases() -> Iterator[Case]:
             op="dense_mla",
             name=f"T={num_queries} from {first_position}",
             make=make,
-            variants={
-                f"{'beside' if beside else 'behind'}, {'in turns' if turns else 'as they come'}": partial(
-                    run, config=dense.DenseMlaConfig(beside=beside, turns=turns)
-                )
-                for beside in (True, False)
-                for turns in (True, False)
-            },
+            variants={"gluon": run},
             error=error,
             bytes=HEADS * (num_queries * (dense.QUERY_DIMS * 2 + GROUP) + num_keys * 4 * GROUP),
             flops=2 * seen * HEADS * (dense.QUERY_DIMS + GROUP),

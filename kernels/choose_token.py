@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels.sparse_mla import check_tensor
 
 BLOCK = 8192
-NUM_WARPS = 16
+NUM_WARPS = 32
 ASKED = 5  # numbers of a row: temperature, top_k, top_p, min_p, noise
 
 NOWHERE = tl.constexpr(0x7FFFFFFF)  # a depth that no logit has

@@ -13,7 +13,6 @@ Letters: R rows  X columns of the queries' product  S keys  N heads  M = N * (12
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -34,18 +33,6 @@ TILE = 128  # queries of a program's block, keys of a tile
 TURNED_HEADS = 32  # of a program that turns queries
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DenseMlaConfig:
-    """beside, turns, registers: as in kernels/dense_mla_gluon.py."""
-
-    beside: bool = True
-    turns: bool = True
-    registers: int = 224
-
-
-CONFIG = DenseMlaConfig()
-
-
 def dense_mla(
     up_RX: Tensor,
     made_SM: Tensor,
@@ -56,7 +43,6 @@ def dense_mla(
     *,
     first_position: int,
     scale: float,
-    config: DenseMlaConfig = CONFIG,
 ) -> None:
     """out: [R, N * 128], softmax-weighted values of every head, quantised, a group a head.
 
@@ -82,9 +68,6 @@ def dense_mla(
         first_position,
         scale * math.log2(math.e),
         HEADS=heads,
-        BESIDE=config.beside,
-        TURNS=config.turns,
-        REGISTERS=config.registers,
         num_warps=4,
     )
 

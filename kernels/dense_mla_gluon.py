@@ -25,6 +25,7 @@ from kernels.quantize import inverse_of, scale_bits_of
 from kernels.ring import following, release
 
 STAGES = gl.constexpr(2)
+REGISTERS = gl.constexpr(224)  # of a thread that multiplies
 FIRST, SECOND = gl.constexpr(0), gl.constexpr(1)  # the warpgroups that multiply
 SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))
 VARYING = ["rows", "first_position", "out_scale_stride"]
@@ -133,15 +134,11 @@ def _step(
     num_tiles: gl.tensor,
     stage: gl.tensor,
     phase: gl.tensor,
-    turn: gl.tensor,
     scale_log2: gl.tensor,
     rooms: gl.tuple,
     bars: gl.tuple,
-    turns: gl.shared_memory_descriptor,
     WARPGROUP: gl.constexpr,
     MASKED: gl.constexpr,
-    BESIDE: gl.constexpr,
-    TURNS: gl.constexpr,
 ) -> gl.tuple:
     """The values of the tile before, and the weights of this one. stage, phase: of the tile before."""
     _, answered, keys_ready, keys_free, values_ready, values_free = bars
@@ -149,25 +146,17 @@ def _step(
     free, ready, ready_phase = values_free.index(stage), values_ready.index(stage), phase
     stage, phase = following(stage, phase, STAGES)
     mbarrier.wait(keys_ready.index(stage), phase)
-    if TURNS:
-        mbarrier.wait(turns.index(WARPGROUP), turn)
     score = gl.full([64, 128], 0.0, gl.float32, SUMS)
     score = _begin_scores(rooms, stage, score, WARPGROUP)
     mbarrier.wait(ready, ready_phase)
     weighed = warpgroup_mma(weight, values, weighed, is_async=True)
-    if TURNS:
-        mbarrier.arrive(turns.index(1 - WARPGROUP), count=1)
-    if BESIDE:
-        score = warpgroup_mma_wait(1, deps=[score])
-    else:
-        score, weighed = warpgroup_mma_wait(0, deps=[score, weighed])
+    score = warpgroup_mma_wait(1, deps=[score])
     release(keys_free.index(stage))
     mbarrier.arrive(answered, count=1, pred=tile + 1 == num_tiles)
     score, top_Q, sum_Q, shrink_Q = _soften(score, top_Q, sum_Q, position_Q, tile * 128, scale_log2, MASKED)
-    if BESIDE:
-        weighed = warpgroup_mma_wait(0, deps=[weighed])
+    weighed = warpgroup_mma_wait(0, deps=[weighed])
     release(free)
-    return _as_operand(score), weighed * shrink_Q[:, None], top_Q, sum_Q, stage, phase, turn ^ 1
+    return _as_operand(score), weighed * shrink_Q[:, None], top_Q, sum_Q, stage, phase
 
 
 @gluon.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -206,16 +195,12 @@ def _attend(
     num_pairs: gl.tensor,
     rooms: gl.tuple,
     bars: gl.tuple,
-    turns: gl.shared_memory_descriptor,
     HEADS: gl.constexpr,
     WARPGROUP: gl.constexpr,
-    BESIDE: gl.constexpr,
-    TURNS: gl.constexpr,
 ) -> None:
     asked, answered, keys_ready, keys_free, values_ready, values_free = bars
     stage, phase = 0, 0  # of the next tile
     query_phase = gl.to_tensor(0)
-    turn = gl.to_tensor(1 - WARPGROUP)
     for index in range(gl.program_id(0), num_pairs, gl.num_programs(0)):
         head, block, num_blocks, step = _pair_at(index, rows)
         for _ in range(num_blocks):
@@ -236,14 +221,14 @@ def _attend(
             score, top_Q, sum_Q, _ = _soften(score, top_Q, sum_Q, position_Q, 0, scale_log2, True)
             weight = _as_operand(score)
             for tile in range(1, num_whole):
-                weight, weighed, top_Q, sum_Q, stage, phase, turn = _step(
-                    weight, weighed, top_Q, sum_Q, position_Q, tile, num_tiles, stage, phase, turn,
-                    scale_log2, rooms, bars, turns, WARPGROUP, False, BESIDE, TURNS,
+                weight, weighed, top_Q, sum_Q, stage, phase = _step(
+                    weight, weighed, top_Q, sum_Q, position_Q, tile, num_tiles, stage, phase,
+                    scale_log2, rooms, bars, WARPGROUP, False,
                 )  # fmt: skip
             for tile in range(gl.maximum(num_whole, 1), num_tiles):
-                weight, weighed, top_Q, sum_Q, stage, phase, turn = _step(
-                    weight, weighed, top_Q, sum_Q, position_Q, tile, num_tiles, stage, phase, turn,
-                    scale_log2, rooms, bars, turns, WARPGROUP, True, BESIDE, TURNS,
+                weight, weighed, top_Q, sum_Q, stage, phase = _step(
+                    weight, weighed, top_Q, sum_Q, position_Q, tile, num_tiles, stage, phase,
+                    scale_log2, rooms, bars, WARPGROUP, True,
                 )  # fmt: skip
             mbarrier.wait(values_ready.index(stage), phase)
             weighed = warpgroup_mma(weight, rooms[4].index(stage), weighed, is_async=True)
@@ -269,11 +254,7 @@ def dense_mla_kernel(
     first_position: gl.int32,
     scale_log2: gl.float32,
     HEADS: gl.constexpr,
-    BESIDE: gl.constexpr,
-    TURNS: gl.constexpr,
-    REGISTERS: gl.constexpr,
 ) -> None:
-    """BESIDE: softmax while the values of the tile before are multiplied. TURNS: products begin in turns."""
     WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     queries = gl.allocate_shared_memory(gl.bfloat16, [2, 64, 128], WIDE)
     turned = gl.allocate_shared_memory(gl.float16, [2, 64, 64], WIDE)
@@ -286,7 +267,6 @@ def dense_mla_kernel(
     keys_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     values_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     values_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     mbarrier.init(asked, count=1)
     mbarrier.init(answered, count=2)
     for stage in gl.static_range(STAGES):
@@ -294,8 +274,6 @@ def dense_mla_kernel(
         mbarrier.init(keys_free.index(stage), count=2)
         mbarrier.init(values_ready.index(stage), count=1)
         mbarrier.init(values_free.index(stage), count=2)
-    for warpgroup in gl.static_range(2):
-        mbarrier.init(turns.index(warpgroup), count=1)
     rooms = (queries, turned, keys, rotaries, values)
     bars = (asked, answered, keys_ready, keys_free, values_ready, values_free)
     num_pairs = HEADS * (((rows + 127) // 128 + 1) // 2)
@@ -312,14 +290,14 @@ def dense_mla_kernel(
                 _attend,
                 (
                     out_ptr, out_scale_ptr, out_scale_stride, rows, first_position, scale_log2, num_pairs,
-                    rooms, bars, turns, HEADS, FIRST, BESIDE, TURNS,
+                    rooms, bars, HEADS, FIRST,
                 ),
             ),
             (
                 _attend,
                 (
                     out_ptr, out_scale_ptr, out_scale_stride, rows, first_position, scale_log2, num_pairs,
-                    rooms, bars, turns, HEADS, SECOND, BESIDE, TURNS,
+                    rooms, bars, HEADS, SECOND,
                 ),
             ),
         ],

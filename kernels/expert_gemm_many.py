@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.expert_gemm import ExpertConfig, check_up
-from kernels.fp8_gemm_many import STAGES, blocks_of_tile, takes_turns
+from kernels.fp8_gemm_many import STAGES, blocks_of_tile
 from kernels.fp8_rows import Fp8Rows, Fp8Weight
 from kernels.hopper import has_gluon, multiprocessors, operand
 from kernels.listed_tile import listed_tile
@@ -132,7 +132,6 @@ def _launch_gluon(
         LISTED=True,
         ACTIVATED=scale is not None,
         PAIRS=routes.pairs_per_row if by_row else 1,
-        TURNS=takes_turns(inner, 1),
         STAGES=STAGES[blocks],
         num_warps=4,
     )

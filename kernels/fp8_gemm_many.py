@@ -28,7 +28,6 @@ CONFIG = GemmConfig(block_n=128, block_r=128, num_warps=8, num_stages=4)
 
 
 STAGES = {1: 5, 2: 4}  # of the other kernel, by the blocks of outputs of a tile
-SHORT = 512  # of K
 
 
 def fp8_matmul_many(
@@ -102,7 +101,6 @@ def _launch_gluon(x: Fp8Rows, weight: Fp8Weight, out_RN: Tensor, splits: int) ->
         LISTED=False,
         ACTIVATED=False,
         PAIRS=1,
-        TURNS=takes_turns(inner, splits),
         STAGES=STAGES[blocks],
         num_warps=4,
     )
@@ -111,15 +109,6 @@ def _launch_gluon(x: Fp8Rows, weight: Fp8Weight, out_RN: Tensor, splits: int) ->
 def blocks_of_tile(outputs: int, splits: int) -> int:
     """Of 128 outputs: two, where those divide them and no sum of several splits needs the registers."""
     return 2 if splits == 1 and outputs % (2 * GROUP) == 0 else 1
-
-
-def takes_turns(inner: int, splits: int) -> bool:
-    """Whether the two warpgroups of a program begin in turns.
-
-    Not where K is short: both would store their results at the same time, while nothing multiplies. Nor with
-    several splits, where it is 3 to 10 % slower.
-    """
-    return splits == 1 and inner > SHORT
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator,unused-ignore]

@@ -17,7 +17,7 @@ pytest.importorskip("triton.experimental.gluon", reason="needs Triton with Gluon
 from kernels import dense_mla as dense
 from kernels.absorb import absorb_query_reference, absorb_value, absorb_value_reference
 from kernels.absorb_many import absorb_query_many
-from kernels.dense_mla import DenseMlaConfig, dense_mla, dense_mla_reference, turn_queries
+from kernels.dense_mla import dense_mla, dense_mla_reference, turn_queries
 from kernels.dense_mla_gluon import dense_mla_kernel
 from kernels.fp8_gemm_many import fp8_matmul_many
 from kernels.fp8_rows import Fp8Rows, empty_rows
@@ -34,7 +34,6 @@ HEADS = 128
 BEHIND = 300  # keys that nobody may see
 # Of a head's values by norms: rounded to FP8 2.7e-2, with weights, keys and values in bf16 4e-3.
 TOLERANCE = 0.05
-CONFIGS = [DenseMlaConfig(beside=beside, turns=turns) for beside in (True, False) for turns in (True, False)]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -118,7 +117,7 @@ def check_untouched(out: Fp8Rows) -> None:
     assert scales[:, rows:].isnan().all(), "scales were written behind the last row"
 
 
-def attend(given: Inputs, first_position: int, config: DenseMlaConfig = dense.CONFIG) -> Tensor:
+def attend(given: Inputs, first_position: int) -> Tensor:
     """fp32 [R, N * 128] of the values in FP8."""
     dense_mla(
         given.up_RX,
@@ -129,7 +128,6 @@ def attend(given: Inputs, first_position: int, config: DenseMlaConfig = dense.CO
         given.out,
         first_position=first_position,
         scale=SCALE,
-        config=config,
     )
     check_untouched(given.out)
     return given.out.float()
@@ -195,25 +193,24 @@ def test_what_does_not_fit_is_refused_with_words() -> None:
         unpage_rows(latent_cache(64), torch.zeros(1, dtype=torch.int32), 65)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize(
     ("rows", "first_position"),
     [(1, 0), (1, 128), (64, 64), (65, 63), (40, 88), (70, 190), (300, 0), (257, 130)],
 )
 def test_on_threads_it_is_the_reference(
-    rows: int, first_position: int, config: DenseMlaConfig, monkeypatch: pytest.MonkeyPatch
+    rows: int, first_position: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every tile, mask, phase and turn of the kernel, at few heads and programs."""
+    """Every tile, mask and phase of the kernel, at few heads and programs."""
     torch.manual_seed(rows)
     given = inputs(rows, first_position, 32, "cpu")
     monkeypatch.setattr(dense, "multiprocessors", lambda _device: 5)
     with interpreting(), on_threads(dense_mla_kernel) as kernel:
         monkeypatch.setattr(dense, "dense_mla_kernel", kernel)
-        found = attend(given, first_position, config)
+        found = attend(given, first_position)
     check_near(found, referred(given, first_position))
 
 
-def dense_build(config: DenseMlaConfig) -> Build:
+def dense_build() -> Build:
     return Build(
         module="kernels.dense_mla_gluon",
         kernel="dense_mla_kernel",
@@ -223,23 +220,20 @@ def dense_build(config: DenseMlaConfig) -> Build:
             "out_ptr": "*fp8e4nv", "out_scale_ptr": "*fp32", "out_scale_stride": "i32", "rows": "i32",
             "first_position": "i32", "scale_log2": "fp32",
         },
-        constants={
-            "HEADS": HEADS, "BESIDE": config.beside, "TURNS": config.turns, "REGISTERS": config.registers,
-        },
+        constants={"HEADS": HEADS},
         num_warps=4,
     )  # fmt: skip
 
 
 @pytest.mark.ahead
-def test_every_configuration_fits_an_sm_90() -> None:
-    for taken in resources([dense_build(config) for config in CONFIGS]):
-        taken.check(wgmma="m64n128k16 bf16")
-        assert "m64n128k16 f16" in taken.wgmma, "the rotary part has more bits than bf16"
+def test_it_fits_an_sm_90() -> None:
+    [taken] = resources([dense_build()])
+    taken.check(wgmma="m64n128k16 bf16")
+    assert "m64n128k16 f16" in taken.wgmma, "the rotary part has more bits than bf16"
 
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize(
     ("rows", "first_position"),
     [
@@ -248,13 +242,13 @@ def test_every_configuration_fits_an_sm_90() -> None:
         (385, 1), (640, 1000), (1000, 0), (1000, 1048), (1919, 129), (2048, 0),
     ],
 )  # fmt: skip
-def test_on_the_device_it_is_the_reference(rows: int, first_position: int, config: DenseMlaConfig) -> None:
+def test_on_the_device_it_is_the_reference(rows: int, first_position: int) -> None:
     torch.manual_seed(rows)
     given = inputs(rows, first_position, HEADS, "cuda")
-    found = attend(given, first_position, config)
+    found = attend(given, first_position)
     check_near(found, referred(given, first_position))
     again = found.clone()
-    assert torch.equal(attend(given, first_position, config), again), "two runs differ"
+    assert torch.equal(attend(given, first_position), again), "two runs differ"
 
 
 @pytest.mark.gpu

@@ -53,8 +53,7 @@ def test_products_of_many_rows_that_copies_run_beside() -> None:
             types=MANY | {"out_ptr": out},
             constants={
                 "E": 257, "N": outputs, "K": inner, "SPLITS": splits, "BLOCKS": blocks, "LISTED": listed,
-                "ACTIVATED": activated, "PAIRS": 9, "TURNS": fp8_gemm_many.takes_turns(inner, splits),
-                "STAGES": fp8_gemm_many.STAGES[blocks],
+                "ACTIVATED": activated, "PAIRS": 9, "STAGES": fp8_gemm_many.STAGES[blocks],
             },
             num_warps=4,
         )  # fmt: skip
