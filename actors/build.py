@@ -29,6 +29,7 @@ from actors.runner import Runner
 from actors.scheduler import SchedulerLimits
 from actors.step_runner import StepRunner
 from kernels.compiled import IS_COMPILED
+from kernels.crew import helper
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
@@ -142,6 +143,8 @@ def _build_cpu_runner(
     stopping: threading.Event,
 ) -> tuple[Runner, ModelConfig, WeightsRead]:
     _check_compiled(options)
+    if attention.threads == 2:
+        helper().start()
     checkpoint = Checkpoint.open(Path(options.directory))
     config = checkpoint.config_to_serve(options.draft_tokens)
     names = [*attention_tensors(config), *mtp_attention_tensors(config)]

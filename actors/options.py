@@ -61,7 +61,8 @@ class Taken:
 class AttentionOptions:
     """local: hold every expert in this process instead of dispatching to expert actors.
 
-    max_queue: most sequences that wait. cache_tokens: None, on a GPU: as many as it has room for.
+    max_queue: most sequences that wait. cache_tokens: None, on a GPU: as many as it has room for. threads: 2:
+    one more for the products on a CPU (kernels/crew.py).
     """
 
     local: bool
@@ -72,6 +73,7 @@ class AttentionOptions:
     prefix_cache: bool
     max_queue: int
     micro_batches: MicroBatches
+    threads: int
     answer_timeout_s: float
 
 

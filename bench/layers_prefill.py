@@ -93,22 +93,29 @@ def measure_prefill(
 
 
 def floor_seconds(model: Slice, length: int) -> float:
-    """Of a token of prompts of this length: its operations over the ceilings, weights read for nothing."""
+    """Of a token of prompts of this length: its operations over the ceilings, weights read for nothing.
+
+    Tokens that see all there is attend over keys and values of every head, the others in latent space.
+    """
     config = model.config
-    heads, latent, hidden = config.num_heads, config.kv_lora_rank, config.hidden_size
     assert config.indexer is not None
-    seen = sum(min(position + 1, config.indexer.topk) for position in range(length)) / length
+    heads, latent, hidden = config.num_heads, config.kv_lora_rank, config.hidden_size
+    dense = min(length, config.indexer.topk)  # tokens that see all
+    seen_dense, seen_chosen = dense * (dense + 1) / 2 / length, dense * (length - dense) / length
+    kv_b = heads * latent * (config.qk_nope_head_dim + config.v_head_dim)
+    scored = config.indexer.num_heads * config.indexer.head_dim * (length + 1) / 2
     weights = model.layers[0].attention
     products = sum(weight.values_NK.numel() for weight in (weights.down, weights.up, weights.out))
-    scored = config.indexer.num_heads * config.indexer.head_dim * (length + 1) / 2
-    attention_fp8 = config.num_layers * (products + scored)
-    dense = config.num_dense_layers * 3 * config.intermediate_size * hidden
+    attention_fp8 = products + scored + kv_b * dense / length
+    by_heads = seen_dense * (config.qk_head_dim + config.v_head_dim)
+    by_latents = seen_chosen * (config.latent_dim + latent)
+    attention_half = kv_b * (1 - dense / length) + heads * (by_heads + by_latents)
+    networks = config.num_dense_layers * 3 * config.intermediate_size * hidden
     taken = config.num_experts_per_token + config.num_shared_experts
     moe_layers = config.num_layers - config.num_dense_layers
-    experts = moe_layers * taken * 3 * config.moe_intermediate_size * hidden
-    absorbed = heads * latent * (config.qk_nope_head_dim + config.v_head_dim)
-    half = config.num_layers * (absorbed + heads * seen * (config.latent_dim + latent))
-    return 2 * ((attention_fp8 + dense + experts) / FP8_FLOPS + half / HALF_FLOPS)
+    networks += moe_layers * taken * 3 * config.moe_intermediate_size * hidden
+    fp8 = config.num_layers * attention_fp8 + networks
+    return 2 * (fp8 / FP8_FLOPS + config.num_layers * attention_half / HALF_FLOPS)
 
 
 def line_of_prefill(result: dict[str, Any]) -> str:

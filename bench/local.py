@@ -59,6 +59,7 @@ def embedded_actor(
         prefix_cache=True,
         max_queue=1024,
         micro_batches=1,
+        threads=1,
         answer_timeout_s=10.0,
     )
     return build_attention(options, attention, None, "", lambda _: None)

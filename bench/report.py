@@ -20,6 +20,7 @@ from bench.timing import Figures, Round, common_prefix, figures
 
 LOCAL = "shoal local"
 LOCAL_TWO = "shoal local x2"
+LOCAL_THREADS = "shoal local, 2 threads"
 TCP = "shoal tcp"
 WIDTH = 110
 UNTUNED = "untuned"

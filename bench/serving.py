@@ -26,7 +26,7 @@ from bench.baseline import Transformers, choose, find_best, probe_with, transfor
 from bench.load import LoadError, load
 from bench.machine import command, cpu_times, describe, foreign_cores
 from bench.pipe import PipeError
-from bench.report import LOCAL, LOCAL_TWO, TCP, Run, as_json, render, stdout_console
+from bench.report import LOCAL, LOCAL_THREADS, LOCAL_TWO, TCP, Run, as_json, render, stdout_console
 from bench.server import Server, ServerError, serving
 from bench.timing import Answer, Prompt, Round, make_prompts
 
@@ -35,6 +35,7 @@ RESULTS = Path(__file__).with_name("results") / "serving.json"
 FLAGS = {
     TCP: ("--experts", "2"),
     LOCAL: ("--experts", "0"),
+    LOCAL_THREADS: ("--experts", "0", "--threads", "2"),
     LOCAL_TWO: ("--experts", "0", "--attention", "2"),
 }
 SYSTEMS = (*FLAGS, BASELINE)

@@ -63,6 +63,7 @@ ATTENTION = AttentionOptions(
     prefix_cache=True,
     max_queue=4,
     micro_batches=1,
+    threads=1,
     answer_timeout_s=10.0,
 )
 

@@ -104,6 +104,10 @@ def serve(
     micro_batches: Annotated[
         str | None, typer.Option(help="Of a step: 1, 2, or auto: whichever measures quicker [default: auto].")
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Of an attention actor on a CPU; 2: where cores are its own [default: 1]."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve a model over the OpenAI API until Ctrl-C."""
@@ -134,6 +138,7 @@ def serve(
         "max_queue_s": max_queue_s,
         "draft_tokens": draft_tokens,
         "prefix_cache": prefix_cache,
+        "threads": threads,
         "micro_batches": {"1": 1, "2": 2}.get(micro_batches or "", micro_batches),
     }
     try:

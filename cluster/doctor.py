@@ -29,6 +29,7 @@ PYTHON = (3, 11)
 RAY = "2.60."
 TORCH = (2, 11)
 SHARED_BYTES = 200 << 20  # Ray's object store (80 MB) and its channels
+WIDTHS = (256, 512, 1024)  # of small models
 FEW_FILES, ENOUGH_FILES = 1024, 8192  # a connection, a link and a checkpoint file are one each
 
 
@@ -55,6 +56,8 @@ def findings(spec: ShoalSpec, environment: Mapping[str, str]) -> Iterator[Findin
     yield shared_memory(Path("/dev/shm"))
     yield open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield cores(len(os.sched_getaffinity(0)))
+    if spec.device == "cpu":
+        yield products()
     yield model(spec)
     yield gpu(gpus())
 
@@ -128,6 +131,23 @@ def cores(count: int) -> Finding:
         remedy = "attention and expert actors take turns on one core: --experts 0 saves the way between them"
         return Finding(name="cores", state="poor", text=str(count), remedy=remedy)
     return Finding(name="cores", state="good", text=str(count))
+
+
+def products() -> Finding:
+    """Whether the sums of this machine's BLAS are understood, so that few rows need not wait for it."""
+    if _version("torch") is None or _version("numba") is None:
+        return Finding(name="products", state="bad", text="no torch, or no numba", remedy="make setup")
+    import torch as library
+
+    from kernels.few_rows import blocks_of
+
+    library.set_num_threads(1)  # as actors have it
+    unknown = [inner for inner in WIDTHS if blocks_of(inner, inner) is None]
+    if unknown:
+        text = f"the BLAS sums {', '.join(map(str, unknown))} numbers in an order that Shoal does not know"
+        remedy = "it serves all the same, decode on the CPU takes about twice as long; report this processor"
+        return Finding(name="products", state="poor", text=text, remedy=remedy)
+    return Finding(name="products", state="good", text="the order of the BLAS's sums is known")
 
 
 def model(spec: ShoalSpec) -> Finding:

@@ -161,6 +161,7 @@ def _start_controller(spec: ShoalSpec, preflight: Preflight) -> Any:
             prefix_cache=spec.prefix_cache,
             max_queue=spec.max_queue,
             micro_batches=spec.micro_batches,
+            threads=spec.threads,
             answer_timeout_s=spec.answer_timeout_s,
         ),
     )

@@ -22,7 +22,8 @@ from ingress.limits import ConnectionLimits
 
 CONNECTIONS = "SHOAL_CONNECTIONS"
 RANDOM = "random:"  # of model, before the number of layers: weights of noise
-ON_CUDA = {"dtype": "fp8", "experts": 0, "standbys": 0}  # defaults there, and all that is served so far
+# Defaults there, and all that is served so far.
+ON_CUDA = {"dtype": "fp8", "experts": 0, "standbys": 0, "threads": 1}
 QUICK_ON_CUDA = {"chunk_tokens": 512}  # defaults there: such a chunk beside all that decode is one graph
 JOINED = {"standbys": 0, "data_host": "node", "host": "0.0.0.0"}  # defaults where a Ray cluster is joined
 
@@ -117,6 +118,9 @@ class ShoalSpec(BaseModel):
     prefix_cache: bool = Field(True, description="keep the pages of past prompts for those that begin alike")
     micro_batches: MicroBatches = Field(
         "auto", description="of a step, one hiding the experts of the other; auto: 2 where it is quicker"
+    )
+    threads: int = Field(
+        1, ge=1, le=2, description="of an attention actor that computes on a CPU; 2: where cores are its own"
     )
     answer_timeout_s: float = Field(
         10.0,

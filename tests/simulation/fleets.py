@@ -50,6 +50,7 @@ OPTIONS = AttentionOptions(
     prefix_cache=False,
     max_queue=1,
     micro_batches=1,
+    threads=1,
     answer_timeout_s=1.0,
 )
 

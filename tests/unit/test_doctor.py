@@ -53,4 +53,12 @@ def test_the_command_ends_badly_where_something_is_bad(tmp_path: Path):
         assert "-> free it or choose one with --port" in plain.stdout
         told = json.loads(CliRunner().invoke(app, ["doctor", "--port", port, "--json"]).stdout)
     assert [one["name"] for one in told if one["state"] == "bad"] == ["port"]
-    assert len(told) == 10
+    assert len(told) == 11
+
+
+def test_a_blas_that_sums_otherwise_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.few_rows.blocks_of", lambda inner, _: None if inner == 512 else "known")
+    found = doctor.products()
+    assert (found.state, "512" in found.text) == ("poor", True)
+    monkeypatch.setattr("kernels.few_rows.blocks_of", lambda *_: "known")
+    assert doctor.products().state == "good"

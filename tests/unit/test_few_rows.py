@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.compiled import IS_COMPILED, compiled
-from kernels.few_rows import FEW, LONGEST_BLOCKS, Blocks, blocks_of, cut, product
+from kernels.few_rows import FEW, LONGEST_BLOCKS, Blocks, blocks_of, cut, cut_off, product
 from kernels.panel import PANEL, Panels
 from kernels.rows import matmul_rows, narrowed
 
@@ -86,8 +87,10 @@ def test_a_row_that_is_not_finite_spoils_no_other(bad: float) -> None:
 
 
 @settings(max_examples=200)
-@given(st.integers(1, 20_000), st.sampled_from(LONGEST_BLOCKS))
-def test_blocks_cover_the_sum_and_none_is_too_long(num_inputs: int, longest: int) -> None:
-    blocks = cut(num_inputs, longest)
+@given(st.integers(1, 20_000), st.sampled_from(LONGEST_BLOCKS), st.sampled_from([cut, cut_off]))
+def test_blocks_cover_the_sum_and_none_is_too_long(
+    num_inputs: int, longest: int, way: Callable[[int, int], list[int]]
+) -> None:
+    blocks = way(num_inputs, longest)
     assert sum(blocks) == num_inputs
     assert min(blocks) > 0 and max(blocks) <= longest
