@@ -11,8 +11,10 @@ Letters: R rows  K inner dimension  N outputs  H heads
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import cache
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from kernels.compiled import IS_COMPILED, address_of, call_at, floats, indices, 
 from kernels.crew import claim, helper, place, run_job
 from kernels.panel import ADD, PANEL, Panels
 
-FEW = 64  # up to so many rows; more are as quick in the BLAS, which must have a weight widened first
+FEW = 64  # rows that go without the BLAS on any machine
 AHEAD, AHEAD_ROWS = 2048, 16  # bytes, and rows of a weight that does not lie in panels: fetched meanwhile
 # Of a sum, as BLAS libraries cut them; the most likely first.
 LONGEST_BLOCKS = (384, 256, 320, 192, 512, 336, 448, 128)
@@ -86,6 +88,33 @@ def blocks_of(num_inputs: int, num_outputs: int) -> Blocks | None:
         ):
             return blocks
     return None
+
+
+@cache
+def most_few() -> int:
+    """Up to how many rows go without the BLAS: FEW, or any number where these loops are quicker than it.
+
+    By timing both, once: neither changes a bit. On AMD's processors MKL takes twice as long as the loops, on
+    Intel's about as long.
+    """
+    inner, outputs, num_rows = 512, 512, 2 * FEW
+    blocks = blocks_of(inner, outputs)
+    if blocks is None:
+        return FEW
+    x_RK, weight = torch.ones(num_rows, inner), Panels.of(torch.ones(1, inner, outputs))
+    loops_s = _quickest(lambda: product(x_RK, weight, blocks))
+    blas_s = _quickest(lambda: x_RK @ weight.whole())
+    return sys.maxsize if loops_s < 0.8 * blas_s else FEW
+
+
+def _quickest(run: Callable[[], Tensor]) -> float:
+    """Seconds of the quickest of five."""
+    seconds = []
+    for _ in range(5):
+        start_s = perf_counter()
+        run()
+        seconds.append(perf_counter() - start_s)
+    return min(seconds)
 
 
 def product(x_RK: Tensor, weight_KN: Tensor | Panels, blocks: Blocks) -> Tensor:

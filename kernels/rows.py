@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kernels.compiled import IS_COMPILED
-from kernels.few_rows import FEW, Blocks, Lie, blocks_of, lie_of_product, product, product_by_head
+from kernels.few_rows import Blocks, Lie, blocks_of, lie_of_product, most_few, product, product_by_head
 from kernels.int8 import Int8Weight, grouped_int8_matmul, int8_matmul
 from kernels.panel import Panels
 
@@ -50,7 +50,7 @@ def matmul_rows(x_RK: Tensor, weight_KN: Weight) -> Tensor:
     num_rows = x_RK.shape[0]
     if isinstance(weight_KN, Int8Weight):
         return int8_matmul(x_RK, weight_KN)
-    if num_rows <= FEW and (blocks := few_blocks(x_RK, weight_KN)) is not None:
+    if num_rows <= most_few() and (blocks := few_blocks(x_RK, weight_KN)) is not None:
         return product(x_RK, weight_KN, blocks)
     if missing := -num_rows % ROW_MULTIPLE:
         x_RK = torch.cat([x_RK, x_RK.new_zeros(missing, x_RK.shape[1])])
@@ -69,7 +69,7 @@ def matmul_heads(x_RHK: Tensor, weight_HKN: Tensor | Panels, out_RHN: Tensor) ->
     if x_RHK.dtype != torch.float32:  # batched: bf16's single products differ by the number of rows at N = 16
         assert isinstance(weight_HKN, Tensor), "only what multiplies fp32 lies in panels"
         out_RHN.copy_(torch.bmm(x_RHK.transpose(0, 1), weight_HKN).transpose(0, 1))
-    elif len(x_RHK) <= FEW and (blocks := few_blocks(x_RHK[:, 0], weight_HKN)) is not None:
+    elif len(x_RHK) <= most_few() and (blocks := few_blocks(x_RHK[:, 0], weight_HKN)) is not None:
         product_by_head(x_RHK, weight_HKN, blocks, out_RHN)
     else:
         for head in range(x_RHK.shape[1]):

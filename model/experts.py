@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from kernels import few_mlps
 from kernels.compiled import IS_COMPILED
-from kernels.few_rows import FEW, Lie
+from kernels.few_rows import Lie, most_few
 from kernels.rows import ROW_MULTIPLE, Weight, grouped_matmul_rows, lie_in_few, matmul_rows
 from model.config import ModelConfig
 
@@ -38,7 +38,7 @@ class Mlp:
 
     def forward(self, x_RD: Tensor) -> Tensor:
         """[R, D] in x's dtype."""
-        if self.lies is not None and x_RD.shape[0] <= FEW and x_RD.is_contiguous():
+        if self.lies is not None and x_RD.shape[0] <= most_few() and x_RD.is_contiguous():
             return few_mlps.mlp(x_RD, *self.lies)
         return matmul_rows(swiglu(matmul_rows(x_RD, self.gate_up_DF)), self.down_FD)
 
@@ -95,7 +95,7 @@ class ExpertShard:
         used_G, slots = np.flatnonzero(count_S), self._slots[layer - self._first_layer]
         used = [slots[slot] for slot in used_G.tolist()]  # kept to the end: another thread may fill a slot
         lie_GX = self._lie_SX[layer - self._first_layer][used_G]
-        if count_S.max() <= FEW and x_RD.stride(1) == 1 and lie_GX.all():
+        if count_S.max() <= most_few() and x_RD.stride(1) == 1 and lie_GX.all():
             end_G = np.concatenate([[0], np.cumsum(count_S[used_G])])
             return few_mlps.experts(x_RD, row_P, order_P, end_G, lie_GX)
         count_G = count_S[used_G]

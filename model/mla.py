@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kernels.attend_rows import attend_pages, attend_slots, can_attend
 from kernels.attention_few import AttentionShape, FewAttention
-from kernels.few_rows import FEW
+from kernels.few_rows import most_few
 from kernels.latent_rows import TokenNorms, Turns, keep_tokens, turn_heads
 from kernels.panel import Panels
 from kernels.rows import Weight, lie_in_few, matmul_heads, matmul_rows
@@ -110,7 +110,7 @@ class Mla:
     def attend(self, h_TD: Tensor, batch: Batch, turns: Turns, cache: LatentCache) -> Tensor:
         """Write the step's tokens to the cache and return what they gather from it, [T, D] in h's dtype."""
         config, weights = self._config, self._weights
-        few = self._few if h_TD.shape[0] <= FEW else None
+        few = self._few if h_TD.shape[0] <= most_few() else None
         asked = (
             self._ask(h_TD, batch, turns, cache)
             if few is None

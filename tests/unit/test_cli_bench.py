@@ -33,7 +33,7 @@ def test_every_request_is_answered_and_counted(served: Served, tmp_path: Path, p
     assert (code, told["requests"], told["failed"]) == (0, 12, {})
     submits = [submit for actor in served.actors for submit in actor.submits]
     assert [(submit.num_prompt, submit.sampling["max_tokens"]) for submit in submits] == [(9, 5)] * 12
-    assert told["tokens_per_s"] == pytest.approx(60 / told["seconds"], rel=0.01)
+    assert 60 / (told["seconds"] + 0.001) <= told["tokens_per_s"] <= 60 / (told["seconds"] - 0.001)  # rounded
     for measure in ("TTFT", "TPOT", "E2E"):
         assert 0 <= told["ms"][measure]["p50"] <= told["ms"][measure]["p99"]
     assert told["ms"]["TTFT"]["p50"] <= told["ms"]["E2E"]["p50"]
