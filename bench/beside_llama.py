@@ -35,11 +35,12 @@ from bench.pipe import PipeError
 from bench.report import stdout_console
 from bench.step import preset_directory
 from bench.timing import Answer, Prompt, common_prefix, make_prompts
+from kernels.crew import helper
 from model.cache import PAGE_TOKENS
 from model.checkpoint import Checkpoint
 from model.sampling import Sampling
 
-SHOAL = "Shoal local, 1 thread"
+SHOAL = "Shoal local"
 PRESET = "peers"
 RESULTS = Path(__file__).with_name("results") / "beside_llama.json"
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -96,11 +97,14 @@ def main(
     threads: Annotated[
         list[int] | None, typer.Option(help="Of llama.cpp; repeatable. Default: 1 and 2.")
     ] = None,
+    with_helper: Annotated[bool, typer.Option("--helper", help="Shoal with a second thread.")] = False,
     keep: Annotated[bool, typer.Option("--write", help=f"bench/results/{RESULTS.name}.")] = False,
 ) -> None:
     """Compare, measure, and print the table as docs/performance.md has it."""
     notes, load_before = Console(stderr=True, highlight=False), psutil.getloadavg()[0]
     torch.set_num_threads(1)
+    if with_helper:
+        helper().start()
     directory = preset_directory(PRESET)
     with ExitStack() as stack:
         try:
@@ -109,7 +113,10 @@ def main(
             notes.print(str(agreement), markup=False)
             if not agreement.holds:
                 raise typer.BadParameter(f"llama.cpp computes another model: {agreement}")
-            systems = systems_of(directory, llamas, threads or [1, 2], prompt_tokens + new_tokens)
+            own = f"{SHOAL}, {'2 threads' if with_helper else '1 thread'}"
+            systems = {own: shoal(directory, prompt_tokens + new_tokens)} | llamas_of(
+                llamas, threads or [1, 2]
+            )
             measured = measure(systems, rounds, prompt_tokens, new_tokens, notes)
         except PipeError as error:
             raise typer.BadParameter(f"{error} (SHOAL_LLAMA_PYTHON names who has llama_cpp)") from None
@@ -155,11 +162,9 @@ def agree(directory: Path, llama: Llama, new_tokens: int) -> Agreement:
     )
 
 
-def systems_of(
-    directory: Path, llamas: dict[str, Llama], threads: Sequence[int], context: int
-) -> dict[str, Generate]:
+def llamas_of(llamas: dict[str, Llama], threads: Sequence[int]) -> dict[str, Generate]:
     """By the name in the table."""
-    return {SHOAL: shoal(directory, context)} | {
+    return {
         f"{LLAMA} {name}, {count} thread{'s' * (count > 1)}": partial(llama.generate, count)
         for name, llama in llamas.items()
         for count in threads
@@ -207,7 +212,9 @@ def decode_rate(answers: Sequence[Answer]) -> float:
 def table(measured: Sequence[Measured]) -> str:
     """As Markdown: medians (least to most), and the ratio to the quickest llama.cpp of that batch."""
     best = {
-        batch: max(median(one.rates) for one in measured if one.batch == batch and one.system != SHOAL)
+        batch: max(
+            median(one.rates) for one in measured if one.batch == batch and not one.system.startswith(SHOAL)
+        )
         for batch in BATCHES
     }
     lines = [
