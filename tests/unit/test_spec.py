@@ -39,6 +39,8 @@ def test_who_joins_a_cluster_binds_where_the_node_is_and_keeps_no_standbys() -> 
         ("device: tpu", ["device", "tpu", "cpu"]),
         ("dtype: int3", ["dtype", "int3", "float32"]),
         ("micro_batches: 3", ["micro_batches", "3", "auto"]),
+        ("threads: 3", ["threads", "3", "less than or equal to 2"]),
+        ("device: cuda\nthreads: 2", ["threads is 2", "with device cuda it is 1"]),
         ("experts: 1\nreplicas_per_expert: 2", ["replicas_per_expert", "2", "raise experts"]),
         ("experts: 0\nreplicas_per_expert: 2", ["replicas_per_expert", "experts"]),
         ("- a list", ["holds a list"]),
