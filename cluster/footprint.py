@@ -16,7 +16,8 @@ from cluster.deeds import descriptors, processes
 if TYPE_CHECKING:
     from cluster.running import Cluster
 
-DESCRIPTORS = 1.1  # times as many as before are no leak: connections between those that live vary
+# So many times as many as before, or so many more, are no leak: connections between those that live vary.
+DESCRIPTORS, MORE_DESCRIPTORS = 1.1, 8
 
 Totals = Mapping[str, float]  # by actor, since its birth
 
@@ -50,7 +51,8 @@ class Footprint:
         words += [
             f"{count - before.descriptors[title]} more open files in {title}"
             for title, count in self.descriptors.items()
-            if count > before.descriptors[title] * DESCRIPTORS
+            if count
+            > max(before.descriptors[title] * DESCRIPTORS, before.descriptors[title] + MORE_DESCRIPTORS)
         ]
         if self.free_pages < before.free_pages:
             words.append(f"{before.free_pages - self.free_pages} fewer free pages")

@@ -19,7 +19,7 @@ from kernels.sparse_mla import check_tensor
 
 BLOCK = 8192
 NUM_WARPS = 32
-ASKED = 5  # numbers of a row: temperature, top_k, top_p, min_p, noise
+ASKED = tl.constexpr(5)  # numbers of a row: temperature, top_k, top_p, min_p, noise
 
 NOWHERE = tl.constexpr(0x7FFFFFFF)  # a depth that no logit has
 BY_VALUE = tl.constexpr(4)  # passes that quarter values, until those left are a thousandth or so
@@ -35,7 +35,7 @@ def choose_token(logits_BV: Tensor, rows_R: Tensor, asked_RA: Tensor) -> tuple[T
     (num_rows, width), device, count = logits_BV.shape, logits_BV.device, len(rows_R)
     check_tensor("logits_BV", logits_BV, torch.float32, (num_rows, width), device)
     check_tensor("rows_R", rows_R, torch.int32, (count,), device)
-    check_tensor("asked_RA", asked_RA, torch.float64, (count, ASKED), device)
+    check_tensor("asked_RA", asked_RA, torch.float64, (count, ASKED.value), device)
     tokens_R = torch.empty_like(rows_R)
     logprobs_R = torch.empty(count, dtype=torch.float32, device=device)
     _choose_token[(count,)](
@@ -138,36 +138,17 @@ def _search(
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _choose_token(
-    logits_ptr: tl.tensor,
-    rows_ptr: tl.tensor,
-    asked_ptr: tl.tensor,
-    tokens_ptr: tl.tensor,
-    logprobs_ptr: tl.tensor,
-    width: tl.int32,
+def _edge(
+    row_ptr: tl.tensor,
+    width: tl.tensor,
+    top: tl.tensor,
+    cold: tl.tensor,
+    end: tl.tensor,
+    most: tl.tensor,
+    share: tl.tensor,
     BLOCK: tl.constexpr,
-    NUM_BLOCKS: tl.constexpr,
-) -> None:
-    place = tl.program_id(0)
-    row_ptr = logits_ptr + tl.load(rows_ptr + place).to(tl.int64) * width
-    asked_ptr += place * 5
-    cold = (1.0 / tl.load(asked_ptr)).to(tl.float32)
-    most = tl.load(asked_ptr + 1).to(tl.float32)
-    share = tl.load(asked_ptr + 2).to(tl.float32)
-    least = tl.load(asked_ptr + 3).to(tl.float32)
-    noise = tl.load(asked_ptr + 4)
-
-    tops = tl.full((BLOCK,), float("-inf"), tl.float32)
-    bottoms = tl.full((BLOCK,), float("inf"), tl.float32)
-    for first in range(0, width, BLOCK):
-        v = first + tl.arange(0, BLOCK)
-        value = tl.load(row_ptr + v, mask=v < width, other=float("-inf"))
-        tops = tl.maximum(tops, value)
-        bottoms = tl.minimum(bottoms, tl.where(v < width, value, float("inf")))
-    top = tl.max(tops, axis=0)
-    end = (top - tl.min(bottoms, axis=0)).to(tl.int32, bitcast=True) + 1
-
-    # What is left: depths before `edge`, and of those at it the first `ties`.
+) -> tuple[tl.tensor, tl.tensor]:
+    """What top_k, then top_p leave: depths (as bits) before the first, and tokens at it up to the second."""
     edge, ties = end * 0 + NOWHERE, end * 0 + NOWHERE
     if most < width:
         edge, before = _search(row_ptr, width, top, cold, end, most, True, BLOCK)
@@ -200,6 +181,40 @@ def _choose_token(
                 is_last = (is_tie > 0) & (seen + tl.cumsum(is_tie, axis=0) == ties)
                 last_tie = tl.max(tl.where(is_last, v, 0), axis=0)
             seen += here
+    return edge, last_tie
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _choose_token(
+    logits_ptr: tl.tensor,
+    rows_ptr: tl.tensor,
+    asked_ptr: tl.tensor,
+    tokens_ptr: tl.tensor,
+    logprobs_ptr: tl.tensor,
+    width: tl.int32,
+    BLOCK: tl.constexpr,
+    NUM_BLOCKS: tl.constexpr,
+) -> None:
+    place = tl.program_id(0)
+    row_ptr = logits_ptr + tl.load(rows_ptr + place).to(tl.int64) * width
+    asked_ptr += place * ASKED
+    cold = (1.0 / tl.load(asked_ptr)).to(tl.float32)
+    most = tl.load(asked_ptr + 1).to(tl.float32)
+    share = tl.load(asked_ptr + 2).to(tl.float32)
+    least = tl.load(asked_ptr + 3).to(tl.float32)
+    noise = tl.load(asked_ptr + 4)
+
+    tops = tl.full((BLOCK,), float("-inf"), tl.float32)
+    bottoms = tl.full((BLOCK,), float("inf"), tl.float32)
+    for first in range(0, width, BLOCK):
+        v = first + tl.arange(0, BLOCK)
+        value = tl.load(row_ptr + v, mask=v < width, other=float("-inf"))
+        tops = tl.maximum(tops, value)
+        bottoms = tl.minimum(bottoms, tl.where(v < width, value, float("inf")))
+    top = tl.max(tops, axis=0)
+    end = (top - tl.min(bottoms, axis=0)).to(tl.int32, bitcast=True) + 1
+
+    edge, last_tie = _edge(row_ptr, width, top, cold, end, most, share, BLOCK)
 
     block = tl.arange(0, NUM_BLOCKS)
     sums_N = tl.zeros((NUM_BLOCKS,), tl.float64)

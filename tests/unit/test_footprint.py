@@ -11,7 +11,7 @@ from cluster.footprint import Footprint, grown
 
 BEFORE = Footprint(
     processes=Counter({"ray::Worker": 4}),
-    descriptors=Counter({"ray::Worker": 40}),
+    descriptors=Counter({"ray::Worker": 40, "raylet": 200}),
     free_pages=30,
     sequences=0,
     handed_pages={},
@@ -25,8 +25,9 @@ BEFORE = Footprint(
         ({}, []),
         ({"processes": Counter({"ray::Worker": 3}), "free_pages": 31}, []),
         ({"processes": Counter({"ray::Worker": 5})}, ["1 more ray::Worker"]),
-        ({"descriptors": Counter({"ray::Worker": 44})}, []),
-        ({"descriptors": Counter({"ray::Worker": 45})}, ["5 more open files in ray::Worker"]),
+        ({"descriptors": Counter({"ray::Worker": 48, "raylet": 220})}, []),
+        ({"descriptors": Counter({"ray::Worker": 49})}, ["9 more open files in ray::Worker"]),
+        ({"descriptors": Counter({"raylet": 221})}, ["21 more open files in raylet"]),
         ({"free_pages": 28}, ["2 fewer free pages"]),
         ({"sequences": 1}, ["1 sequences"]),
     ],
