@@ -37,21 +37,10 @@ def _sample_there(logits_BV: Tensor, rows: Sequence[int], draws: Sequence[Draw])
 
 def _sample_here(logits_BV: Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> list[Drawn]:
     width, device = logits_BV.shape[1], logits_BV.device
-    asked = [
-        (
-            max(one.temperature, LEAST_TEMPERATURE),
-            one.top_k if one.top_k > 0 else width,
-            one.top_p if one.top_p < 1.0 else ALL,
-            one.min_p,
-            uniform(one.seed, draw.position),
-        )
-        for draw in draws
-        for one in (draw.sampling,)
-    ]
     tokens_R, logprobs_R = choose_token(
         logits_BV,
         torch.tensor(rows, dtype=torch.int32, device=device),
-        torch.tensor(asked, dtype=torch.float64, device=device),
+        torch.tensor([_asked(draw, width) for draw in draws], dtype=torch.float64, device=device),
     )
     tokens = tokens_R.tolist()
     if all(draw.sampling.logprobs is None for draw in draws):
@@ -60,3 +49,15 @@ def _sample_here(logits_BV: Tensor, rows: Sequence[int], draws: Sequence[Draw]) 
         Drawn(token, None if draw.sampling.logprobs is None else logprob)
         for token, logprob, draw in zip(tokens, logprobs_R.tolist(), draws, strict=True)
     ]
+
+
+def _asked(draw: Draw, width: int) -> tuple[float, ...]:
+    """As choose_token takes it."""
+    sampling = draw.sampling
+    return (
+        max(sampling.temperature, LEAST_TEMPERATURE),
+        sampling.top_k if sampling.top_k > 0 else width,
+        sampling.top_p if sampling.top_p < 1.0 else ALL,
+        sampling.min_p,
+        uniform(sampling.seed, draw.position),
+    )

@@ -44,7 +44,7 @@ from model.fp8_weights import Fp8Layer, Fp8Moe
 # Queries that are gathered for at once: their latents, in and out, and shares take 0.8 MB each when exact.
 MOST_QUERIES = 2048
 MOST_LOGITS = 1 << 26  # of a block of queries: 256 MB
-# Keys and values of every head cost a key 0.04 to 0.09 us, and spare a token about 0.9.
+# Keys and values of every head cost a key 0.04 us, and spare a token 0.4 to 0.75 (H200, docs/log.md).
 KEYS_PER_ROW = 8
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -87,6 +89,18 @@ def test_groups_have_the_bits_of_one_by_one(rows_per_group, shape, dtype):
         assert torch.equal(grouped[start : start + num_rows], expected)
         start += num_rows
     assert start == len(grouped)
+
+
+@pytest.mark.parametrize("exact_in_half", [False, True])
+def test_who_multiplies_changes_no_bit(monkeypatch: pytest.MonkeyPatch, exact_in_half: bool):
+    """The BLAS or the loops, few rows or many: a machine chooses by what is quicker (`most_few`)."""
+    x_RK, weight_KN = operands(200, 512, 416, torch.float32)
+    weight = narrowed(weight_KN.bfloat16().float() if exact_in_half else weight_KN)
+    found = []
+    for most in (0, 64, sys.maxsize):
+        monkeypatch.setattr("kernels.rows.most_few", lambda most=most: most)
+        found.append(matmul_rows(x_RK, weight))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_rows_are_padded_to_the_next_multiple_and_never_to_none():
